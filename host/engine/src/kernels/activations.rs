@@ -1,0 +1,266 @@
+//! Activations as the integer kernels want them: signed bytes in blocks of 32 with one f32 scale, eight
+//! rows side by side so that a tile kernel walks one pointer. Normalisation and SiLU are fused into the
+//! quantisation: the normalised row is never written as floats.
+//!
+//! It refuses to grow: capacity is given once, so no step allocates.
+
+use super::QUANT_BLOCK;
+use super::isa::Isa;
+use super::lanes::{Kernel, LANES, Lanes, exp, with_lanes};
+use super::rows::inverse_rms;
+
+/// Rows that lie side by side in one [`BlockGroup`].
+pub(super) const GROUP_ROWS: usize = 8;
+
+/// One block of 32 columns of eight rows.
+#[derive(Clone)]
+#[repr(C, align(64))]
+pub(super) struct BlockGroup {
+    pub(super) quants: [[i8; QUANT_BLOCK]; GROUP_ROWS],
+    /// x = scale * q.
+    pub(super) scale: [f32; GROUP_ROWS],
+    /// scale * sum of q: what the `m` of Q4_1 is multiplied with.
+    pub(super) scaled_sum: [f32; GROUP_ROWS],
+    /// -128 * sum of q: undoes the +128 of stored Q8 weights; a sixteenth of it undoes the +8 of Q4_0.
+    pub(super) offset: [i32; GROUP_ROWS],
+}
+
+/// Quantised activation rows in a preallocated arena.
+pub struct Activations {
+    groups: Vec<BlockGroup>,
+    rows: usize,
+    cols: usize,
+}
+
+impl Activations {
+    /// Room for `rows` rows of `cols` columns, or any other shape of rows and cols within both limits.
+    pub fn with_capacity(rows: usize, cols: usize) -> Self {
+        let empty = BlockGroup {
+            quants: [[0; QUANT_BLOCK]; GROUP_ROWS],
+            scale: [0.0; GROUP_ROWS],
+            scaled_sum: [0.0; GROUP_ROWS],
+            offset: [0; GROUP_ROWS],
+        };
+        let groups = rows.div_ceil(GROUP_ROWS) * cols.div_ceil(QUANT_BLOCK);
+        Activations {
+            groups: vec![empty; groups],
+            rows: 0,
+            cols: 0,
+        }
+    }
+
+    /// Rows of the last quantisation.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns of the last quantisation.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    pub(super) fn group(&self, group: usize) -> &[BlockGroup] {
+        let blocks = self.cols / QUANT_BLOCK;
+        &self.groups[group * blocks..][..blocks]
+    }
+
+    /// Quantises `x`, row-major `rows` x `cols`.
+    ///
+    /// # Panics
+    /// If the shape does not fit the arena, `cols` is not a multiple of 32 or a slice is short.
+    pub fn quantize(&mut self, isa: Isa, x: &[f32], rows: usize, cols: usize) {
+        let source = Plain {
+            x: &x[..rows * cols],
+            cols,
+        };
+        self.fill(isa, rows, cols, source);
+    }
+
+    /// Quantises `x / rms(x) * weight`, row by row; `rms(x) = sqrt(mean(x²) + eps)`.
+    ///
+    /// # Panics
+    /// As [`Activations::quantize`], and if `weight` is not `cols` long.
+    pub fn quantize_rms_norm(
+        &mut self,
+        isa: Isa,
+        x: &[f32],
+        weight: &[f32],
+        eps: f32,
+        rows: usize,
+        cols: usize,
+    ) {
+        assert_eq!(weight.len(), cols, "one norm weight per column");
+        let source = Normed {
+            x: &x[..rows * cols],
+            weight,
+            eps,
+            cols,
+        };
+        self.fill(isa, rows, cols, source);
+    }
+
+    /// Quantises `silu(gate) * up`, `silu(g) = g / (1 + e^-g)`.
+    ///
+    /// # Panics
+    /// As [`Activations::quantize`].
+    pub fn quantize_silu_mul(
+        &mut self,
+        isa: Isa,
+        gate: &[f32],
+        up: &[f32],
+        rows: usize,
+        cols: usize,
+    ) {
+        let source = SiluMul {
+            gate: &gate[..rows * cols],
+            up: &up[..rows * cols],
+            cols,
+        };
+        self.fill(isa, rows, cols, source);
+    }
+
+    fn fill<X: Source>(&mut self, isa: Isa, rows: usize, cols: usize, source: X) {
+        assert!(
+            cols > 0 && cols.is_multiple_of(QUANT_BLOCK),
+            "{cols} columns are no blocks of 32"
+        );
+        let blocks = cols / QUANT_BLOCK;
+        let needed = rows.div_ceil(GROUP_ROWS) * blocks;
+        assert!(
+            needed <= self.groups.len(),
+            "{rows} x {cols} activations exceed the arena"
+        );
+        (self.rows, self.cols) = (rows, cols);
+        with_lanes(
+            isa,
+            Fill {
+                groups: &mut self.groups[..needed],
+                rows,
+                blocks,
+                source,
+            },
+        );
+    }
+}
+
+/// Where the values of a row come from.
+trait Source: Copy {
+    /// What has to be known of the whole row before its first value.
+    fn row_factor<S: Lanes>(&self, s: S, row: usize) -> f32;
+    /// Values `col..col + 16` of `row`.
+    fn values<S: Lanes>(&self, s: S, row: usize, col: usize, factor: f32) -> S::F;
+}
+
+#[derive(Clone, Copy)]
+struct Plain<'a> {
+    x: &'a [f32],
+    cols: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Normed<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    eps: f32,
+    cols: usize,
+}
+
+#[derive(Clone, Copy)]
+struct SiluMul<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    cols: usize,
+}
+
+/// Sixteen floats of a slice.
+#[inline(always)]
+fn at<S: Lanes>(s: S, x: &[f32], from: usize) -> S::F {
+    let sixteen = &x[from..from + LANES];
+    // SAFETY: the slice holds sixteen floats.
+    unsafe { s.load(sixteen.as_ptr()) }
+}
+
+impl Source for Plain<'_> {
+    #[inline(always)]
+    fn row_factor<S: Lanes>(&self, _: S, _: usize) -> f32 {
+        1.0
+    }
+    #[inline(always)]
+    fn values<S: Lanes>(&self, s: S, row: usize, col: usize, _: f32) -> S::F {
+        at(s, self.x, row * self.cols + col)
+    }
+}
+
+impl Source for Normed<'_> {
+    #[inline(always)]
+    fn row_factor<S: Lanes>(&self, s: S, row: usize) -> f32 {
+        inverse_rms(s, &self.x[row * self.cols..][..self.cols], self.eps)
+    }
+    #[inline(always)]
+    fn values<S: Lanes>(&self, s: S, row: usize, col: usize, factor: f32) -> S::F {
+        let x = s.mul(at(s, self.x, row * self.cols + col), s.splat(factor));
+        s.mul(x, at(s, self.weight, col))
+    }
+}
+
+impl Source for SiluMul<'_> {
+    #[inline(always)]
+    fn row_factor<S: Lanes>(&self, _: S, _: usize) -> f32 {
+        1.0
+    }
+    #[inline(always)]
+    fn values<S: Lanes>(&self, s: S, row: usize, col: usize, _: f32) -> S::F {
+        let gate = at(s, self.gate, row * self.cols + col);
+        let up = at(s, self.up, row * self.cols + col);
+        let below = s.add(s.splat(1.0), exp(s, s.sub(s.splat(0.0), gate)));
+        s.mul(s.div(gate, below), up)
+    }
+}
+
+struct Fill<'a, X> {
+    groups: &'a mut [BlockGroup],
+    rows: usize,
+    blocks: usize,
+    source: X,
+}
+
+impl<X: Source> Kernel for Fill<'_, X> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Lanes>(self, s: S) {
+        for row in 0..self.rows {
+            let factor = self.source.row_factor(s, row);
+            let groups = &mut self.groups[row / GROUP_ROWS * self.blocks..][..self.blocks];
+            for (block, group) in groups.iter_mut().enumerate() {
+                let low = self.source.values(s, row, block * QUANT_BLOCK, factor);
+                let high = self
+                    .source
+                    .values(s, row, block * QUANT_BLOCK + LANES, factor);
+                quantize_block(s, low, high, group, row % GROUP_ROWS);
+            }
+        }
+    }
+}
+
+/// Below this a block counts as zero: 127 divided by it would no longer be finite.
+const SMALLEST: f32 = 1e-30;
+
+#[inline(always)]
+fn quantize_block<S: Lanes>(s: S, low: S::F, high: S::F, group: &mut BlockGroup, lane: usize) {
+    let greatest = s.greatest(s.max(s.abs(low), s.abs(high)));
+    let (scale, inverse) = if greatest < SMALLEST {
+        (0.0, 0.0)
+    } else {
+        (greatest / 127.0, 127.0 / greatest)
+    };
+    let inverse = s.splat(inverse);
+    let q = group.quants[lane].as_mut_ptr();
+    // SAFETY: a lane holds 32 bytes, two stores of sixteen.
+    let sum = unsafe {
+        s.store_i8(q, s.mul(low, inverse)) + s.store_i8(q.add(LANES), s.mul(high, inverse))
+    };
+    group.scale[lane] = scale;
+    group.scaled_sum[lane] = scale * sum as f32;
+    group.offset[lane] = -128 * sum;
+}

@@ -1,0 +1,88 @@
+//! The CPU kernels: everything in a forward pass that touches every weight or every cached key.
+//!
+//! They exist because nobody else's fit: small models have hidden sizes that are multiples of 32 but not
+//! of 256, speculation wants eight rows for little more than the price of one, and the engine promises
+//! that a sequence gets the same bytes alone, in a batch, after a prefix hit and under speculation. So:
+//!
+//! * **One order of arithmetic.** Integer dots are exact. Every float is accumulated in an order fixed by
+//!   the shape of *its own row*: never by the number of rows, the threads or the instruction set. Sums
+//!   across a row use sixteen lanes and one fixed tree, which the narrower paths emulate. Fused
+//!   multiply-add is used everywhere, in software where the processor has none. AVX-512, AVX2 and portable
+//!   results are equal bit for bit, for finite input.
+//! * **Weights are repacked once** ([`Matrix`]), 16 output rows to a tile, scales kept in f16; the bytes
+//!   of the file are not kept beside them.
+//! * **No allocation and no barrier on the path** beyond one fork and join per parallel region, and none
+//!   with one thread ([`Pool`]).
+//!
+//! It refuses to know models: no layer, no tokenizer, no sampling. It does not check floats: a NaN that
+//! comes in goes out. Shapes are the engine's own and are asserted; the bytes of a model file are
+//! somebody else's and give a [`KernelError`].
+#![allow(
+    unsafe_code,
+    reason = "vector instructions, shared output slices and paged pointers; each block argues its safety"
+)]
+
+mod activations;
+mod attention;
+mod bytes;
+mod isa;
+mod kv;
+mod lanes;
+mod matmul;
+mod matrix;
+mod pool;
+mod rope;
+mod rows;
+#[cfg(test)]
+mod tests;
+
+pub use activations::Activations;
+pub use attention::{AttentionScratch, AttentionShape, RowMeta, attention};
+pub use isa::Isa;
+pub use kv::{BLOCK_TOKENS, KvStore, KvView};
+pub use matmul::{matmul, matmul_group};
+pub use matrix::{BlockFormat, Matrix};
+pub use pool::Pool;
+pub use rope::{RopeStyle, RopeTable, rope_in_place};
+pub use rows::{add_in_place, rms_norm, softmax_in_place};
+
+/// Weights and activations are quantised in blocks of this many consecutive columns.
+pub const QUANT_BLOCK: usize = 32;
+
+/// What can be wrong with a weight matrix or with the wished instruction set.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KernelError {
+    /// The model's fault: the tensor's bytes do not match its shape.
+    #[error(
+        "a {format:?} matrix of {rows} x {cols} takes {expected} bytes, the model file gives {found}; the file is damaged or truncated, fetch it again"
+    )]
+    WrongByteLength {
+        format: BlockFormat,
+        rows: usize,
+        cols: usize,
+        expected: usize,
+        found: usize,
+    },
+    /// The model's fault: rows cannot be cut into quantisation blocks.
+    #[error(
+        "a matrix of {rows} x {cols} cannot be cut into blocks of 32 columns; this model needs another runner"
+    )]
+    UnsupportedShape { rows: usize, cols: usize },
+    /// The model's fault: a scale or a weight is infinite, NaN or too large for an f16 scale.
+    #[error(
+        "row {row}, columns {first_col}..{end_col}: a weight is not a usable number; the model file is damaged"
+    )]
+    BadNumber {
+        row: usize,
+        first_col: usize,
+        end_col: usize,
+    },
+    /// The host's fault: `HOMEOSTAT_ISA` names something that is no instruction set.
+    #[error("HOMEOSTAT_ISA is '{0}'; it must be avx512vnni, avx2 or portable, or be unset")]
+    UnknownIsa(String),
+    /// The host's fault: the processor lacks the wished instruction set.
+    #[error(
+        "HOMEOSTAT_ISA asks for {0}, which this processor does not have; unset it or ask for less"
+    )]
+    UnsupportedIsa(&'static str),
+}
