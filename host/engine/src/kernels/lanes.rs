@@ -72,7 +72,11 @@ pub(super) fn with_lanes<K: Kernel>(isa: Isa, kernel: K) -> K::Out {
     match isa.0 {
         Level::Portable => kernel.run(Portable),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 | Level::Avx512Vnni => kernel.run(Portable),
+        // SAFETY: an `Isa` is the proof that the processor has these features.
+        Level::Avx2 => unsafe { super::lanes_x86::run_avx2(kernel) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Level::Avx512Vnni => unsafe { super::lanes_x86::run_avx512(kernel) },
     }
 }
 

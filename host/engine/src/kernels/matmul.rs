@@ -155,7 +155,11 @@ impl Region<'_> {
                 match isa.0 {
                     Level::Portable => portable(&work),
                     #[cfg(target_arch = "x86_64")]
-                    Level::Avx2 | Level::Avx512Vnni => portable(&work),
+                    // SAFETY: an `Isa` is the proof of its features; `work` is cut to the matrix.
+                    Level::Avx2 => unsafe { super::matmul_x86::avx2(&work) },
+                    #[cfg(target_arch = "x86_64")]
+                    // SAFETY: as above.
+                    Level::Avx512Vnni => unsafe { super::matmul_x86::avx512(&work) },
                 }
             }
         }

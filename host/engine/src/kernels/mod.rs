@@ -28,13 +28,19 @@ mod bytes;
 mod isa;
 mod kv;
 mod lanes;
+#[cfg(target_arch = "x86_64")]
+mod lanes_x86;
 mod matmul;
+#[cfg(target_arch = "x86_64")]
+mod matmul_x86;
 mod matrix;
 mod pool;
 mod rope;
 mod rows;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod timing;
 
 pub use activations::Activations;
 pub use attention::{AttentionScratch, AttentionShape, RowMeta, attention};
