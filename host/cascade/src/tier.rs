@@ -1,0 +1,161 @@
+//! A tier: a served model at one quality and cost, seen from the cascade.
+//!
+//! A local engine, a remote OpenAI-compatible server and a recording all look like this.
+
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use homeostat_hooks::{Finish, Message, TierView};
+use serde::Serialize;
+
+/// One served model.
+pub trait Tier: Send + Sync {
+    /// Unique id, the name that plans and clients use.
+    fn id(&self) -> &str;
+    /// What a router is shown. Called for every request, so it must not block.
+    fn view(&self) -> TierView;
+    /// Start an answer. Resolves when the tier has taken the request or refused it.
+    fn generate(&self, call: GenerateCall) -> BoxFuture<'static, Result<TokenStream, TierError>>;
+}
+
+/// What a tier is asked to do.
+#[derive(Debug, Clone)]
+pub struct GenerateCall {
+    /// Id of the request, for logs.
+    pub request_id: String,
+    /// What to answer.
+    pub prompt: std::sync::Arc<Prompt>,
+    /// How to choose tokens.
+    pub sampling: Sampling,
+    /// Most new tokens; `None` = as many as the context holds.
+    pub max_tokens: Option<u32>,
+    /// Draft tokens a step may verify; 0 = no speculation.
+    pub max_draft_tokens: u32,
+    /// Text of the answer that the client has already seen; the tier continues it.
+    pub answer_prefix: String,
+}
+
+/// What to answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Prompt {
+    /// A conversation; the tier applies its own template.
+    Chat(Vec<Message>),
+    /// Raw text to continue.
+    Raw(String),
+}
+
+/// How tokens are chosen. The door has checked every range.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// 0 = always the likeliest token.
+    pub temperature: f32,
+    /// Smallest set of tokens with this much probability.
+    pub top_p: f32,
+    /// Most candidates; 0 = all.
+    pub top_k: u32,
+    /// Least probability, relative to the likeliest.
+    pub min_p: f32,
+    /// Same seed, same text.
+    pub seed: Option<u64>,
+    /// The answer ends before any of these.
+    pub stop: Vec<String>,
+    /// Added to the logits of these token ids.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Per earlier occurrence.
+    pub frequency_penalty: f32,
+    /// Once for every token that occurred.
+    pub presence_penalty: f32,
+    /// Divides (or multiplies) logits of tokens that occurred; 1 = off.
+    pub repetition_penalty: f32,
+    /// How many alternatives to report per token; `None` = not asked.
+    pub top_logprobs: Option<u8>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            seed: None,
+            stop: Vec::new(),
+            logit_bias: Vec::new(),
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            repetition_penalty: 1.0,
+            top_logprobs: None,
+        }
+    }
+}
+
+/// The tokens of one answer. Dropping it cancels the generation.
+pub type TokenStream = BoxStream<'static, Result<TierEvent, TierError>>;
+
+/// What a tier reports while it answers.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TierEvent {
+    /// One more token.
+    Token(Token),
+    /// The end; nothing follows.
+    Finished {
+        /// Why.
+        finish: Finish,
+        /// Tokens of the prompt, template included.
+        prompt_tokens: u32,
+        /// Tokens of the answer.
+        completion_tokens: u32,
+    },
+}
+
+/// One token of an answer.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Token {
+    /// Its text; empty while a character is incomplete.
+    pub text: String,
+    /// Natural logarithm of its probability, when the tier tells.
+    pub logprob: Option<f32>,
+    /// Likeliest alternatives with their log-probabilities, when asked for.
+    pub top: Vec<(String, f32)>,
+}
+
+/// Whose fault a tier's failure is; decides the status that the client sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TierFault {
+    /// The request cannot be served as it is.
+    Client,
+    /// The tier cannot answer now.
+    Tier,
+    /// This host failed.
+    Host,
+}
+
+/// Why a tier did not answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[error("{message}")]
+pub struct TierError {
+    /// Whose fault.
+    pub fault: TierFault,
+    /// For programs, such as `context_length_exceeded`.
+    pub code: &'static str,
+    /// For people: what happened and what to do.
+    pub message: String,
+    /// Whether the same request may succeed later.
+    pub retryable: bool,
+    /// When, if known.
+    pub retry_after_ms: Option<u32>,
+}
+
+impl TierError {
+    /// This host failed.
+    pub fn host(code: &'static str, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self {
+            fault: TierFault::Host,
+            code,
+            message,
+            retryable: true,
+            retry_after_ms: None,
+        }
+    }
+}
