@@ -1,0 +1,48 @@
+# make run     set up what is missing, build, fetch the models, serve on 127.0.0.1:8080
+# make test    set up what is missing, then formatting, lints and every test
+# make bench   set up what is missing, then the benchmarks, each beside its rival
+# make models  fetch the models into the user's cache
+#
+# run and test share one profile (release) and one target folder: nothing is built twice.
+
+CARGO ?= cargo
+HOMEOSTAT = $(or $(CARGO_TARGET_DIR),target)/release/homeostat
+PYTEST = target/venv/bin/python -m pytest
+
+.PHONY: run test bench models build setup fmt lint unit e2e clean
+
+run: models
+	$(HOMEOSTAT) serve
+
+setup:
+	@.ci/setup build
+
+build: setup
+	$(CARGO) build --release --locked -p homeostat
+
+models: build
+	$(HOMEOSTAT) models pull
+
+test: fmt lint unit e2e
+	@echo "make test: all passed"
+
+fmt:
+	$(CARGO) fmt --all --check
+
+lint: setup
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+
+unit: models
+	$(CARGO) test --release --locked --workspace
+
+e2e: models
+	@.ci/setup test
+	$(CARGO) build --release --locked -p homeostat-fake-nvml
+	$(PYTEST) tests/e2e -q
+
+bench: models
+	@.ci/setup test
+	$(CARGO) bench --locked -p homeostat-tests --bench hook_cost
+
+clean:
+	$(CARGO) clean
