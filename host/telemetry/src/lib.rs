@@ -1,0 +1,39 @@
+//! The host's senses: sensors, one immutable snapshot, the metabolic state.
+//!
+//! A thread samples every 100 ms and publishes a [`Snapshot`]; whoever serves a request
+//! takes the newest with one pointer load and keeps it for the whole request. Vendor
+//! libraries that may hang get threads of their own behind a watchdog, so neither the
+//! sampler nor a request ever waits for a driver.
+//!
+//! The room refuses three things: to decide (it says how the machine feels, a policy says
+//! what follows), to block the path of a request, and to write a number where it has none.
+//! Absent is `None`: a machine without a thermometer is not a cold machine.
+//!
+//! ```no_run
+//! use homeostat_telemetry::{Config, Telemetry};
+//!
+//! let telemetry = Telemetry::start(Config::default());
+//! let snapshot = telemetry.snapshot();
+//! println!("{:?} because {:?}", snapshot.metabolism.state, snapshot.metabolism.causes);
+//! telemetry.shutdown();
+//! ```
+
+mod config;
+mod external;
+pub mod filter;
+pub mod metabolism;
+mod proc;
+mod reading;
+mod sampler;
+mod stats;
+mod sysfs;
+mod telemetry;
+
+pub use config::{Config, NvmlLibrary};
+pub use external::{ExternalReading, Refused};
+pub use homeostat_hooks::Snapshot;
+pub use metabolism::{Ladder, Thresholds};
+pub use reading::{Absurd, CounterStep, DeviceReadings, EnergyMeter, Reading, Readings, Signal};
+pub use sampler::{Inputs, Provider, Sampler, Tick};
+pub use stats::{ProviderStats, Recorder, Stats};
+pub use telemetry::Telemetry;

@@ -1,0 +1,724 @@
+//! From readings to one word: how the machine feels, and why.
+//!
+//! Every cause (heat, power, budget, battery, memory, a lost sensor) climbs its own
+//! ladder of four levels; the state is the highest of them. A ladder's way down starts
+//! lower than its way up (hysteresis), needs longer evidence (dwell), and a cause that
+//! returns soon after it left must stay quiet twice as long the next time. Beside the
+//! state, which is for hard rules and people, stands the *degrade ratio*, a continuous
+//! share of the traffic that should move to smaller tiers: it reacts at once and cannot
+//! flap, so routing follows it.
+//!
+//! Pure: the answer depends on the readings and on `now_ms`, no clock is read. It refuses
+//! to read an absent thermometer as cool: a device that once had a temperature and has
+//! lost it is taken to heat at [`BLIND_HEATING_CELSIUS_PER_S`] and raises the cause
+//! `sensor`. A device that never had one raises nothing, since every virtual machine is
+//! like that.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use homeostat_hooks::{
+    Budget, BudgetUnit, Causes, DeviceKind, Forecast, MetabolicState, Metabolism, Pressure,
+    Profile, SpeculationHint, Supply, ThrottleReasons,
+};
+
+use crate::filter::{Ema, GAP_MS};
+use crate::reading::{DeviceReadings, GONE_MS, Readings, Signal};
+
+/// A die under full load after idling warms by about this much in its first seconds; the
+/// margin that can no longer be read shrinks at this rate.
+pub const BLIND_HEATING_CELSIUS_PER_S: f64 = 1.0;
+
+/// Evidence needed to go up: five samples, so that one outlier moves nothing.
+const RISE_MS: u64 = 500;
+/// Quiet needed to go down one level. Longer from critical and for memory, whose pressure
+/// comes in bursts of reclaim.
+const FALL_MS: u64 = 10_000;
+const FALL_FROM_CRITICAL_MS: u64 = 20_000;
+const FALL_MEMORY_MS: u64 = 30_000;
+/// A cause that returns within this time after it left doubles its quiet time, up to
+/// [`MAX_STRETCH`] times: under the worst oscillation 10 s become 320 s.
+const RETURN_MS: u64 = 120_000;
+const MAX_STRETCH: u64 = 32;
+/// A slowdown forecast closer than this is treated as heat that is already there.
+const NEAR_THROTTLE_MS: u32 = 30_000;
+/// Battery time left below which quality must not cost energy any more.
+const SHORT_BATTERY_S: u32 = 20 * 60;
+
+const NEVER: f64 = f64::INFINITY;
+
+/// Three steps up and three steps down, on a quantity of which more is worse.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ladder {
+    /// Reaching these enters elevated, constrained, critical.
+    pub enter: [f64; 3],
+    /// Falling below these permits leaving elevated, constrained, critical.
+    pub exit: [f64; 3],
+}
+
+impl Ladder {
+    const fn new(enter: [f64; 3], band: f64) -> Self {
+        Self {
+            enter,
+            exit: [enter[0] - band, enter[1] - band, enter[2] - band],
+        }
+    }
+
+    fn level(thresholds: &[f64; 3], value: f64) -> u8 {
+        (0..3)
+            .rev()
+            .find(|&i| value >= thresholds[i])
+            .map_or(0, |i| i as u8 + 1)
+    }
+}
+
+/// Thresholds of the state machine. They are argued defaults, not measured optima.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Thresholds {
+    /// Temperature at which a GPU is assumed to slow down when its driver does not say:
+    /// the lowest slowdown point among current data-centre boards.
+    pub gpu_limit_celsius: f64,
+    /// The same for a CPU; most slow down between 95 and 105 °C.
+    pub cpu_limit_celsius: f64,
+    /// The margin at which risk begins to grow. 15 °C is what a die climbs in about 10 s
+    /// of full load, the time that running answers need to finish.
+    pub margin_span_celsius: f64,
+    /// A margin at which slowdown may come with the next sample.
+    pub critical_margin_celsius: f64,
+    /// Risk of slowdown, 0 to 1. Leaving needs 0.15 less: that is two integer degrees.
+    pub risk: Ladder,
+    /// Power over the operator's cap, 1 s average. Seven points wide because one prefill
+    /// more or less moves a GPU by about 5 % of its limit.
+    pub power: Ladder,
+    /// Used share of a budget.
+    pub budget: Ladder,
+    /// Used share of the battery, while it discharges.
+    pub battery: Ladder,
+    /// Used share of the memory limit. Below 5 % free the kernel reclaims constantly.
+    pub memory_used: Ladder,
+    /// Used share of the KV cache. Above 97 % the next sequence preempts another.
+    pub kv_used: Ladder,
+    /// Share of time in which some task waited for memory.
+    pub memory_some: Ladder,
+    /// Share of time in which all tasks waited for memory.
+    pub memory_full: Ladder,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self {
+            gpu_limit_celsius: 87.0,
+            cpu_limit_celsius: 95.0,
+            margin_span_celsius: 15.0,
+            critical_margin_celsius: 2.0,
+            risk: Ladder {
+                enter: [0.60, 0.80, 0.95],
+                exit: [0.45, 0.65, 0.85],
+            },
+            power: Ladder::new([0.85, 0.95, 1.0], 0.07),
+            budget: Ladder::new([0.75, 0.90, 1.0], 0.05),
+            battery: Ladder::new([0.0, 0.70, 0.90], 0.05),
+            memory_used: Ladder::new([0.90, 0.95, NEVER], 0.05),
+            kv_used: Ladder::new([0.90, 0.97, NEVER], 0.05),
+            memory_some: Ladder::new([0.10, NEVER, NEVER], 0.05),
+            memory_full: Ladder {
+                enter: [NEVER, 0.05, 0.20],
+                exit: [NEVER, 0.02, 0.15],
+            },
+        }
+    }
+}
+
+impl Thresholds {
+    /// The slowdown temperature to assume for a device whose driver names none; `None`
+    /// for kinds of which nothing can be assumed.
+    pub fn assumed_limit_celsius(&self, kind: DeviceKind) -> Option<f64> {
+        match kind {
+            DeviceKind::Gpu => Some(self.gpu_limit_celsius),
+            DeviceKind::Cpu | DeviceKind::Soc => Some(self.cpu_limit_celsius),
+            DeviceKind::Npu | DeviceKind::Host | DeviceKind::External => None,
+        }
+    }
+}
+
+/// Everything that the state depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct Vitals<'a> {
+    /// Last readings.
+    pub readings: &'a Readings,
+    /// Pressure, with the KV occupancy that the engine pushed.
+    pub pressure: &'a Pressure,
+    /// Budgets.
+    pub budgets: &'a [Budget],
+    /// The operator's cap.
+    pub power_cap_watts: Option<f64>,
+    /// Forecasts by device id.
+    pub forecasts: &'a BTreeMap<String, Forecast>,
+}
+
+/// What one cause claims at one moment.
+#[derive(Debug, Clone, Copy, Default)]
+struct Evidence {
+    /// Level that the way up argues for.
+    enter: u8,
+    /// Level above which the way down argues.
+    hold: u8,
+    /// Level that needs no waiting: the hardware itself says so.
+    at_once: u8,
+}
+
+impl Evidence {
+    fn weigh(&mut self, ladder: &Ladder, value: f64, highest: u8) {
+        let enter = Ladder::level(&ladder.enter, value).min(highest);
+        let hold = Ladder::level(&ladder.exit, value).min(highest);
+        self.claim(enter);
+        self.hold = self.hold.max(hold);
+    }
+
+    fn claim(&mut self, level: u8) {
+        self.enter = self.enter.max(level);
+        self.hold = self.hold.max(level);
+    }
+
+    fn insist(&mut self, level: u8) {
+        self.claim(level);
+        self.at_once = self.at_once.max(level);
+    }
+}
+
+/// The level of one cause, with hysteresis.
+#[derive(Debug, Clone)]
+struct Gate {
+    level: u8,
+    rising: Option<(u8, u64)>,
+    quiet_since_ms: Option<u64>,
+    left_ms: Option<u64>,
+    stretch: u64,
+    fall_ms: u64,
+}
+
+impl Gate {
+    fn new(fall_ms: u64) -> Self {
+        Self {
+            level: 0,
+            rising: None,
+            quiet_since_ms: None,
+            left_ms: None,
+            stretch: 1,
+            fall_ms,
+        }
+    }
+
+    /// `trusting`: nothing was observed before, so there is nothing to flap from.
+    fn step(&mut self, evidence: Evidence, now_ms: u64, trusting: bool) {
+        if evidence.enter > self.level {
+            let (level, since) = match self.rising {
+                Some((level, since)) => (level.min(evidence.enter), since),
+                None => (evidence.enter, now_ms),
+            };
+            self.rising = Some((level, since));
+            let due = trusting || now_ms.saturating_sub(since) >= RISE_MS;
+            let target = evidence.at_once.max(if due { level } else { 0 });
+            if target > self.level {
+                self.rise_to(target, now_ms);
+            }
+        } else {
+            self.rising = None;
+        }
+        if evidence.hold < self.level {
+            let since = *self.quiet_since_ms.get_or_insert(now_ms);
+            if now_ms.saturating_sub(since) >= self.dwell_ms() {
+                self.level -= 1;
+                self.left_ms = Some(now_ms);
+                self.quiet_since_ms = Some(now_ms);
+            }
+        } else {
+            self.quiet_since_ms = None;
+        }
+    }
+
+    fn rise_to(&mut self, level: u8, now_ms: u64) {
+        let returned = self
+            .left_ms
+            .is_some_and(|left| now_ms.saturating_sub(left) <= RETURN_MS * self.stretch.min(4));
+        self.stretch = match returned {
+            true => (self.stretch * 2).min(MAX_STRETCH),
+            false => 1,
+        };
+        self.level = level;
+        self.rising = None;
+        self.quiet_since_ms = None;
+    }
+
+    fn dwell_ms(&self) -> u64 {
+        let base = match self.level {
+            3 => self.fall_ms.max(FALL_FROM_CRITICAL_MS),
+            _ => self.fall_ms,
+        };
+        base * self.stretch
+    }
+}
+
+/// What is remembered of one device's heat.
+#[derive(Debug, Clone)]
+struct Heat {
+    risk: Ema,
+    margin: Ema,
+    integral: f64,
+    thermal_bits: VecDeque<(u64, bool)>,
+}
+
+impl Heat {
+    fn new() -> Self {
+        Self {
+            risk: Ema::asymmetric(1_000, 10_000),
+            margin: Ema::new(2_000),
+            integral: 0.0,
+            thermal_bits: VecDeque::new(),
+        }
+    }
+
+    /// Share of the last second in which the device said that heat slows it down.
+    fn throttled_ratio(&mut self, slowed: bool, now_ms: u64) -> f64 {
+        self.thermal_bits.push_back((now_ms, slowed));
+        while let Some(&(at, _)) = self.thermal_bits.front()
+            && now_ms.saturating_sub(at) > 1_000
+        {
+            self.thermal_bits.pop_front();
+        }
+        let slowed = self.thermal_bits.iter().filter(|(_, s)| *s).count();
+        slowed as f64 / self.thermal_bits.len() as f64
+    }
+
+    /// Share of traffic to shed so that the margin settles at `target`: proportional part
+    /// for now, integral part for a load that stays.
+    fn share(&mut self, margin: f64, target: f64, elapsed_ms: u64, now_ms: u64) -> f64 {
+        let error = target - self.margin.update(margin, now_ms);
+        let elapsed_s = elapsed_ms.min(GAP_MS) as f64 / 1000.0;
+        self.integral = (self.integral + error * elapsed_s / 200.0).clamp(0.0, 1.0);
+        (0.12 * error + self.integral).clamp(0.0, 1.0)
+    }
+}
+
+/// Index of each cause's gate.
+#[derive(Debug, Clone, Copy)]
+enum Cause {
+    Thermal,
+    Power,
+    Budget,
+    Battery,
+    Memory,
+    Sensor,
+}
+
+const STATES: [MetabolicState; 4] = [
+    MetabolicState::Nominal,
+    MetabolicState::Elevated,
+    MetabolicState::Constrained,
+    MetabolicState::Critical,
+];
+
+/// The state machine. One per host.
+#[derive(Debug, Clone)]
+pub struct StateMachine {
+    thresholds: Thresholds,
+    profile: Profile,
+    gates: [Gate; 6],
+    heat: BTreeMap<String, Heat>,
+    power_ratio: Ema,
+    oom_kills: Option<u64>,
+    seen_ms: Option<u64>,
+    level: u8,
+    changed_ms: u64,
+    transitions: [[u64; 4]; 4],
+}
+
+/// What one look at the heat of all devices gave.
+#[derive(Debug, Default)]
+struct HeatView {
+    evidence: Evidence,
+    risk: f64,
+    share: f64,
+    /// Smallest margin over all devices that have one.
+    margin: Option<f64>,
+}
+
+impl StateMachine {
+    /// A machine that has seen nothing; nominal.
+    pub fn new(thresholds: Thresholds, profile: Profile) -> Self {
+        let mut gates = [const { None }; 6].map(|_: Option<()>| Gate::new(FALL_MS));
+        gates[Cause::Memory as usize] = Gate::new(FALL_MEMORY_MS);
+        Self {
+            thresholds,
+            profile,
+            gates,
+            heat: BTreeMap::new(),
+            power_ratio: Ema::new(1_000),
+            oom_kills: None,
+            seen_ms: None,
+            level: 0,
+            changed_ms: 0,
+            transitions: [[0; 4]; 4],
+        }
+    }
+
+    /// How often the state went from the first index to the second.
+    pub fn transitions(&self) -> [[u64; 4]; 4] {
+        self.transitions
+    }
+
+    /// Takes one set of readings; `now_ms` never decreases.
+    pub fn observe(&mut self, vitals: &Vitals<'_>, now_ms: u64) -> Metabolism {
+        let trusting = self.seen_ms.is_none();
+        let elapsed_ms = now_ms.saturating_sub(self.seen_ms.unwrap_or(now_ms));
+        if elapsed_ms > GAP_MS {
+            // Nobody looked: the silence is not evidence of quiet.
+            for gate in &mut self.gates {
+                gate.quiet_since_ms = None;
+                gate.rising = None;
+            }
+        }
+        self.seen_ms = Some(now_ms);
+
+        let heat = self.thermal(vitals, now_ms, elapsed_ms);
+        let (power, power_share, power_ratio) = self.power(vitals, now_ms);
+        let (budget, budget_share) = self.budget(vitals.budgets);
+        let (battery, battery_share) = self.battery(vitals.readings.supply.as_ref());
+        let (memory, memory_share) = self.memory(vitals);
+        let (sensor, sensor_share) = Self::sensor(vitals.readings, now_ms);
+
+        let evidence = [heat.evidence, power, budget, battery, memory, sensor];
+        for (gate, evidence) in self.gates.iter_mut().zip(evidence) {
+            gate.step(evidence, now_ms, trusting);
+        }
+        self.settle(now_ms, trusting);
+
+        let share = [
+            heat.share,
+            power_share,
+            budget_share,
+            battery_share,
+            memory_share,
+            sensor_share,
+        ]
+        .into_iter()
+        .fold(0.0, f64::max);
+        Metabolism {
+            state: STATES[usize::from(self.level)],
+            causes: self.causes(),
+            risk: heat.risk as f32,
+            degrade_ratio: share as f32,
+            speculation: self.speculation(&heat, power_ratio),
+            since_ms: now_ms.saturating_sub(self.changed_ms),
+        }
+    }
+
+    /// The combined level is that of the worst cause.
+    fn settle(&mut self, now_ms: u64, trusting: bool) {
+        let worst = self.gates.iter().map(|gate| gate.level).max().unwrap_or(0);
+        if worst != self.level {
+            self.transitions[usize::from(self.level)][usize::from(worst)] += 1;
+            self.level = worst;
+            self.changed_ms = now_ms;
+        } else if trusting {
+            self.changed_ms = now_ms;
+        }
+    }
+
+    fn causes(&self) -> Causes {
+        let holds = |cause: Cause| self.gates[cause as usize].level > 0;
+        Causes {
+            thermal: holds(Cause::Thermal),
+            power: holds(Cause::Power),
+            budget: holds(Cause::Budget),
+            battery: holds(Cause::Battery),
+            memory: holds(Cause::Memory),
+            sensor: holds(Cause::Sensor),
+        }
+    }
+
+    /// Speculation spends work that may be thrown away: welcome with headroom, harmful
+    /// without, and without knowledge the host has no opinion.
+    fn speculation(&self, heat: &HeatView, power_ratio: Option<f64>) -> SpeculationHint {
+        let roomy = heat
+            .margin
+            .is_some_and(|m| m > self.thresholds.margin_span_celsius)
+            && power_ratio.is_none_or(|ratio| ratio < 0.8);
+        match self.level {
+            0 if roomy => SpeculationHint::Prefer,
+            0 | 1 => SpeculationHint::Neutral,
+            _ => SpeculationHint::Avoid,
+        }
+    }
+
+    fn thermal(&mut self, vitals: &Vitals<'_>, now_ms: u64, elapsed_ms: u64) -> HeatView {
+        let (span, target) = match self.profile {
+            // The share starts where `constrained` starts: quality first.
+            Profile::Datacenter => (self.thresholds.margin_span_celsius, 3.0),
+            Profile::Edge => (self.thresholds.margin_span_celsius, 5.0),
+            // Without a fan heat leaves slowly: begin twice as early.
+            Profile::Mcu => (2.0 * self.thresholds.margin_span_celsius, 10.0),
+        };
+        let mut view = HeatView::default();
+        for (id, device) in &vitals.readings.devices {
+            let Some(margin) = believed_margin(device, now_ms) else {
+                continue;
+            };
+            let heat = self.heat.entry(id.clone()).or_insert_with(Heat::new);
+            let bits = fresh_throttle(device, now_ms);
+            let forecast = vitals.forecasts.get(id);
+            let slowed = bits.thermal_software || bits.thermal_hardware;
+            let risk = raw_risk(margin, heat.throttled_ratio(slowed, now_ms), forecast, span);
+            let risk = heat.risk.update(risk, now_ms);
+            let share = heat.share(margin, target, elapsed_ms, now_ms);
+
+            view.evidence.weigh(&self.thresholds.risk, risk, 3);
+            if forecast
+                .and_then(|f| f.time_to_throttle_ms)
+                .is_some_and(|t| t < NEAR_THROTTLE_MS)
+            {
+                view.evidence.claim(2);
+            }
+            if margin <= self.thresholds.critical_margin_celsius {
+                view.evidence.claim(3);
+            }
+            if bits.thermal_hardware {
+                view.evidence.insist(3);
+            }
+            view.risk = view.risk.max(risk);
+            view.share = view
+                .share
+                .max(if bits.thermal_hardware { 1.0 } else { share });
+            view.margin = Some(view.margin.map_or(margin, |m: f64| m.min(margin)));
+        }
+        view
+    }
+
+    /// A device at its own limit is slowed by its driver, gently and by design: that may
+    /// not be worse than elevated in a data centre, where prefill lives there. The
+    /// operator's cap is a promise to somebody and climbs the whole ladder.
+    fn power(&mut self, vitals: &Vitals<'_>, now_ms: u64) -> (Evidence, f64, Option<f64>) {
+        let own_limit_ceiling = match self.profile {
+            Profile::Datacenter => 1,
+            Profile::Edge | Profile::Mcu => 2,
+        };
+        let mut evidence = Evidence::default();
+        let mut own_ratio: Option<f64> = None;
+        for device in vitals.readings.devices.values() {
+            let fresh = |s| {
+                device
+                    .last(s)
+                    .filter(|r| r.is_fresh(now_ms))
+                    .map(|r| r.value)
+            };
+            if let (Some(watts), Some(limit)) = (fresh(Signal::Power), fresh(Signal::PowerLimit)) {
+                evidence.weigh(&self.thresholds.power, watts / limit, own_limit_ceiling);
+                own_ratio = Some(own_ratio.map_or(watts / limit, |r: f64| r.max(watts / limit)));
+            }
+            let bits = fresh_throttle(device, now_ms);
+            if bits.power_brake {
+                evidence.insist(3);
+            }
+            if bits.undervoltage {
+                evidence.claim(2);
+            }
+            if bits.power_cap && self.profile != Profile::Datacenter {
+                evidence.claim(1);
+            }
+        }
+        let cap_ratio = cap_ratio(vitals, now_ms).map(|r| self.power_ratio.update(r, now_ms));
+        if let Some(ratio) = cap_ratio {
+            evidence.weigh(&self.thresholds.power, ratio, 3);
+        }
+        let share = cap_ratio.map_or(0.0, |ratio| ramp(ratio, &self.thresholds.power));
+        let worst = match (own_ratio, cap_ratio) {
+            (Some(a), Some(b)) => Some(a.max(b)),
+            (a, b) => a.or(b),
+        };
+        (evidence, share, worst)
+    }
+
+    fn budget(&self, budgets: &[Budget]) -> (Evidence, f64) {
+        let mut evidence = Evidence::default();
+        let mut share = 0.0f64;
+        // A tenant's empty purse is that tenant's matter; only the host's own budgets say
+        // something about the host. Watts are power, not a purse.
+        let ours = |b: &&Budget| b.scope == "host" && b.unit != BudgetUnit::Watts;
+        for budget in budgets.iter().filter(ours) {
+            let Some(used) = used_ratio(budget) else {
+                continue;
+            };
+            evidence.weigh(&self.thresholds.budget, used, 3);
+            share = share.max(ramp(used, &self.thresholds.budget));
+        }
+        (evidence, share)
+    }
+
+    fn battery(&self, supply: Option<&Supply>) -> (Evidence, f64) {
+        let mut evidence = Evidence::default();
+        let Some(supply) = supply.filter(|s| s.on_battery) else {
+            return (evidence, 0.0);
+        };
+        if self.profile == Profile::Datacenter {
+            // What looks like a battery there is a cache module or a UPS on its own plan.
+            return (evidence, 0.0);
+        }
+        let mut share = 0.0f64;
+        evidence.claim(1);
+        if let Some(charge) = supply.charge_ratio {
+            let drained = 1.0 - f64::from(charge);
+            evidence.weigh(&self.thresholds.battery, drained, 3);
+            share = share.max(((drained - 0.5) / 0.4).clamp(0.0, 1.0));
+        }
+        if supply
+            .time_left_s
+            .is_some_and(|left| left < SHORT_BATTERY_S)
+        {
+            evidence.claim(2);
+            share = share.max(0.5);
+        }
+        (evidence, share)
+    }
+
+    fn memory(&mut self, vitals: &Vitals<'_>) -> (Evidence, f64) {
+        let mut evidence = Evidence::default();
+        let mut share = 0.0f64;
+        let pressure = vitals.pressure;
+        let used = match (pressure.memory_used_bytes, pressure.memory_limit_bytes) {
+            (Some(used), Some(limit)) if limit > 0 => Some(used as f64 / limit as f64),
+            _ => None,
+        };
+        let limits = &self.thresholds;
+        for (value, ladder) in [
+            (used, &limits.memory_used),
+            (pressure.kv_used_ratio.map(f64::from), &limits.kv_used),
+            (
+                pressure.memory_some_ratio.map(f64::from),
+                &limits.memory_some,
+            ),
+            (
+                pressure.memory_full_ratio.map(f64::from),
+                &limits.memory_full,
+            ),
+        ] {
+            let Some(value) = value else { continue };
+            evidence.weigh(ladder, value, 3);
+            share = share.max(ramp(value, ladder));
+        }
+        let kills = vitals.readings.oom_kills;
+        if let (Some(before), Some(now)) = (self.oom_kills, kills)
+            && now > before
+        {
+            evidence.insist(3);
+            share = 1.0;
+        }
+        self.oom_kills = kills.or(self.oom_kills);
+        (evidence, share)
+    }
+
+    /// Constrained when a thermometer that existed is silent; critical when no device that
+    /// had one answers at all, because then the host steers blind.
+    fn sensor(readings: &Readings, now_ms: u64) -> (Evidence, f64) {
+        let mut evidence = Evidence::default();
+        let mut sighted = 0;
+        let mut silent = 0;
+        let mut dead = 0;
+        for device in readings.devices.values() {
+            let Some(margin) = device.last(Signal::ThermalMargin) else {
+                continue;
+            };
+            sighted += 1;
+            if device.lost || !margin.is_fresh(now_ms) {
+                silent += 1;
+            }
+            if device.lost || now_ms.saturating_sub(margin.at_ms) > GONE_MS {
+                dead += 1;
+            }
+        }
+        if silent == 0 {
+            return (evidence, 0.0);
+        }
+        evidence.claim(if dead == sighted { 3 } else { 2 });
+        // Half the traffic can do without the device whose heat is unknown.
+        (evidence, if dead == sighted { 1.0 } else { 0.5 })
+    }
+}
+
+/// The margin as far as it can be known: the last one, minus what a device under load may
+/// have warmed since it was read. `None` for a device that never had one.
+fn believed_margin(device: &DeviceReadings, now_ms: u64) -> Option<f64> {
+    let last = device.last(Signal::ThermalMargin)?;
+    if last.is_fresh(now_ms) && !device.lost {
+        return Some(last.value);
+    }
+    let blind_s = now_ms.saturating_sub(last.at_ms).min(GONE_MS) as f64 / 1000.0;
+    Some(last.value - BLIND_HEATING_CELSIUS_PER_S * blind_s)
+}
+
+fn fresh_throttle(device: &DeviceReadings, now_ms: u64) -> ThrottleReasons {
+    device.throttle(now_ms).unwrap_or_default()
+}
+
+/// The largest of: risk now, risk 20 s ahead (a little discounted, it is a guess), and the
+/// device's own word that heat slows it.
+fn raw_risk(margin: f64, throttled: f64, forecast: Option<&Forecast>, span: f64) -> f64 {
+    let risk = |margin: f64| (1.0 - margin / span).clamp(0.0, 1.0);
+    let future = forecast.map_or(0.0, |f| 0.9 * risk(f64::from(f.margin_celsius)));
+    let slowed = match throttled {
+        t if t > 0.0 => 0.6 + 0.4 * t,
+        _ => 0.0,
+    };
+    risk(margin).max(future).max(slowed)
+}
+
+/// Power drawn over the operator's cap or over the host's budget in watts, the worse.
+fn cap_ratio(vitals: &Vitals<'_>, now_ms: u64) -> Option<f64> {
+    let budget = vitals
+        .budgets
+        .iter()
+        .filter(|b| b.scope == "host" && b.unit == BudgetUnit::Watts)
+        .filter_map(used_ratio)
+        .reduce(f64::max);
+    let cap = vitals.power_cap_watts.filter(|cap| *cap > 0.0);
+    let drawn = cap.and_then(|cap| Some(total_watts(vitals.readings, now_ms)? / cap));
+    match (budget, drawn) {
+        (Some(a), Some(b)) => Some(a.max(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// Power of the whole machine: a sensor for the whole counts alone, otherwise the sum of
+/// the parts.
+fn total_watts(readings: &Readings, now_ms: u64) -> Option<f64> {
+    let watts = |kind_is: fn(DeviceKind) -> bool| {
+        readings
+            .devices
+            .values()
+            .filter(|d| kind_is(d.kind))
+            .filter_map(|d| d.last(Signal::Power).filter(|r| r.is_fresh(now_ms)))
+            .map(|r| r.value)
+            .reduce(|a, b| a + b)
+    };
+    watts(|kind| kind == DeviceKind::Host)
+        .or_else(|| watts(|kind| !matches!(kind, DeviceKind::Host | DeviceKind::External)))
+}
+
+fn used_ratio(budget: &Budget) -> Option<f64> {
+    let ratio = budget.used / budget.limit;
+    match ratio.is_finite() {
+        true => Some(ratio),
+        // A budget of nothing is spent.
+        false => (budget.limit == 0.0).then_some(1.0),
+    }
+}
+
+/// 0 at the first threshold of a ladder, 1 at the last finite one or at 1.
+fn ramp(value: f64, ladder: &Ladder) -> f64 {
+    let finite = || ladder.enter.into_iter().filter(|t| t.is_finite());
+    let start = finite().next().unwrap_or(1.0);
+    let end = if ladder.enter[2].is_finite() {
+        ladder.enter[2]
+    } else {
+        1.0
+    };
+    ((value - start) / (end - start)).clamp(0.0, 1.0)
+}

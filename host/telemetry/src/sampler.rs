@@ -1,0 +1,177 @@
+//! One tick: ask every provider, complete what follows from the readings, judge the state,
+//! and put it all into one immutable snapshot.
+//!
+//! Time comes in as an argument, so an hour of sampling can be tested in a second. The
+//! sampler refuses to decide anything beyond the metabolic state: which tier answers is a
+//! policy's business.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use homeostat_hooks::{Budget, Device, Origin, Snapshot};
+
+use crate::config::Config;
+use crate::metabolism::{StateMachine, Vitals};
+use crate::proc::Proc;
+use crate::reading::{Reading, Readings, Signal};
+use crate::stats::Recorder;
+
+/// What a provider gets at a tick.
+pub struct Tick<'a> {
+    /// Monotonic time.
+    pub now_ms: u64,
+    /// Sampling period.
+    pub period_ms: u32,
+    /// Where to write.
+    pub readings: &'a mut Readings,
+    /// Where to count errors.
+    pub recorder: &'a Recorder,
+}
+
+/// A source of readings. It must not block: what may block (a vendor's library) gets a
+/// thread of its own and is read from its last answer.
+pub trait Provider: Send {
+    /// Name in metrics and logs.
+    fn name(&self) -> &'static str;
+
+    /// Reads once. Returns whether it had anything to read; a provider without its sensor
+    /// answers `false`, which is no error.
+    fn read(&mut self, tick: &mut Tick<'_>) -> bool;
+}
+
+/// What others tell the sampler between ticks.
+#[derive(Debug, Clone, Default)]
+pub struct Inputs {
+    /// Occupied share of the KV cache.
+    pub kv_used_ratio: Option<f32>,
+    /// Budgets.
+    pub budgets: Vec<Budget>,
+}
+
+/// Everything between the sensors and the snapshot, without a thread or a clock.
+pub struct Sampler {
+    config: Config,
+    period_ms: u32,
+    providers: Vec<Box<dyn Provider>>,
+    readings: Readings,
+    machine: StateMachine,
+    recorder: Recorder,
+    sequence: u64,
+}
+
+impl Sampler {
+    /// A sampler over the given providers; later ones win where two write the same field.
+    pub fn new(config: Config, providers: Vec<Box<dyn Provider>>, recorder: Recorder) -> Self {
+        let period_ms = config.period_ms.clamp(10, 10_000);
+        for provider in &providers {
+            recorder.period(provider.name(), period_ms);
+        }
+        Self {
+            machine: StateMachine::new(config.thresholds.clone(), config.profile),
+            period_ms,
+            providers,
+            readings: Readings::default(),
+            recorder,
+            sequence: 0,
+            config,
+        }
+    }
+
+    /// The providers that read files of the kernel, in the order in which they write.
+    pub fn file_providers(config: &Config) -> Vec<Box<dyn Provider>> {
+        vec![Box::new(Proc::new(&config.procfs_root))]
+    }
+
+    /// Readings by the hand of whoever pushed them; see
+    /// [`Telemetry::push_external`](crate::Telemetry::push_external).
+    pub fn readings_mut(&mut self) -> &mut Readings {
+        &mut self.readings
+    }
+
+    /// Samples once.
+    pub fn tick(&mut self, now_ms: u64, inputs: &Inputs) -> Snapshot {
+        for provider in &mut self.providers {
+            let started = Instant::now();
+            let answered = provider.read(&mut Tick {
+                now_ms,
+                period_ms: self.period_ms,
+                readings: &mut self.readings,
+                recorder: &self.recorder,
+            });
+            self.recorder
+                .read(provider.name(), started.elapsed(), now_ms, answered);
+        }
+        self.complete_margins();
+        self.readings.pressure.kv_used_ratio = inputs
+            .kv_used_ratio
+            .filter(|ratio| (0.0..=1.0).contains(ratio));
+        let forecasts = BTreeMap::new();
+        let metabolism = self.machine.observe(
+            &Vitals {
+                readings: &self.readings,
+                pressure: &self.readings.pressure,
+                budgets: &inputs.budgets,
+                power_cap_watts: self.config.power_cap_watts,
+                forecasts: &forecasts,
+            },
+            now_ms,
+        );
+        self.recorder.ticked(now_ms, self.machine.transitions());
+        let devices = self.devices(now_ms);
+        self.sequence += 1;
+        Snapshot {
+            sequence: self.sequence,
+            monotonic_ms: now_ms,
+            profile: self.config.profile,
+            simulated: devices.iter().any(is_simulated),
+            devices,
+            pressure: self.readings.pressure,
+            supply: self.readings.supply,
+            budgets: inputs.budgets.clone(),
+            metabolism,
+            attributes: Vec::new(),
+        }
+    }
+
+    fn devices(&self, now_ms: u64) -> Vec<Device> {
+        let readings = self.readings.devices.iter();
+        readings
+            .filter_map(|(id, device)| device.device(id, now_ms))
+            .collect()
+    }
+
+    /// Where a driver gives a temperature but no margin, the margin follows from the limit
+    /// that the thresholds assume, and says that it is modelled.
+    fn complete_margins(&mut self) {
+        for device in self.readings.devices.values_mut() {
+            let Some(&temperature) = device.last(Signal::Temperature) else {
+                continue;
+            };
+            let told = device
+                .last(Signal::ThermalMargin)
+                .is_some_and(|margin| margin.origin != Origin::Modelled);
+            let limit = self.config.thresholds.assumed_limit_celsius(device.kind);
+            if let (false, Some(limit)) = (told, limit) {
+                let margin = Reading {
+                    value: limit - temperature.value,
+                    origin: Origin::Modelled,
+                    ..temperature
+                };
+                // Cannot be absurd: both terms are within their bounds.
+                let _ = device.record(Signal::ThermalMargin, margin);
+            }
+        }
+    }
+}
+
+fn is_simulated(device: &Device) -> bool {
+    [
+        device.temperature_celsius,
+        device.power_watts,
+        device.energy_joules,
+        device.utilization_ratio,
+    ]
+    .into_iter()
+    .flatten()
+    .any(|sample| sample.origin == Origin::Simulated)
+}

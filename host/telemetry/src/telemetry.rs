@@ -1,0 +1,239 @@
+//! The sampler's thread and the slot from which everybody takes the newest snapshot.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use homeostat_hooks::{Budget, Snapshot};
+
+use crate::config::Config;
+use crate::external::{ExternalReading, Mailbox, Refused};
+use crate::sampler::{Inputs, Sampler};
+use crate::stats::{Recorder, Stats};
+
+/// What the handle and the thread share.
+struct Shared {
+    epoch: Instant,
+    snapshot: ArcSwap<Snapshot>,
+    inputs: ArcSwap<Inputs>,
+    /// Serialises writers of `inputs` and guards the pushed readings; never taken on the
+    /// path of a request.
+    mailbox: Mutex<Mailbox>,
+    recorder: Recorder,
+}
+
+impl Shared {
+    fn now_ms(&self) -> u64 {
+        self.epoch.elapsed().as_millis() as u64
+    }
+
+    fn sample(&self, sampler: &mut Sampler) {
+        self.mailbox
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .deliver(sampler.readings_mut());
+        let snapshot = sampler.tick(self.now_ms(), &self.inputs.load());
+        self.snapshot.store(Arc::new(snapshot));
+    }
+}
+
+/// The running telemetry. Dropping it stops the sampler.
+pub struct Telemetry {
+    shared: Arc<Shared>,
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Telemetry {
+    /// Starts sampling. The first snapshot is taken before this returns, so there is never
+    /// an empty one to see. Nothing here fails: a sensor that is not there is absent.
+    pub fn start(config: Config) -> Self {
+        let shared = Arc::new(Shared {
+            epoch: Instant::now(),
+            snapshot: ArcSwap::from_pointee(Snapshot::default()),
+            inputs: ArcSwap::from_pointee(Inputs {
+                kv_used_ratio: None,
+                budgets: config.budgets.clone(),
+            }),
+            mailbox: Mutex::default(),
+            recorder: Recorder::default(),
+        });
+        let period = Duration::from_millis(u64::from(config.period_ms.clamp(10, 10_000)));
+        let providers = Sampler::file_providers(&config);
+        let mut sampler = Sampler::new(config, providers, shared.recorder.clone());
+        shared.sample(&mut sampler);
+        let (stop, stopped) = channel();
+        let thread = {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new()
+                .name("telemetry".into())
+                .spawn(move || run(&shared, &mut sampler, period, &stopped))
+        };
+        if let Err(error) = &thread {
+            tracing::error!(%error, "cannot start the telemetry thread; the snapshot will stay as it is");
+        }
+        Self {
+            shared,
+            stop: Some(stop),
+            thread: thread.ok(),
+        }
+    }
+
+    /// The newest snapshot: one pointer load, no system call. Keep it for the whole
+    /// request, so that all hooks see the same machine.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.shared.snapshot.load_full()
+    }
+
+    /// Tells which share of the KV cache over all local tiers is occupied by running
+    /// sequences (blocks that only cache a prefix are free on demand and do not count);
+    /// `None` where there is no local tier.
+    pub fn set_kv_used_ratio(&self, ratio: Option<f32>) {
+        self.update_inputs(|inputs| inputs.kv_used_ratio = ratio);
+    }
+
+    /// Replaces the budgets that every snapshot carries.
+    pub fn set_budgets(&self, budgets: Vec<Budget>) {
+        self.update_inputs(|inputs| inputs.budgets = budgets);
+    }
+
+    fn update_inputs(&self, change: impl FnOnce(&mut Inputs)) {
+        let _one_writer = self
+            .shared
+            .mailbox
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut inputs = Inputs::clone(&self.shared.inputs.load());
+        change(&mut inputs);
+        self.shared.inputs.store(Arc::new(inputs));
+    }
+
+    /// Takes readings from outside; they appear with the next sampling. All are taken or
+    /// none.
+    pub fn push_external(&self, readings: Vec<ExternalReading>) -> Result<(), Refused> {
+        let now_ms = self.shared.now_ms();
+        let mut mailbox = self
+            .shared
+            .mailbox
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        mailbox.push(readings, now_ms)
+    }
+
+    /// Counters of the sampler.
+    pub fn stats(&self) -> Stats {
+        self.shared.recorder.stats(self.shared.now_ms())
+    }
+
+    /// Stops sampling and waits for the sampler, which never waits for a driver. The last
+    /// snapshot stays readable through the `Arc`s that were handed out.
+    pub fn shutdown(mut self) {
+        self.stop_thread();
+    }
+
+    fn stop_thread(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the telemetry thread had panicked");
+        }
+    }
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        self.stop_thread();
+    }
+}
+
+/// Samples on a fixed grid; a late tick is not made up for.
+fn run(shared: &Shared, sampler: &mut Sampler, period: Duration, stopped: &Receiver<()>) {
+    let mut due = Instant::now() + period;
+    loop {
+        let wait = due.saturating_duration_since(Instant::now());
+        match stopped.recv_timeout(wait) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+        }
+        shared.sample(sampler);
+        due = (due + period).max(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use homeostat_hooks::{DeviceKind, MetabolicState};
+
+    #[test]
+    fn this_machine_gives_a_valid_snapshot_in_which_nothing_absent_is_zero() {
+        let telemetry = Telemetry::start(Config::default());
+        let first = telemetry.snapshot();
+        assert!(first.sequence >= 1);
+        assert!(
+            first
+                .pressure
+                .memory_limit_bytes
+                .is_some_and(|bytes| bytes > 0)
+        );
+        for device in &first.devices {
+            for sample in [device.temperature_celsius, device.power_limit_watts] {
+                assert_ne!(sample.map(|s| s.value), Some(0.0), "{device:?}");
+            }
+            assert_ne!(device.memory_total_bytes, Some(0), "{device:?}");
+        }
+        while telemetry.snapshot().sequence < first.sequence + 3 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(telemetry.stats().ticks >= 4);
+        let last = telemetry.snapshot();
+        telemetry.shutdown();
+        assert!(last.monotonic_ms >= first.monotonic_ms);
+    }
+
+    #[test]
+    fn on_an_empty_machine_no_device_exists_and_the_state_is_nominal() {
+        let nowhere = tempfile::tempdir().expect("a temporary folder");
+        let telemetry = Telemetry::start(Config {
+            sysfs_root: nowhere.path().into(),
+            procfs_root: nowhere.path().into(),
+            nvml: crate::NvmlLibrary::Off,
+            ..Config::default()
+        });
+        let snapshot = telemetry.snapshot();
+        assert_eq!(snapshot.devices, vec![]);
+        assert_eq!(snapshot.supply, None);
+        assert_eq!(snapshot.pressure, Default::default());
+        assert_eq!(snapshot.metabolism.state, MetabolicState::Nominal);
+        assert!(!snapshot.metabolism.causes.sensor, "it never had a sensor");
+    }
+
+    #[test]
+    fn what_is_pushed_appears_in_the_next_snapshots() {
+        let telemetry = Telemetry::start(Config::default());
+        telemetry.set_kv_used_ratio(Some(0.5));
+        telemetry
+            .push_external(vec![ExternalReading {
+                device: "strip".into(),
+                kind: DeviceKind::External,
+                signal: crate::Signal::Power,
+                value: 80.0,
+                period_ms: 60_000,
+                window_ms: 0,
+                origin: homeostat_hooks::Origin::Measured,
+            }])
+            .expect("plausible");
+        let seen = telemetry.snapshot().sequence;
+        while telemetry.snapshot().sequence < seen + 2 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let snapshot = telemetry.snapshot();
+        assert_eq!(snapshot.pressure.kv_used_ratio, Some(0.5));
+        let strip = snapshot.devices.iter().find(|d| d.id == "external.strip");
+        let watts = strip.and_then(|d| d.power_watts).expect("pushed");
+        assert_eq!(watts.value, 80.0);
+    }
+}
