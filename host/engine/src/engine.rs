@@ -1,0 +1,745 @@
+//! The engine's own thread, and the handle through which the rest of the host speaks to it.
+//!
+//! It exists to keep one owner for blocks, sequences and weights: everything that changes them
+//! happens on one thread, between two steps. The handle tokenises and checks on the caller's
+//! thread, so a bad request costs the engine nothing. This is the only module of the room that
+//! reads a clock; it passes the time in.
+//!
+//! It refuses to queue without bound, to start what can never finish, and to die of one request.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::block::{BLOCK_SIZE, BlockTable};
+use crate::chat_template::{ChatMessage, ChatTemplate, TemplateError};
+use crate::events::{Closed, EngineError, Event, FinishReason, Sink, TokenLogprob};
+use crate::gguf::{Gguf, GgufError};
+use crate::inspect::describe;
+use crate::kernels::{Isa, KernelError, KvStore};
+use crate::model::ModelError;
+use crate::model::llama::{LlamaRunner, LlamaWeights, RunnerSize};
+use crate::random;
+use crate::sampler::{ParamError, SamplingParams, TokenCounts};
+use crate::scheduler::{Limits, Refusal};
+use crate::sequence::{Milestones, Purpose, Sequence, SequenceId, State};
+use crate::stats::{EngineStats, StatsCell};
+use crate::step::Core;
+use crate::tokenizer::{TextStream, Tokenizer, TokenizerError};
+
+/// Stop strings per request, and bytes of each: matching is linear in both, on the engine's thread.
+pub const MAX_STOPS: usize = 16;
+pub const MAX_STOP_BYTES: usize = 256;
+
+/// One engine: one model file, one thread, one pool of KV memory.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// What the model is called outside.
+    pub name: String,
+    pub path: PathBuf,
+    /// Sequences computed together. Beyond some dozens a CPU gains nothing from more rows, and each
+    /// running sequence slows the others.
+    pub max_sequences: usize,
+    /// Requests that wait to be computed for the first time. More than can be answered within a
+    /// client's patience only hides the overload.
+    pub max_waiting: usize,
+    /// Bytes of KV memory; becomes resident only as it is used. 256 MiB hold 11,650 tokens of a
+    /// 135M model.
+    pub kv_bytes: u64,
+    /// Rows of one step, prefill chunks and decode rows together. A long prompt delays the running
+    /// answers by one such step at a time; at 256 a row already costs nearly the least it can.
+    pub max_batch_tokens: usize,
+    /// Longest prompt plus answer; `None` is the model's own limit.
+    pub context_tokens: Option<usize>,
+    /// Compute threads, the engine's own included.
+    pub threads: usize,
+    /// Keys the random numbers of requests without a seed. The host passes something random.
+    pub seed: u64,
+}
+
+impl EngineConfig {
+    pub fn new(name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
+        Self {
+            name: name.into(),
+            path: path.into(),
+            max_sequences: 32,
+            max_waiting: 256,
+            kv_bytes: 256 << 20,
+            max_batch_tokens: 256,
+            context_tokens: None,
+            // Parts are stolen, so a second thread on a busy core costs little; more than four
+            // gain little for models that are small enough for a CPU.
+            threads: std::thread::available_parallelism().map_or(1, |n| n.get().min(4)),
+            seed: 0,
+        }
+    }
+
+    fn check(&self) -> Result<(), ParamError> {
+        let within =
+            |field, value: usize, low: usize, high: usize| match (low..=high).contains(&value) {
+                true => Ok(()),
+                false => Err(ParamError::new(
+                    field,
+                    value,
+                    format!("from {low} to {high}"),
+                )),
+            };
+        within("max_sequences", self.max_sequences, 1, 1_024)?;
+        within("max_waiting", self.max_waiting, 1, 1 << 20)?;
+        within(
+            "max_batch_tokens",
+            self.max_batch_tokens,
+            self.max_sequences + 1,
+            65_536,
+        )?;
+        within("threads", self.threads, 1, 256)?;
+        within(
+            "context_tokens",
+            self.context_tokens.unwrap_or(1),
+            1,
+            usize::MAX,
+        )
+    }
+}
+
+/// A model that cannot be served. The messages say whether file, configuration or machine is at fault.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("engine configuration: {0}")]
+    Config(#[from] ParamError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error("{file}: {source}")]
+    Template { file: String, source: TemplateError },
+    #[error("{file}: the vocabulary has {tokens} tokens, the embedding {rows} rows")]
+    Vocabulary {
+        file: String,
+        tokens: usize,
+        rows: usize,
+    },
+    #[error("kv_bytes is {kv_bytes}, but one block of {BLOCK_SIZE} tokens takes {block_bytes}")]
+    KvTooSmall { kv_bytes: u64, block_bytes: usize },
+    #[error("the operating system refused the engine's thread: {0}")]
+    Thread(std::io::Error),
+}
+
+impl From<GgufError> for LoadError {
+    fn from(error: GgufError) -> Self {
+        Self::Model(error.into())
+    }
+}
+
+impl From<KernelError> for LoadError {
+    fn from(error: KernelError) -> Self {
+        Self::Model(error.into())
+    }
+}
+
+/// What is served.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelInfo {
+    pub name: String,
+    pub file: PathBuf,
+    pub architecture: String,
+    pub parameters: u64,
+    /// ggml's name of the type that most weights have.
+    pub quantization: String,
+    /// Longest prompt plus answer.
+    pub context_tokens: usize,
+    pub vocabulary: usize,
+    pub kv_bytes_per_token: usize,
+    pub kv_blocks: usize,
+    pub has_chat_template: bool,
+    /// Tokens that end an answer; they appear in events with empty text.
+    pub end_tokens: Vec<u32>,
+    pub threads: usize,
+    /// The instruction set of the kernels.
+    pub isa: &'static str,
+}
+
+/// Text is tokenised with control tokens recognised; tokens are taken as they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Prompt {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerationRequest {
+    pub prompt: Prompt,
+    pub params: SamplingParams,
+    /// Most tokens to generate; `None` is whatever context and KV memory leave.
+    pub max_new_tokens: Option<usize>,
+    /// The answer ends before the first of these; at most 16 of at most 256 bytes.
+    pub stop: Vec<String>,
+}
+
+impl GenerationRequest {
+    pub fn new(prompt: impl Into<String>) -> Self {
+        let prompt = Prompt::Text(prompt.into());
+        Self {
+            prompt,
+            params: SamplingParams::default(),
+            max_new_tokens: None,
+            stop: Vec::new(),
+        }
+    }
+}
+
+/// A request that was not taken. Nothing has happened.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum SubmitError {
+    /// The host is busy; retry later.
+    #[error("{waiting} requests are waiting, and the limit is {limit}; retry later")]
+    QueueFull { waiting: usize, limit: usize },
+    /// The client's fault.
+    #[error(
+        "the prompt has {prompt_tokens} tokens and {max_new_tokens} more may be generated, but the context is \
+         {limit} tokens; shorten the prompt or ask for less"
+    )]
+    ContextTooLong {
+        prompt_tokens: usize,
+        max_new_tokens: usize,
+        limit: usize,
+    },
+    /// The host was given too little memory for such a request; waiting would not help.
+    #[error(
+        "this request needs {blocks_needed} KV blocks of {BLOCK_SIZE} tokens, but the engine has {blocks_total}; \
+         ask for less or raise kv_bytes"
+    )]
+    NeverFits {
+        blocks_needed: usize,
+        blocks_total: usize,
+    },
+    /// The client's fault.
+    #[error(transparent)]
+    Invalid(#[from] ParamError),
+    /// The host is going down.
+    #[error("the engine is shutting down")]
+    ShuttingDown,
+}
+
+impl From<Refusal> for SubmitError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::ContextTooLong {
+                prompt_tokens,
+                max_new_tokens,
+                limit,
+            } => Self::ContextTooLong {
+                prompt_tokens,
+                max_new_tokens,
+                limit,
+            },
+            Refusal::NeverFits {
+                blocks_needed,
+                blocks_total,
+            } => Self::NeverFits {
+                blocks_needed,
+                blocks_total,
+            },
+        }
+    }
+}
+
+/// A score that was not taken or not finished.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ScoreError {
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("the score was cancelled")]
+    Cancelled,
+}
+
+/// What to do with the sequences that are there when the engine is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shutdown {
+    /// Finish them all; nothing new is taken.
+    Drain,
+    /// Cancel them all.
+    Cancel,
+}
+
+enum Command {
+    Add(Box<Sequence>),
+    Cancel(SequenceId),
+    Stop(Shutdown),
+}
+
+struct Shared {
+    info: ModelInfo,
+    tokenizer: Arc<Tokenizer>,
+    template: Option<ChatTemplate>,
+    limits: Limits,
+    max_waiting: usize,
+    seed: u64,
+    stats: Arc<StatsCell>,
+    next_id: AtomicU64,
+    closing: AtomicBool,
+    epoch: Instant,
+}
+
+/// A loaded model and its thread. Dropping it cancels what runs and waits for the thread.
+pub struct Engine {
+    handle: EngineHandle,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Speaks to an engine from any thread. Cheap to clone.
+#[derive(Clone)]
+pub struct EngineHandle {
+    shared: Arc<Shared>,
+    inbox: Sender<Command>,
+}
+
+impl Engine {
+    /// Reads and repacks the model and starts its thread. Takes as long as reading the file.
+    pub fn load(config: EngineConfig) -> Result<Self, LoadError> {
+        config.check()?;
+        let isa = Isa::detect()?;
+        let gguf = Gguf::open(&config.path)?;
+        let file = config.path.display().to_string();
+        let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
+        let template = gguf.text("tokenizer.chat_template")?;
+        let template = template
+            .map(|source| ChatTemplate::new(source, tokenizer.begin_text(), tokenizer.end_text()))
+            .transpose()
+            .map_err(|source| LoadError::Template {
+                file: file.clone(),
+                source,
+            })?;
+        let weights = LlamaWeights::load(&gguf)?;
+        let rows = weights.config().vocabulary;
+        if tokenizer.vocabulary() > rows {
+            return Err(LoadError::Vocabulary {
+                file,
+                tokens: tokenizer.vocabulary(),
+                rows,
+            });
+        }
+        let size = runner_size(&config, &weights)?;
+        let info = model_info(
+            &config,
+            &gguf,
+            &weights,
+            &tokenizer,
+            template.is_some(),
+            &size,
+            isa,
+        )?;
+        let limits = Limits {
+            max_sequences: config.max_sequences,
+            max_batch_tokens: size.max_rows,
+            max_logit_rows: size.max_logit_rows,
+            context_tokens: size.context_tokens,
+            total_blocks: size.blocks,
+        };
+        let shared = Shared {
+            info,
+            tokenizer,
+            template,
+            limits,
+            max_waiting: config.max_waiting,
+            seed: config.seed,
+            stats: Arc::default(),
+            next_id: AtomicU64::new(0),
+            closing: AtomicBool::new(false),
+            epoch: Instant::now(),
+        };
+        Self::start(shared, move || LlamaRunner::new(weights, isa, size))
+    }
+
+    fn start(
+        shared: Shared,
+        runner: impl FnOnce() -> LlamaRunner + Send + 'static,
+    ) -> Result<Self, LoadError> {
+        let shared = Arc::new(shared);
+        let (inbox, commands) = channel();
+        let of_thread = Arc::clone(&shared);
+        let work = move || {
+            let Shared {
+                limits,
+                tokenizer,
+                stats,
+                ..
+            } = &*of_thread;
+            // Built here, so that the memory is first touched by the thread that uses it.
+            let core = Core::new(
+                *limits,
+                Box::new(runner()),
+                Arc::clone(tokenizer),
+                Arc::clone(stats),
+            );
+            serve(core, &commands, of_thread.epoch);
+            // Also reached by a panic's unwinding when this guard is dropped.
+        };
+        let flag = Arc::clone(&shared);
+        let guarded = move || {
+            let _closed = CloseOnExit(flag);
+            work();
+        };
+        let name = format!("engine-{}", shared.info.name);
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(guarded)
+            .map_err(LoadError::Thread)?;
+        Ok(Self {
+            handle: EngineHandle { shared, inbox },
+            thread: Some(thread),
+        })
+    }
+
+    pub fn handle(&self) -> EngineHandle {
+        self.handle.clone()
+    }
+
+    /// Takes nothing new, deals with what is there, and waits for the thread to end.
+    pub fn shutdown(mut self, how: Shutdown) {
+        self.stop(how);
+    }
+
+    fn stop(&mut self, how: Shutdown) {
+        self.handle.shared.closing.store(true, Relaxed);
+        // A thread that has ended already has nothing to be told.
+        let _ = self.handle.inbox.send(Command::Stop(how));
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!(
+                model = self.handle.shared.info.name,
+                "the engine's thread had panicked"
+            );
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.stop(Shutdown::Cancel);
+        }
+    }
+}
+
+/// Whatever ends the thread, the door is closed behind it.
+struct CloseOnExit(Arc<Shared>);
+
+impl Drop for CloseOnExit {
+    fn drop(&mut self) {
+        self.0.closing.store(true, Relaxed);
+    }
+}
+
+fn runner_size(config: &EngineConfig, weights: &LlamaWeights) -> Result<RunnerSize, LoadError> {
+    let model = weights.config();
+    let block_bytes = KvStore::bytes_per_block(model.layers, model.kv_heads, model.head_dim);
+    let blocks = (config.kv_bytes / block_bytes as u64).min(1 << 31) as usize;
+    if blocks == 0 {
+        return Err(LoadError::KvTooSmall {
+            kv_bytes: config.kv_bytes,
+            block_bytes,
+        });
+    }
+    Ok(RunnerSize {
+        threads: config.threads,
+        blocks,
+        max_rows: config.max_batch_tokens,
+        // Every running sequence may want one; scores share what is left, in chunks.
+        max_logit_rows: config.max_sequences.max(64).min(config.max_batch_tokens),
+        context_tokens: config
+            .context_tokens
+            .map_or(model.context_tokens, |wish| wish.min(model.context_tokens)),
+    })
+}
+
+fn model_info(
+    config: &EngineConfig,
+    gguf: &Gguf,
+    weights: &LlamaWeights,
+    tokenizer: &Tokenizer,
+    has_chat_template: bool,
+    size: &RunnerSize,
+    isa: Isa,
+) -> Result<ModelInfo, LoadError> {
+    let about = describe(gguf)?;
+    Ok(ModelInfo {
+        name: config.name.clone(),
+        file: config.path.clone(),
+        quantization: about
+            .quantization()
+            .map(|kind| kind.to_string())
+            .unwrap_or_default(),
+        architecture: about.architecture,
+        parameters: about.parameters,
+        context_tokens: size.context_tokens,
+        vocabulary: tokenizer.vocabulary(),
+        kv_bytes_per_token: weights.config().kv_bytes_per_token(),
+        kv_blocks: size.blocks,
+        has_chat_template,
+        end_tokens: tokenizer.ends().to_vec(),
+        threads: size.threads,
+        isa: isa.name(),
+    })
+}
+
+/// The engine's thread: take commands, step, deliver, until told to stop or everybody is gone.
+fn serve(mut core: Core, commands: &Receiver<Command>, epoch: Instant) {
+    let mut stopping = false;
+    loop {
+        loop {
+            let command = match core.is_idle() && !stopping {
+                true => commands.recv().map_err(|_| TryRecvError::Disconnected),
+                false => commands.try_recv(),
+            };
+            match command {
+                Ok(Command::Add(sequence)) => core.add(*sequence),
+                Ok(Command::Cancel(id)) => core.cancel(id),
+                Ok(Command::Stop(how)) => {
+                    stopping = true;
+                    if how == Shutdown::Cancel {
+                        core.cancel_all();
+                    }
+                }
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => {
+                    stopping = true;
+                    break;
+                }
+            }
+        }
+        core.step(epoch.elapsed());
+        core.deliver(epoch.elapsed());
+        if stopping && core.is_idle() {
+            break;
+        }
+    }
+    // Requests that were sent while the door closed.
+    while let Ok(command) = commands.try_recv() {
+        if let Command::Add(mut sequence) = command
+            && let Some(sink) = &mut sequence.sink
+        {
+            let _ = sink.event(Event::Failed(EngineError::ShuttingDown));
+        }
+    }
+}
+
+impl EngineHandle {
+    pub fn info(&self) -> &ModelInfo {
+        &self.shared.info
+    }
+
+    pub fn stats(&self) -> EngineStats {
+        self.shared.stats.read()
+    }
+
+    /// The conversation as the model wants to read it; `answer_prefix` is what its answer begins with.
+    pub fn render_chat(
+        &self,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+        answer_prefix: Option<&str>,
+    ) -> Result<String, TemplateError> {
+        let template = self
+            .shared
+            .template
+            .as_ref()
+            .ok_or(TemplateError::Missing)?;
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO);
+        template.render(
+            messages,
+            add_generation_prompt,
+            answer_prefix,
+            now.as_secs(),
+        )
+    }
+
+    /// With `special`, control tokens written in the text are recognised, as in a rendered chat.
+    pub fn tokenize(&self, text: &str, special: bool) -> Vec<u32> {
+        self.shared.tokenizer.encode(text, special)
+    }
+
+    pub fn count_tokens(&self, text: &str, special: bool) -> usize {
+        self.tokenize(text, special).len()
+    }
+
+    /// The text of these tokens; control tokens have none.
+    pub fn detokenize(&self, tokens: &[u32]) -> String {
+        self.shared.tokenizer.decode(tokens)
+    }
+
+    /// Takes a request. Its events come to `sink` on the engine's thread, the last one being
+    /// `Finished` or `Failed`.
+    pub fn submit(
+        &self,
+        request: GenerationRequest,
+        sink: Box<dyn Sink>,
+    ) -> Result<SequenceId, SubmitError> {
+        let shared = &*self.shared;
+        request.params.check(shared.info.vocabulary)?;
+        check_stops(&request.stop)?;
+        if request.max_new_tokens == Some(0) {
+            return Err(ParamError::new("max_new_tokens", 0, "at least 1").into());
+        }
+        let tokens = self.prompt_tokens(request.prompt)?;
+        let end = shared.limits.admit(tokens.len(), request.max_new_tokens)?;
+        self.enqueue(
+            tokens,
+            request.params,
+            request.stop,
+            Purpose::Generate { end },
+            sink,
+        )
+    }
+
+    /// Ends a sequence at the next step; its sink gets `Finished` with `Cancelled`. Unknown and
+    /// finished sequences are no matter.
+    pub fn cancel(&self, id: SequenceId) {
+        // A thread that has ended has no sequences left.
+        let _ = self.inbox.send(Command::Cancel(id));
+    }
+
+    /// How likely the model finds `continuation` after `prompt`, token by token. Waits for the
+    /// answer, so never call it on a thread that must not wait. Control tokens are recognised in
+    /// the prompt only.
+    pub fn score(&self, prompt: &str, continuation: &str) -> Result<Vec<TokenLogprob>, ScoreError> {
+        let mut tokens = self.prompt_tokens(Prompt::Text(prompt.to_owned()))?;
+        let next = tokens.len();
+        tokens.extend(self.tokenize(continuation, false));
+        if tokens.len() == next {
+            return Ok(Vec::new());
+        }
+        self.shared
+            .limits
+            .admit(tokens.len() - 1, Some(1))
+            .map_err(SubmitError::from)?;
+        let (sender, events) = channel();
+        let purpose = Purpose::Score { next, top: 0 };
+        self.enqueue(
+            tokens,
+            SamplingParams::default(),
+            Vec::new(),
+            purpose,
+            Box::new(ChannelSink(sender)),
+        )?;
+        let mut scores = Vec::new();
+        for event in events {
+            match event {
+                Event::Token { logprob, .. } => scores.push(logprob),
+                Event::Finished {
+                    reason: FinishReason::Scored,
+                    ..
+                } => return Ok(scores),
+                Event::Finished { .. } => return Err(ScoreError::Cancelled),
+                Event::Failed(error) => return Err(error.into()),
+            }
+        }
+        Err(EngineError::ShuttingDown.into())
+    }
+
+    fn prompt_tokens(&self, prompt: Prompt) -> Result<Vec<u32>, SubmitError> {
+        let vocabulary = self.shared.info.vocabulary;
+        let tokens = match prompt {
+            Prompt::Text(text) => self.tokenize(&text, true),
+            Prompt::Tokens(tokens) => tokens,
+        };
+        if tokens.is_empty() {
+            return Err(ParamError::new("prompt", "empty", "at least one token").into());
+        }
+        match tokens.iter().find(|t| **t as usize >= vocabulary) {
+            Some(token) => Err(ParamError::new(
+                "prompt",
+                format!("token {token}"),
+                format!("below {vocabulary}"),
+            )
+            .into()),
+            None => Ok(tokens),
+        }
+    }
+
+    fn enqueue(
+        &self,
+        tokens: Vec<u32>,
+        params: SamplingParams,
+        stops: Vec<String>,
+        purpose: Purpose,
+        sink: Box<dyn Sink>,
+    ) -> Result<SequenceId, SubmitError> {
+        let shared = &*self.shared;
+        if shared.closing.load(Relaxed) {
+            return Err(SubmitError::ShuttingDown);
+        }
+        let limit = shared.max_waiting;
+        let room = |waiting: usize| (waiting < limit).then_some(waiting + 1);
+        shared
+            .stats
+            .waiting
+            .fetch_update(Relaxed, Relaxed, room)
+            .map_err(|waiting| SubmitError::QueueFull { waiting, limit })?;
+        let id = SequenceId(shared.next_id.fetch_add(1, Relaxed));
+        let sequence = Sequence {
+            id,
+            state: State::Waiting,
+            num_prompt_tokens: tokens.len(),
+            num_computed_tokens: 0,
+            table: BlockTable::default(),
+            purpose,
+            seed: params
+                .seed
+                .unwrap_or_else(|| random::keyed(shared.seed, id.0)),
+            counts: TokenCounts::new(&params, &tokens),
+            params,
+            text: TextStream::new(stops),
+            tokens,
+            milestones: Milestones {
+                arrived: shared.epoch.elapsed(),
+                ..Milestones::default()
+            },
+            outgoing: Vec::new(),
+            sink: Some(sink),
+        };
+        let sent = self.inbox.send(Command::Add(Box::new(sequence)));
+        sent.map(|()| id).map_err(|_| SubmitError::ShuttingDown)
+    }
+}
+
+fn check_stops(stops: &[String]) -> Result<(), ParamError> {
+    if stops.len() > MAX_STOPS {
+        return Err(ParamError::new(
+            "stop",
+            format!("a list of {}", stops.len()),
+            format!("at most {MAX_STOPS} strings"),
+        ));
+    }
+    match stops
+        .iter()
+        .find(|s| s.is_empty() || s.len() > MAX_STOP_BYTES)
+    {
+        Some(stop) => {
+            let value = format!("a string of {} bytes", stop.len());
+            Err(ParamError::new(
+                "stop",
+                value,
+                format!("strings of 1 to {MAX_STOP_BYTES} bytes"),
+            ))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A sink that hands the events to a channel.
+struct ChannelSink(Sender<Event>);
+
+impl Sink for ChannelSink {
+    fn event(&mut self, event: Event) -> Result<(), Closed> {
+        self.0.send(event).map_err(|_| Closed)
+    }
+}

@@ -1,0 +1,44 @@
+//! The engine room: models, KV blocks, scheduler, forward passes, sampling, tokenizers.
+//!
+//! One request's way: [`EngineHandle::submit`] → `inbox` → [`sequence`] waiting → [`scheduler`] →
+//! [`batch`] → [`runner`] → [`sampler`] → commit → [`Sink`]. The middle part is [`step`], which
+//! fits on one screen.
+//!
+//! The room knows neither WebAssembly nor HTTP, is not async, and reads a clock in one module
+//! only ([`engine`]). It promises that a sequence's text does not depend on what is batched
+//! beside it, on how its prompt was chunked, or on whether it was preempted.
+
+pub mod batch;
+pub mod block;
+mod chat_template;
+mod encoder;
+mod engine;
+mod events;
+mod gguf;
+mod inspect;
+pub mod kernels;
+pub mod model;
+mod random;
+pub mod runner;
+pub mod sampler;
+pub mod scheduler;
+pub mod sequence;
+mod stats;
+pub mod step;
+mod tokenizer;
+
+pub use chat_template::{ChatMessage, ChatTemplate, TemplateError};
+pub use encoder::{Embedding, Encoder, EncoderError};
+pub use engine::{
+    Engine, EngineConfig, EngineHandle, GenerationRequest, LoadError, ModelInfo, Prompt, ScoreError, Shutdown,
+    SubmitError,
+};
+pub use events::{
+    Closed, EngineError, Event, FinishReason, Sink, Timings, TokenLogprob, TopLogprob, Usage,
+};
+pub use gguf::{Gguf, GgufError, Header, TensorInfo, TensorType, Value};
+pub use inspect::{Inspection, TypeTotal, inspect};
+pub use sampler::{ParamError, SamplingParams};
+pub use sequence::SequenceId;
+pub use stats::EngineStats;
+pub use tokenizer::{Piece, TextStream, Tokenizer, TokenizerError};

@@ -1,0 +1,279 @@
+//! Decides which tokens are computed in the next step.
+//!
+//! It exists to keep every row of a step worth its cost: running sequences first, then chunks of
+//! prompts, then newcomers, all in one ragged batch under a token budget. There is no prefill or
+//! decode phase; each sequence's `num_computed_tokens` catches up with its tokens (vLLM's idea).
+//!
+//! Three rules keep it free of livelock. A sequence is admitted only if its whole prompt fits and
+//! every running sequence keeps a block to grow into. When the pool runs dry the newest running
+//! sequence gives way and is recomputed later. And a request that could not fit alone is refused
+//! at the door ([`Limits::admit`]), with the numbers; so the oldest always finishes.
+//!
+//! It refuses to wait, to look at a clock, and to know what a model is.
+
+use std::collections::VecDeque;
+
+use crate::block::{BLOCK_SIZE, BlockPool, blocks_for};
+use crate::sequence::{Sequence, SequenceId, State};
+
+/// The bounds of a step and of the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    pub max_sequences: usize,
+    /// Rows of one forward pass.
+    pub max_batch_tokens: usize,
+    /// Rows of one forward pass that get logits.
+    pub max_logit_rows: usize,
+    pub context_tokens: usize,
+    pub total_blocks: usize,
+}
+
+/// A request that no amount of waiting would serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    ContextTooLong {
+        prompt_tokens: usize,
+        max_new_tokens: usize,
+        limit: usize,
+    },
+    NeverFits {
+        blocks_needed: usize,
+        blocks_total: usize,
+    },
+}
+
+impl Limits {
+    /// The total length a request may reach, or why it can never be served. Without a wish for
+    /// `max_new_tokens` it is whatever context and pool leave.
+    pub fn admit(
+        &self,
+        prompt_tokens: usize,
+        max_new_tokens: Option<usize>,
+    ) -> Result<usize, Refusal> {
+        let new_tokens = max_new_tokens.unwrap_or(1);
+        let end = prompt_tokens.saturating_add(new_tokens);
+        if end > self.context_tokens {
+            return Err(Refusal::ContextTooLong {
+                prompt_tokens,
+                max_new_tokens: new_tokens,
+                limit: self.context_tokens,
+            });
+        }
+        // The last token is never computed: nothing follows it.
+        let blocks_needed = blocks_for(end - 1);
+        if blocks_needed > self.total_blocks {
+            return Err(Refusal::NeverFits {
+                blocks_needed,
+                blocks_total: self.total_blocks,
+            });
+        }
+        let most = self.context_tokens.min(self.total_blocks * BLOCK_SIZE + 1);
+        Ok(max_new_tokens.map_or(most, |_| end))
+    }
+}
+
+/// Consecutive tokens of one running sequence that are computed together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chunk {
+    /// Index into [`Scheduler::running`].
+    pub index: usize,
+    pub id: SequenceId,
+    pub rows: usize,
+}
+
+/// The chunks taken so far and what is left of the step's budgets.
+struct Plan {
+    chunks: Vec<Chunk>,
+    rows_left: usize,
+    logits_left: usize,
+}
+
+impl Plan {
+    fn new(limits: &Limits) -> Self {
+        Self {
+            chunks: Vec::new(),
+            rows_left: limits.max_batch_tokens,
+            logits_left: limits.max_logit_rows,
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.rows_left > 0 && self.logits_left > 0
+    }
+
+    fn push(&mut self, chunk: Chunk, logits: usize) {
+        self.rows_left -= chunk.rows;
+        self.logits_left -= logits;
+        self.chunks.push(chunk);
+    }
+
+    /// As much of a sequence's pending tokens as the budgets allow.
+    fn take_prefill(&mut self, running: &[Sequence], index: usize) {
+        let sequence = &running[index];
+        let mut rows = sequence.num_pending_tokens().min(self.rows_left);
+        rows -= sequence
+            .logit_rows(rows)
+            .len()
+            .saturating_sub(self.logits_left);
+        if rows > 0 {
+            self.push(
+                Chunk {
+                    index,
+                    id: sequence.id,
+                    rows,
+                },
+                sequence.logit_rows(rows).len(),
+            );
+        }
+    }
+}
+
+pub struct Scheduler {
+    limits: Limits,
+    waiting: VecDeque<Sequence>,
+    /// Oldest admission first; preempted sequences return to the front of `waiting`.
+    running: Vec<Sequence>,
+    /// After a step that failed without a culprit, its sequences run alone, one per step.
+    suspects: VecDeque<SequenceId>,
+    num_preemptions: u64,
+}
+
+impl Scheduler {
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            suspects: VecDeque::new(),
+            num_preemptions: 0,
+        }
+    }
+
+    pub fn add(&mut self, sequence: Sequence) {
+        debug_assert_eq!(sequence.state, State::Waiting);
+        self.waiting.push_back(sequence);
+    }
+
+    pub fn running(&self) -> &[Sequence] {
+        &self.running
+    }
+
+    pub fn running_mut(&mut self) -> &mut [Sequence] {
+        &mut self.running
+    }
+
+    pub fn num_waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub fn num_preemptions(&self) -> u64 {
+        self.num_preemptions
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    pub fn sequences_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
+        self.running.iter_mut().chain(&mut self.waiting)
+    }
+
+    /// Takes a sequence out, wherever it is.
+    pub fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
+        if let Some(index) = self.running.iter().position(|s| s.id == id) {
+            return Some(self.running.remove(index));
+        }
+        let index = self.waiting.iter().position(|s| s.id == id)?;
+        self.waiting.remove(index)
+    }
+
+    /// Takes the sequences out that the last step finished.
+    pub fn take_finished(&mut self) -> Vec<Sequence> {
+        self.running.extract_if(.., |s| s.is_finished()).collect()
+    }
+
+    /// From the next step on, each of these runs alone until it has been part of a step.
+    pub fn isolate(&mut self, ids: impl Iterator<Item = SequenceId>) {
+        self.suspects.extend(ids);
+    }
+
+    /// The chunks of the next step; empty when there is nothing to do.
+    pub fn schedule(&mut self, pool: &mut BlockPool) -> Vec<Chunk> {
+        self.make_room_for_decoding(pool);
+        let mut plan = Plan::new(&self.limits);
+        if let Some(suspect) = self.next_suspect() {
+            plan.take_prefill(&self.running, suspect);
+            return plan.chunks;
+        }
+        for (index, sequence) in self
+            .running
+            .iter()
+            .enumerate()
+            .filter(|(_, s)| s.is_decoding())
+        {
+            plan.push(
+                Chunk {
+                    index,
+                    id: sequence.id,
+                    rows: 1,
+                },
+                1,
+            );
+        }
+        for index in 0..self.running.len() {
+            if !self.running[index].is_decoding() {
+                plan.take_prefill(&self.running, index);
+            }
+        }
+        while plan.has_room() && self.admit_next(pool) {
+            plan.take_prefill(&self.running, self.running.len() - 1);
+        }
+        plan.chunks
+    }
+
+    /// Every decoding sequence gets the block its next token needs, or the newest give way.
+    fn make_room_for_decoding(&mut self, pool: &mut BlockPool) {
+        let mut index = 0;
+        while index < self.running.len() {
+            let sequence = &mut self.running[index];
+            let tokens = sequence.num_computed_tokens + sequence.num_pending_tokens();
+            if sequence.table.grow(pool, tokens) {
+                index += 1;
+                continue;
+            }
+            let mut newest = self.running.pop().expect("index is below the length");
+            newest.preempt(pool);
+            self.waiting.push_front(newest);
+            self.num_preemptions += 1;
+        }
+    }
+
+    fn next_suspect(&mut self) -> Option<usize> {
+        while let Some(id) = self.suspects.pop_front() {
+            // Suspects that were cancelled or preempted meanwhile are met again in the usual way.
+            if let Some(index) = self.running.iter().position(|s| s.id == id) {
+                return Some(index);
+            }
+        }
+        None
+    }
+
+    /// Moves the first waiting sequence to running if its tokens fit beside everybody's growth.
+    fn admit_next(&mut self, pool: &mut BlockPool) -> bool {
+        let Some(next) = self.waiting.front_mut() else {
+            return false;
+        };
+        if self.running.len() >= self.limits.max_sequences {
+            return false;
+        }
+        let tokens = next.num_pending_tokens();
+        let reserve = self.running.len();
+        if blocks_for(tokens) + reserve > pool.free() || !next.table.grow(pool, tokens) {
+            return false;
+        }
+        let mut sequence = self.waiting.pop_front().expect("there is a front");
+        sequence.state = State::Running;
+        self.running.push(sequence);
+        true
+    }
+}

@@ -1,0 +1,147 @@
+//! One request inside the engine: its tokens, its blocks, its place in life.
+//!
+//! It exists so that every stage of a step sees the same small state machine:
+//! `Waiting → Running → Finished`, with `Running → Waiting` for a preemption. It refuses to
+//! reach for the pool, the clock or the model: they are handed in by the step.
+//!
+//! The invariant that batching, chunking and preemption rest on: the token at position `p` is a
+//! function of the tokens before it, the parameters and the seed. Nothing else is consulted, so
+//! recomputing a sequence from its tokens is always right.
+
+use std::time::Duration;
+
+use crate::block::{BlockPool, BlockTable};
+use crate::events::{EngineError, Event, FinishReason, Sink, Timings};
+use crate::sampler::{SamplingParams, TokenCounts};
+use crate::tokenizer::TextStream;
+
+/// Names a sequence for its whole life; never used twice by one engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+/// Where a sequence is in its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    Waiting,
+    Running,
+    Finished(Outcome),
+}
+
+/// How a sequence ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Done(FinishReason),
+    Failed(EngineError),
+}
+
+/// What the sequence is for.
+#[derive(Debug)]
+pub enum Purpose {
+    /// Append tokens until an end, a stop string or `end` tokens in all.
+    Generate { end: usize },
+    /// Report the log-probabilities of the tokens that are there, from index `next` on.
+    Score { next: usize, top: usize },
+}
+
+/// When things happened, by the clock that the engine's owner passes in.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Milestones {
+    pub arrived: Duration,
+    pub started: Option<Duration>,
+    pub first_token: Option<Duration>,
+}
+
+impl Milestones {
+    /// What they amount to if everything ends at `now`.
+    pub fn timings(&self, now: Duration) -> Timings {
+        let since_arrival = |time: Duration| time.saturating_sub(self.arrived);
+        Timings {
+            queued: since_arrival(self.started.unwrap_or(now)),
+            first_token: self.first_token.map(since_arrival),
+            total: since_arrival(now),
+        }
+    }
+}
+
+pub struct Sequence {
+    pub id: SequenceId,
+    pub state: State,
+    pub tokens: Vec<u32>,
+    pub num_prompt_tokens: usize,
+    /// Tokens whose keys and values are in the blocks.
+    pub num_computed_tokens: usize,
+    pub table: BlockTable,
+    pub purpose: Purpose,
+    pub params: SamplingParams,
+    pub seed: u64,
+    pub counts: TokenCounts,
+    pub text: TextStream,
+    pub milestones: Milestones,
+    /// Events made by the step, sent after it.
+    pub outgoing: Vec<Event>,
+    /// `None` once its reader is gone.
+    pub sink: Option<Box<dyn Sink>>,
+}
+
+impl Sequence {
+    /// Tokens that must be computed before the next one can be chosen (or the score is complete).
+    pub fn num_pending_tokens(&self) -> usize {
+        let wanted = match self.purpose {
+            Purpose::Generate { .. } => self.tokens.len(),
+            // Nothing follows the last token, so its own logits are not needed.
+            Purpose::Score { .. } => self.tokens.len() - 1,
+        };
+        wanted - self.num_computed_tokens
+    }
+
+    /// One pending token after at least one computed: the cheap row that must not wait.
+    pub fn is_decoding(&self) -> bool {
+        matches!(self.purpose, Purpose::Generate { .. })
+            && self.num_computed_tokens >= self.num_prompt_tokens
+            && self.num_pending_tokens() == 1
+    }
+
+    /// Which of the next `rows` rows need logits: a range relative to the first of them.
+    pub fn logit_rows(&self, rows: usize) -> std::ops::Range<usize> {
+        match self.purpose {
+            Purpose::Generate { .. } if rows == self.num_pending_tokens() => rows - 1..rows,
+            Purpose::Generate { .. } => rows..rows,
+            // Token `next` is predicted by the row of the token before it.
+            Purpose::Score { next, .. } => {
+                (next - 1)
+                    .saturating_sub(self.num_computed_tokens)
+                    .min(rows)..rows
+            }
+        }
+    }
+
+    pub fn is_finished(&self) -> bool {
+        matches!(self.state, State::Finished(_))
+    }
+
+    /// Ends the sequence and gives its blocks back; only its owner's last events remain to be sent.
+    pub fn finish(&mut self, pool: &mut BlockPool, outcome: Outcome) {
+        assert!(!self.is_finished(), "sequence {} finished twice", self.id.0);
+        self.table.truncate(pool, 0);
+        self.state = State::Finished(outcome);
+    }
+
+    /// Gives the blocks back and starts over later from the tokens, which include those generated.
+    pub fn preempt(&mut self, pool: &mut BlockPool) {
+        assert_eq!(
+            self.state,
+            State::Running,
+            "only running sequences are preempted"
+        );
+        self.table.truncate(pool, 0);
+        self.num_computed_tokens = 0;
+        self.state = State::Waiting;
+    }
+
+    pub fn num_generated_tokens(&self) -> usize {
+        match self.purpose {
+            Purpose::Generate { .. } => self.tokens.len() - self.num_prompt_tokens,
+            Purpose::Score { .. } => 0,
+        }
+    }
+}

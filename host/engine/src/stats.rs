@@ -1,0 +1,128 @@
+//! What the engine counts about itself, under vLLM's names.
+//!
+//! Written by the engine's thread between steps, read by anybody at any time without a lock. The
+//! rates come from the times that the engine's owner passes in; this module reads no clock.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+/// A reading. Counters only grow; rates are `None` until measured.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct EngineStats {
+    pub num_requests_running: usize,
+    pub num_requests_waiting: usize,
+    /// Used blocks over all blocks, 0 to 1.
+    pub kv_cache_usage: f64,
+    pub prompt_tokens_total: u64,
+    pub generation_tokens_total: u64,
+    pub num_preemptions_total: u64,
+    pub requests_finished_total: u64,
+    pub requests_failed_total: u64,
+    pub steps_total: u64,
+    /// Prompt tokens per second in steps that only read prompts, moving average.
+    pub prefill_tokens_per_second: Option<f64>,
+    /// Tokens per second of all sequences together in steps that only decode, moving average.
+    pub decode_tokens_per_second: Option<f64>,
+}
+
+/// What one step did, for the rates.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StepWork {
+    pub prefill_rows: usize,
+    pub decode_rows: usize,
+}
+
+#[derive(Default)]
+pub struct StatsCell {
+    pub running: AtomicUsize,
+    /// Submitted and not yet computed for the first time; bounds the queue.
+    pub waiting: AtomicUsize,
+    pub used_blocks: AtomicUsize,
+    pub total_blocks: AtomicUsize,
+    pub prompt_tokens: AtomicU64,
+    pub generation_tokens: AtomicU64,
+    pub preemptions: AtomicU64,
+    pub finished: AtomicU64,
+    pub failed: AtomicU64,
+    pub steps: AtomicU64,
+    /// Bits of an `f64`; 0 is "not measured".
+    prefill_rate: AtomicU64,
+    decode_rate: AtomicU64,
+}
+
+impl StatsCell {
+    pub fn read(&self) -> EngineStats {
+        let rate = |cell: &AtomicU64| Some(f64::from_bits(cell.load(Relaxed))).filter(|r| *r > 0.0);
+        EngineStats {
+            num_requests_running: self.running.load(Relaxed),
+            num_requests_waiting: self.waiting.load(Relaxed),
+            kv_cache_usage: self.used_blocks.load(Relaxed) as f64
+                / self.total_blocks.load(Relaxed).max(1) as f64,
+            prompt_tokens_total: self.prompt_tokens.load(Relaxed),
+            generation_tokens_total: self.generation_tokens.load(Relaxed),
+            num_preemptions_total: self.preemptions.load(Relaxed),
+            requests_finished_total: self.finished.load(Relaxed),
+            requests_failed_total: self.failed.load(Relaxed),
+            steps_total: self.steps.load(Relaxed),
+            prefill_tokens_per_second: rate(&self.prefill_rate),
+            decode_tokens_per_second: rate(&self.decode_rate),
+        }
+    }
+
+    /// Takes a step that lasted `took` into the rates. A mixed step tells about neither.
+    pub fn observe(&self, work: StepWork, took: Duration) {
+        let (cell, rows) = match (work.prefill_rows, work.decode_rows) {
+            (rows @ 1.., 0) => (&self.prefill_rate, rows),
+            (0, rows @ 1..) => (&self.decode_rate, rows),
+            _ => return,
+        };
+        if took.is_zero() {
+            return;
+        }
+        let measured = rows as f64 / took.as_secs_f64();
+        let before = f64::from_bits(cell.load(Relaxed));
+        // A tenth of news: follows a change within some ten steps and shrugs at a single stall.
+        let after = if before > 0.0 {
+            0.9 * before + 0.1 * measured
+        } else {
+            measured
+        };
+        cell.store(after.to_bits(), Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_come_from_pure_steps_and_follow_slowly() {
+        let cell = StatsCell::default();
+        let second = Duration::from_secs(1);
+        cell.observe(
+            StepWork {
+                prefill_rows: 10,
+                decode_rows: 10,
+            },
+            second,
+        );
+        assert_eq!(cell.read().decode_tokens_per_second, None);
+        cell.observe(
+            StepWork {
+                prefill_rows: 0,
+                decode_rows: 100,
+            },
+            second,
+        );
+        assert_eq!(cell.read().decode_tokens_per_second, Some(100.0));
+        cell.observe(
+            StepWork {
+                prefill_rows: 0,
+                decode_rows: 200,
+            },
+            second,
+        );
+        assert_eq!(cell.read().decode_tokens_per_second, Some(110.0));
+        assert_eq!(cell.read().prefill_tokens_per_second, None);
+    }
+}

@@ -1,0 +1,363 @@
+//! One step of the engine: schedule, forward, sample, commit. And the delivery after it.
+//!
+//! It exists as a plain state machine without threads, clocks or IO, so that tests drive it with
+//! scripted runners and seeds. The step calls no outside code; events are kept until
+//! [`Core::deliver`], where a reader that is gone or broken can harm nobody but itself.
+//!
+//! It refuses to let one sequence take others down. When a step panics or fails while one
+//! sequence is being committed, that one ends; when it happens in the common forward pass, the
+//! sequences of the batch run alone until the culprit has shown itself.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use crate::batch::Batch;
+use crate::block::BlockPool;
+use crate::events::{EngineError, Event, FinishReason, TokenLogprob, TopLogprob, Usage};
+use crate::runner::Runner;
+use crate::sampler::{NotADistribution, RowReport, RowStatistics, Sampler};
+use crate::scheduler::{Chunk, Limits, Scheduler};
+use crate::sequence::{Outcome, Purpose, Sequence, SequenceId, State};
+use crate::stats::{StatsCell, StepWork};
+use crate::tokenizer::Tokenizer;
+
+pub struct Core {
+    scheduler: Scheduler,
+    pool: BlockPool,
+    runner: Box<dyn Runner>,
+    tokenizer: Arc<Tokenizer>,
+    sampler: Sampler,
+    batch: Batch,
+    /// Sequences that have ended and whose last events are not sent yet.
+    finished: Vec<Sequence>,
+    /// Whose tokens the step is committing: the culprit if it panics there.
+    committing: Option<SequenceId>,
+    /// What the last step did and when it began.
+    work: StepWork,
+    began: Duration,
+    stats: Arc<StatsCell>,
+}
+
+/// A step that did not come to its end.
+struct StepFault {
+    culprit: Option<SequenceId>,
+    error: EngineError,
+}
+
+impl Core {
+    pub fn new(
+        limits: Limits,
+        runner: Box<dyn Runner>,
+        tokenizer: Arc<Tokenizer>,
+        stats: Arc<StatsCell>,
+    ) -> Self {
+        stats.total_blocks.store(limits.total_blocks, Relaxed);
+        Self {
+            scheduler: Scheduler::new(limits),
+            pool: BlockPool::new(limits.total_blocks),
+            runner,
+            tokenizer,
+            sampler: Sampler::default(),
+            batch: Batch::default(),
+            finished: Vec::new(),
+            committing: None,
+            work: StepWork::default(),
+            began: Duration::ZERO,
+            stats,
+        }
+    }
+
+    pub fn add(&mut self, sequence: Sequence) {
+        self.scheduler.add(sequence);
+    }
+
+    /// Nothing to compute and nothing to tell.
+    pub fn is_idle(&self) -> bool {
+        self.scheduler.is_idle() && self.finished.is_empty()
+    }
+
+    /// Ends a sequence in whatever state it is; unknown and ended ones are no matter.
+    pub fn cancel(&mut self, id: SequenceId) {
+        self.end(id, Outcome::Done(FinishReason::Cancelled));
+    }
+
+    pub fn cancel_all(&mut self) {
+        let ids: Vec<SequenceId> = self.scheduler.sequences_mut().map(|s| s.id).collect();
+        ids.into_iter().for_each(|id| self.cancel(id));
+    }
+
+    /// Computes the next batch, if there is anything to compute. `now` is the time at its start.
+    pub fn step(&mut self, now: Duration) {
+        let chunks = self.scheduler.schedule(&mut self.pool);
+        self.begin(&chunks, now);
+        if chunks.is_empty() {
+            return;
+        }
+        // Sequences are only changed by `commit`, one at a time, so a panic leaves whole states
+        // behind: some committed, the rest as they were.
+        let attempt = catch_unwind(AssertUnwindSafe(|| self.compute(&chunks)));
+        if let Err(fault) = attempt.unwrap_or_else(|panic| Err(self.panicked(&*panic))) {
+            self.contain(fault, &chunks);
+        }
+        self.finished.extend(self.scheduler.take_finished());
+        self.check_books();
+    }
+
+    fn compute(&mut self, chunks: &[Chunk]) -> Result<(), StepFault> {
+        self.batch.fill(chunks, self.scheduler.running());
+        let failed = |e: crate::runner::RunnerError| StepFault {
+            culprit: None,
+            error: EngineError::Model(e.0),
+        };
+        self.runner.forward(&self.batch).map_err(failed)?;
+        for (i, chunk) in chunks.iter().enumerate() {
+            self.committing = Some(chunk.id);
+            if let Err(NotADistribution) = self.commit(i, chunk) {
+                let outcome = Outcome::Failed(EngineError::Model(NotADistribution.to_string()));
+                self.scheduler.running_mut()[chunk.index].finish(&mut self.pool, outcome);
+            }
+            self.committing = None;
+        }
+        Ok(())
+    }
+
+    /// Makes the computed rows count, and appends or reports what their logits say.
+    fn commit(&mut self, span: usize, chunk: &Chunk) -> Result<(), NotADistribution> {
+        let sequence = &mut self.scheduler.running_mut()[chunk.index];
+        let rows = self.batch.spans[span].logits.clone();
+        match sequence.purpose {
+            Purpose::Generate { end } => {
+                sequence.num_computed_tokens += chunk.rows;
+                for row in rows {
+                    let position = sequence.tokens.len();
+                    let logits = self.runner.logits(row);
+                    let picked = self.sampler.pick(
+                        logits,
+                        &sequence.params,
+                        &sequence.counts,
+                        sequence.seed,
+                        position,
+                    )?;
+                    self.stats.generation_tokens.fetch_add(1, Relaxed);
+                    append(sequence, &self.tokenizer, picked.token, &picked.report);
+                    if let Some(reason) = ending(sequence, &self.tokenizer, end) {
+                        sequence.finish(&mut self.pool, Outcome::Done(reason));
+                    }
+                }
+            }
+            Purpose::Score { ref mut next, top } => {
+                for row in rows {
+                    let logits = self.runner.logits(row);
+                    let token = sequence.tokens[*next];
+                    let report = RowStatistics::of(logits)?.report(logits, token, top);
+                    let text =
+                        String::from_utf8_lossy(self.tokenizer.display_bytes(token)).into_owned();
+                    sequence.outgoing.push(Event::Token {
+                        text,
+                        logprob: described(&self.tokenizer, token, &report),
+                    });
+                    *next += 1;
+                }
+                sequence.num_computed_tokens += chunk.rows;
+                if sequence.num_pending_tokens() == 0 {
+                    sequence.finish(&mut self.pool, Outcome::Done(FinishReason::Scored));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what the step made known. `now` is the time at its end; sinks run here and nowhere else.
+    pub fn deliver(&mut self, now: Duration) {
+        self.stats
+            .observe(self.work, now.saturating_sub(self.began));
+        let mut gone = Vec::new();
+        for sequence in self.scheduler.running_mut() {
+            if sequence.milestones.first_token.is_none() && !sequence.outgoing.is_empty() {
+                sequence.milestones.first_token = Some(now);
+            }
+            if !send_outgoing(sequence) {
+                gone.push(sequence.id);
+            }
+        }
+        gone.into_iter().for_each(|id| self.cancel(id));
+        for mut sequence in std::mem::take(&mut self.finished) {
+            self.settle(&mut sequence, now);
+        }
+        self.publish();
+    }
+
+    /// The last events of a sequence that has ended.
+    fn settle(&mut self, sequence: &mut Sequence, now: Duration) {
+        if !sequence.outgoing.is_empty() {
+            sequence.milestones.first_token.get_or_insert(now);
+        }
+        let times = sequence.milestones;
+        if times.started.is_none() {
+            self.stats.waiting.fetch_sub(1, Relaxed);
+        }
+        let State::Finished(outcome) = &sequence.state else {
+            unreachable!("only finished sequences are settled");
+        };
+        let last = match outcome {
+            Outcome::Failed(error) => Event::Failed(error.clone()),
+            Outcome::Done(reason) => Event::Finished {
+                reason: *reason,
+                usage: Usage {
+                    prompt_tokens: sequence.num_prompt_tokens,
+                    completion_tokens: sequence.num_generated_tokens(),
+                },
+                timings: times.timings(now),
+            },
+        };
+        let counter = if matches!(last, Event::Failed(_)) {
+            &self.stats.failed
+        } else {
+            &self.stats.finished
+        };
+        counter.fetch_add(1, Relaxed);
+        sequence.outgoing.push(last);
+        send_outgoing(sequence);
+    }
+
+    fn begin(&mut self, chunks: &[Chunk], now: Duration) {
+        self.began = now;
+        self.work = StepWork::default();
+        for chunk in chunks {
+            let sequence = &mut self.scheduler.running_mut()[chunk.index];
+            let work = if sequence.is_decoding() {
+                &mut self.work.decode_rows
+            } else {
+                &mut self.work.prefill_rows
+            };
+            *work += chunk.rows;
+            if sequence.milestones.started.is_none() {
+                sequence.milestones.started = Some(now);
+                self.stats
+                    .prompt_tokens
+                    .fetch_add(sequence.num_prompt_tokens as u64, Relaxed);
+                self.stats.waiting.fetch_sub(1, Relaxed);
+            }
+        }
+        self.stats
+            .steps
+            .fetch_add(u64::from(!chunks.is_empty()), Relaxed);
+    }
+
+    fn panicked(&mut self, panic: &(dyn std::any::Any + Send)) -> StepFault {
+        let message = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or(panic.downcast_ref::<&str>().copied())
+            .unwrap_or("a panic without a message");
+        tracing::error!(message, "a step of the engine panicked");
+        StepFault {
+            culprit: self.committing.take(),
+            error: EngineError::Internal(message.to_owned()),
+        }
+    }
+
+    /// Ends the culprit, or looks for it by letting each suspect run alone.
+    fn contain(&mut self, fault: StepFault, chunks: &[Chunk]) {
+        match (fault.culprit, chunks) {
+            (Some(id), _) => self.end(id, Outcome::Failed(fault.error)),
+            (None, [only]) => self.end(only.id, Outcome::Failed(fault.error)),
+            (None, several) => self.scheduler.isolate(several.iter().map(|c| c.id)),
+        }
+    }
+
+    fn end(&mut self, id: SequenceId, outcome: Outcome) {
+        if let Some(mut sequence) = self.scheduler.remove(id) {
+            if !sequence.is_finished() {
+                sequence.finish(&mut self.pool, outcome);
+            }
+            self.finished.push(sequence);
+        }
+    }
+
+    fn publish(&self) {
+        self.stats
+            .running
+            .store(self.scheduler.running().len(), Relaxed);
+        self.stats.used_blocks.store(self.pool.used(), Relaxed);
+        self.stats
+            .preemptions
+            .store(self.scheduler.num_preemptions(), Relaxed);
+    }
+
+    /// Conservation of blocks, after every step of a debug build or a test.
+    fn check_books(&mut self) {
+        if cfg!(any(test, debug_assertions)) {
+            self.pool
+                .assert_conserved(self.scheduler.running().iter().map(|s| &s.table));
+        }
+    }
+}
+
+/// Adds a generated token to the sequence and tells what became certain of the text.
+fn append(sequence: &mut Sequence, tokenizer: &Tokenizer, token: u32, report: &RowReport) {
+    sequence.tokens.push(token);
+    sequence.counts.count(token);
+    let logprob = described(tokenizer, token, report);
+    sequence.outgoing.push(Event::Token {
+        text: String::new(),
+        logprob,
+    });
+}
+
+/// Feeds the newest token's bytes to the text stream, puts the text into its event, and says
+/// whether the sequence ends with it.
+fn ending(sequence: &mut Sequence, tokenizer: &Tokenizer, end: usize) -> Option<FinishReason> {
+    let token = *sequence.tokens.last()?;
+    let (mut text, mut reason) = if tokenizer.ends().contains(&token) {
+        (String::new(), Some(FinishReason::Stop))
+    } else {
+        let piece = sequence.text.push(tokenizer.bytes(token));
+        (piece.text, piece.stopped.then_some(FinishReason::Stop))
+    };
+    if reason.is_none() && sequence.tokens.len() >= end {
+        reason = Some(FinishReason::Length);
+    }
+    if reason.is_some() {
+        // After a stop string nothing is left; otherwise what was held back is certain now.
+        text.push_str(&sequence.text.finish());
+    }
+    if let Some(Event::Token { text: of_event, .. }) = sequence.outgoing.last_mut() {
+        *of_event = text;
+    }
+    reason
+}
+
+fn described(tokenizer: &Tokenizer, token: u32, report: &RowReport) -> TokenLogprob {
+    let bytes = |id: u32| tokenizer.display_bytes(id).to_vec();
+    let alternative = |&(id, logprob): &(u32, f32)| TopLogprob {
+        token_id: id,
+        bytes: bytes(id),
+        logprob,
+    };
+    TokenLogprob {
+        token_id: token,
+        bytes: bytes(token),
+        logprob: report.logprob,
+        entropy: report.entropy,
+        top: report.top.iter().map(alternative).collect(),
+    }
+}
+
+/// `false` when the reader is gone, now or before. A sink that panics counts as gone.
+fn send_outgoing(sequence: &mut Sequence) -> bool {
+    let Some(sink) = &mut sequence.sink else {
+        return false;
+    };
+    let events = std::mem::take(&mut sequence.outgoing);
+    let sent = catch_unwind(AssertUnwindSafe(|| {
+        events.into_iter().try_for_each(|event| sink.event(event))
+    }));
+    let alive = matches!(sent, Ok(Ok(())));
+    if !alive {
+        sequence.sink = None;
+    }
+    alive
+}

@@ -1,0 +1,564 @@
+//! Text to token numbers and back, from what the GGUF file itself says.
+//!
+//! It exists apart from `tokenizers` because three things matter to a host and not to a
+//! library: control tokens written by a *user* must be recognisable as text, a stream must never
+//! emit half a character, and a stop string may be spread over several tokens. So the library
+//! does the byte-pair merges; splitting at control tokens, bytes and stops are done here.
+//!
+//! It refuses: tokenizer kinds other than byte-level BPE (`gpt2`), pre-tokenizers it does not
+//! know (a wrong split gives fluent nonsense, so guessing is worse than refusing), and special
+//! numbers outside the vocabulary.
+
+use std::collections::HashMap;
+
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::digits::Digits;
+use tokenizers::pre_tokenizers::sequence::Sequence as PreSequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::tokenizer::SplitDelimiterBehavior;
+use tokenizers::{PreTokenizerWrapper, Tokenizer as Bpe};
+
+use crate::gguf::{Gguf, GgufError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    #[error(transparent)]
+    File(#[from] GgufError),
+    #[error(
+        "{file}: tokenizer kind {kind:?} is not supported; this engine reads byte-level BPE (\"gpt2\")"
+    )]
+    Kind { file: String, kind: String },
+    #[error(
+        "{file}: pre-tokenizer {pre:?} is not supported; known are smollm, llama-bpe, qwen2 and gpt-2"
+    )]
+    Pre { file: String, pre: String },
+    #[error("{file}: {problem}")]
+    Vocabulary { file: String, problem: String },
+}
+
+/// ggml's token types that matter here.
+const CONTROL: i64 = 3;
+const USER_DEFINED: i64 = 4;
+
+/// Names under which models end a turn or a text. A file's `eos` and `eot` keys name at most two
+/// of the tokens its template can produce; a control token with one of these texts ends as well.
+const END_TEXTS: [&str; 7] = [
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<end_of_turn>",
+    "</s>",
+];
+
+pub struct Tokenizer {
+    bpe: Bpe,
+    /// The bytes of every token; control tokens have none, they are never shown.
+    bytes: Vec<Box<[u8]>>,
+    /// Tokens recognised in text as a whole, longest first.
+    whole: Vec<WholeToken>,
+    /// Which bytes any of them starts with.
+    whole_starts: [bool; 256],
+    control_texts: HashMap<u32, String>,
+    begin: Option<u32>,
+    add_begin: bool,
+    ends: Vec<u32>,
+}
+
+struct WholeToken {
+    text: String,
+    id: u32,
+    control: bool,
+}
+
+impl Tokenizer {
+    pub fn from_gguf(gguf: &Gguf) -> Result<Self, TokenizerError> {
+        let file = gguf.path().display().to_string();
+        let kind = gguf.required_text("tokenizer.ggml.model")?;
+        if kind != "gpt2" {
+            return Err(TokenizerError::Kind {
+                file,
+                kind: kind.to_owned(),
+            });
+        }
+        let tokens = gguf.texts("tokenizer.ggml.tokens")?;
+        let types = gguf
+            .ints("tokenizer.ggml.token_type")?
+            .unwrap_or_else(|| vec![1; tokens.len()]);
+        if tokens.is_empty() || types.len() != tokens.len() {
+            let problem = format!("{} tokens, but {} token types", tokens.len(), types.len());
+            return Err(TokenizerError::Vocabulary { file, problem });
+        }
+        let special = |key: &str| special_id(gguf, key, tokens.len());
+        let begin = special("tokenizer.ggml.bos_token_id")?;
+        let mut ends: Vec<u32> = Vec::new();
+        for key in [
+            "tokenizer.ggml.eos_token_id",
+            "tokenizer.ggml.eot_token_id",
+            "tokenizer.ggml.eom_token_id",
+        ] {
+            ends.extend(special(key)?);
+        }
+        let listed = |(id, text): (usize, &&str)| {
+            (types[id] == CONTROL && END_TEXTS.contains(text)).then_some(id as u32)
+        };
+        ends.extend(tokens.iter().enumerate().filter_map(listed));
+        ends.sort_unstable();
+        ends.dedup();
+        let whole = whole_tokens(&tokens, &types);
+        let mut whole_starts = [false; 256];
+        whole
+            .iter()
+            .for_each(|token| whole_starts[usize::from(token.text.as_bytes()[0])] = true);
+        Ok(Self {
+            bpe: byte_pair_encoder(gguf, &file, &tokens)?,
+            bytes: tokens
+                .iter()
+                .zip(&types)
+                .map(|(text, kind)| token_bytes(text, *kind))
+                .collect(),
+            whole,
+            whole_starts,
+            control_texts: controls(&tokens, &types),
+            begin,
+            add_begin: gguf.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(false),
+            ends,
+        })
+    }
+
+    pub fn vocabulary(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Tokens after which a sequence is finished.
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
+    /// The text of the begin token, which many templates print themselves.
+    pub fn begin_text(&self) -> Option<&str> {
+        self.begin
+            .and_then(|id| self.control_texts.get(&id))
+            .map(String::as_str)
+    }
+
+    /// The text of the first end token named by the file, for templates.
+    pub fn end_text(&self) -> Option<&str> {
+        self.ends
+            .iter()
+            .find_map(|id| self.control_texts.get(id))
+            .map(String::as_str)
+    }
+
+    /// Bytes that a token stands for; empty for control tokens and numbers outside the vocabulary.
+    pub fn bytes(&self, token: u32) -> &[u8] {
+        self.bytes.get(token as usize).map_or(&[], |bytes| bytes)
+    }
+
+    /// Bytes for a report: control tokens by their name.
+    pub fn display_bytes(&self, token: u32) -> &[u8] {
+        self.control_texts
+            .get(&token)
+            .map_or_else(|| self.bytes(token), |text| text.as_bytes())
+    }
+
+    /// With `special`, control tokens written in the text become their numbers, and the model's
+    /// begin token is put in front when its file asks for one and the text has none. Without it
+    /// every character is only text, whatever it spells.
+    pub fn encode(&self, text: &str, special: bool) -> Vec<u32> {
+        let mut ids = Vec::with_capacity(text.len() / 3 + 1);
+        let mut rest = text;
+        while !rest.is_empty() {
+            let (at, found) = self.next_whole(rest, special);
+            self.encode_plain(&rest[..at], &mut ids);
+            rest = &rest[at..];
+            if let Some(token) = found {
+                ids.push(token.id);
+                rest = &rest[token.text.len()..];
+            }
+        }
+        if let (true, true, Some(begin)) = (special, self.add_begin, self.begin)
+            && ids.first() != Some(&begin)
+        {
+            ids.insert(0, begin);
+        }
+        ids
+    }
+
+    /// Where the next whole token starts (or the text ends), and which it is. One pass: a text full
+    /// of control tokens must not cost more than its length.
+    fn next_whole(&self, text: &str, special: bool) -> (usize, Option<&WholeToken>) {
+        for (at, first) in text
+            .bytes()
+            .enumerate()
+            .filter(|(_, byte)| self.whole_starts[usize::from(*byte)])
+        {
+            let rest = &text.as_bytes()[at..];
+            let begins = |token: &&WholeToken| {
+                token.text.as_bytes()[0] == first && rest.starts_with(token.text.as_bytes())
+            };
+            // `whole` is sorted longest first.
+            if let Some(token) = self
+                .whole
+                .iter()
+                .filter(|t| special || !t.control)
+                .find(begins)
+            {
+                return (at, Some(token));
+            }
+        }
+        (text.len(), None)
+    }
+
+    fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) {
+        if text.is_empty() {
+            return;
+        }
+        match self.bpe.encode_fast(text, false) {
+            Ok(encoding) => ids.extend_from_slice(encoding.get_ids()),
+            // Byte-level BPE can spell any text; the library's error path has no cause left here,
+            // but if it finds one, spelling the bytes out is right, only longer.
+            Err(error) => {
+                tracing::warn!(%error, "byte-pair merges failed, spelling the text byte by byte");
+                ids.extend(
+                    text.bytes().filter_map(|b| {
+                        self.bpe.token_to_id(byte_char(b).encode_utf8(&mut [0; 4]))
+                    }),
+                );
+            }
+        }
+    }
+
+    /// The text of a finished list of tokens; incomplete characters become U+FFFD.
+    pub fn decode(&self, tokens: &[u32]) -> String {
+        let bytes: Vec<u8> = tokens
+            .iter()
+            .flat_map(|t| self.bytes(*t))
+            .copied()
+            .collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+fn special_id(gguf: &Gguf, key: &str, vocabulary: usize) -> Result<Option<u32>, TokenizerError> {
+    match gguf.uint(key)? {
+        None => Ok(None),
+        Some(id) if (id as usize) < vocabulary => Ok(Some(id as u32)),
+        Some(id) => Err(TokenizerError::Vocabulary {
+            file: gguf.path().display().to_string(),
+            problem: format!("{key} is {id}, but the vocabulary has {vocabulary} tokens"),
+        }),
+    }
+}
+
+fn byte_pair_encoder(gguf: &Gguf, file: &str, tokens: &[&str]) -> Result<Bpe, TokenizerError> {
+    let refuse = |problem: String| TokenizerError::Vocabulary {
+        file: file.to_owned(),
+        problem,
+    };
+    let vocabulary: Vocab = tokens.iter().map(|t| (*t).to_owned()).zip(0..).collect();
+    if vocabulary.len() != tokens.len() {
+        return Err(refuse("a token text occurs twice".into()));
+    }
+    let split = |merge: &str| {
+        merge
+            .split_once(' ')
+            .map(|(a, b)| (a.to_owned(), b.to_owned()))
+            .ok_or_else(|| refuse(format!("merge {merge:?} is not two parts")))
+    };
+    let merges = gguf
+        .texts("tokenizer.ggml.merges")?
+        .into_iter()
+        .map(split)
+        .collect::<Result<Vec<_>, _>>()?;
+    let model = BPE::builder()
+        .vocab_and_merges(vocabulary, merges)
+        .build()
+        .map_err(|e| refuse(format!("the merges do not fit the vocabulary: {e}")))?;
+    let mut bpe = Bpe::new(model);
+    bpe.with_pre_tokenizer(Some(pre_tokenizer(gguf, file)?));
+    Ok(bpe)
+}
+
+/// How text is cut before merging. The patterns are those of the models' own tokenizers.
+fn pre_tokenizer(gguf: &Gguf, file: &str) -> Result<PreTokenizerWrapper, TokenizerError> {
+    const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+";
+    const REST: &str = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    let refuse = |problem: String| TokenizerError::Vocabulary {
+        file: file.to_owned(),
+        problem,
+    };
+    let by_pattern = |digits: &str| {
+        let pattern = format!("{WORDS}|{digits}{REST}");
+        let split = Split::new(
+            SplitPattern::Regex(pattern),
+            SplitDelimiterBehavior::Isolated,
+            false,
+        )
+        .map_err(|e| refuse(format!("pre-tokenizer pattern: {e}")))?;
+        Ok(PreSequence::new(vec![
+            split.into(),
+            ByteLevel::new(false, false, false).into(),
+        ])
+        .into())
+    };
+    match gguf.text("tokenizer.ggml.pre")?.unwrap_or("gpt-2") {
+        "smollm" => {
+            let words = ByteLevel::new(false, true, true);
+            Ok(PreSequence::new(vec![Digits::new(true).into(), words.into()]).into())
+        }
+        "gpt-2" => Ok(ByteLevel::new(false, true, true).into()),
+        "llama-bpe" | "llama3" | "llama-v3" => by_pattern(r"\p{N}{1,3}"),
+        "qwen2" => by_pattern(r"\p{N}"),
+        other => Err(TokenizerError::Pre {
+            file: file.to_owned(),
+            pre: other.to_owned(),
+        }),
+    }
+}
+
+fn whole_tokens(tokens: &[&str], types: &[i64]) -> Vec<WholeToken> {
+    let listed = tokens.iter().zip(types).zip(0u32..);
+    let mut whole: Vec<WholeToken> = listed
+        .filter(|((text, kind), _)| {
+            (**kind == CONTROL || **kind == USER_DEFINED) && !text.is_empty()
+        })
+        .map(|((text, kind), id)| WholeToken {
+            text: (*text).to_owned(),
+            id,
+            control: *kind == CONTROL,
+        })
+        .collect();
+    whole.sort_by_key(|token| std::cmp::Reverse(token.text.len()));
+    whole
+}
+
+fn controls(tokens: &[&str], types: &[i64]) -> HashMap<u32, String> {
+    let listed = tokens.iter().zip(types).zip(0u32..);
+    listed
+        .filter(|((_, kind), _)| **kind == CONTROL)
+        .map(|((text, _), id)| (id, (*text).to_owned()))
+        .collect()
+}
+
+fn token_bytes(text: &str, kind: i64) -> Box<[u8]> {
+    match kind {
+        CONTROL => Box::default(),
+        USER_DEFINED => text.as_bytes().into(),
+        _ => {
+            let bytes: Option<Vec<u8>> = text.chars().map(char_byte).collect();
+            bytes.unwrap_or_else(|| text.as_bytes().to_vec()).into()
+        }
+    }
+}
+
+/// GPT-2's printable stand-in for a byte: itself where printable, else a letter from U+0100 on.
+fn byte_char(byte: u8) -> char {
+    match byte {
+        b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => char::from(byte),
+        0..=0x20 => char::from_u32(0x100 + u32::from(byte)).unwrap_or('\u{FFFD}'),
+        0x7F..=0xA0 => char::from_u32(0x100 + 33 + u32::from(byte - 0x7F)).unwrap_or('\u{FFFD}'),
+        0xAD => '\u{143}',
+    }
+}
+
+fn char_byte(stand_in: char) -> Option<u8> {
+    match u32::from(stand_in) {
+        code @ (0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF) => Some(code as u8),
+        code @ 0x100..=0x120 => Some((code - 0x100) as u8),
+        code @ 0x121..=0x142 => Some((code - 0x100 - 33) as u8 + 0x7F),
+        0x143 => Some(0xAD),
+        _ => None,
+    }
+}
+
+/// Turns a stream of tokens into a stream of text: whole characters only, and nothing that may
+/// still turn out to be part of a stop string.
+#[derive(Debug, Default)]
+pub struct TextStream {
+    /// Bytes of a character that is not complete yet: at most three.
+    incomplete: Vec<u8>,
+    /// Complete text that is a prefix of some stop string.
+    held: String,
+    stops: Vec<String>,
+}
+
+/// What one token added to the text.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Piece {
+    pub text: String,
+    /// A stop string is complete; the text ends before it.
+    pub stopped: bool,
+}
+
+impl TextStream {
+    pub fn new(stops: Vec<String>) -> Self {
+        Self {
+            stops,
+            ..Self::default()
+        }
+    }
+
+    pub fn push(&mut self, bytes: &[u8]) -> Piece {
+        self.incomplete.extend_from_slice(bytes);
+        self.take_characters();
+        let first_stop = self
+            .stops
+            .iter()
+            .filter_map(|stop| self.held.find(stop.as_str()))
+            .min();
+        if let Some(at) = first_stop {
+            self.held.truncate(at);
+            self.incomplete.clear();
+            return Piece {
+                text: std::mem::take(&mut self.held),
+                stopped: true,
+            };
+        }
+        let keep = self
+            .stops
+            .iter()
+            .map(|stop| overlap(&self.held, stop))
+            .max()
+            .unwrap_or(0);
+        let rest = self.held.split_off(self.held.len() - keep);
+        Piece {
+            text: std::mem::replace(&mut self.held, rest),
+            stopped: false,
+        }
+    }
+
+    /// What is still held back, when no more tokens come. Half a character becomes U+FFFD.
+    pub fn finish(&mut self) -> String {
+        let mut text = std::mem::take(&mut self.held);
+        text.push_str(&String::from_utf8_lossy(&std::mem::take(
+            &mut self.incomplete,
+        )));
+        text
+    }
+
+    /// Moves whole characters from `incomplete` to `held`; bytes that no continuation can repair
+    /// become U+FFFD at once.
+    fn take_characters(&mut self) {
+        loop {
+            match std::str::from_utf8(&self.incomplete) {
+                Ok(text) => {
+                    self.held.push_str(text);
+                    return self.incomplete.clear();
+                }
+                Err(error) => {
+                    let valid = error.valid_up_to();
+                    self.held
+                        .push_str(&String::from_utf8_lossy(&self.incomplete[..valid]));
+                    let bad = error.error_len();
+                    self.incomplete.drain(..valid + bad.unwrap_or(0));
+                    if bad.is_none() {
+                        return;
+                    }
+                    self.held.push('\u{FFFD}');
+                }
+            }
+        }
+    }
+}
+
+/// Length of the longest end of `text` that begins `stop` (and is not all of it).
+fn overlap(text: &str, stop: &str) -> usize {
+    let longest = stop.len().saturating_sub(1).min(text.len());
+    (1..=longest)
+        .rev()
+        .find(|n| {
+            text.is_char_boundary(text.len() - n)
+                && stop
+                    .as_bytes()
+                    .starts_with(&text.as_bytes()[text.len() - n..])
+        })
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream(stops: &[&str], pieces: &[&[u8]]) -> (Vec<String>, bool, String) {
+        let mut stream = TextStream::new(stops.iter().map(|s| (*s).to_owned()).collect());
+        let mut texts = Vec::new();
+        for bytes in pieces {
+            let piece = stream.push(bytes);
+            texts.push(piece.text);
+            if piece.stopped {
+                return (texts, true, stream.finish());
+            }
+        }
+        (texts, false, stream.finish())
+    }
+
+    fn owned(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|t| (*t).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_character_is_emitted_whole() {
+        let crab = "🦀".as_bytes();
+        let (texts, _, rest) = stream(&[], &[b"a", &crab[..1], &crab[1..3], &crab[3..], b"b"]);
+        assert_eq!(
+            (texts, rest.as_str()),
+            (owned(&["a", "", "", "🦀", "b"]), "")
+        );
+    }
+
+    #[test]
+    fn bytes_that_are_no_character_become_replacement_characters() {
+        let (texts, _, rest) = stream(&[], &[b"a\xFFb", &[0xF0, 0x9F], b"c", &[0xF0, 0x9F]]);
+        assert_eq!(
+            (texts, rest.as_str()),
+            (owned(&["a\u{FFFD}b", "", "\u{FFFD}c", ""]), "\u{FFFD}")
+        );
+    }
+
+    #[test]
+    fn a_stop_string_across_tokens_is_never_shown() {
+        let (texts, stopped, rest) = stream(&["END"], &[b"one E", b"N", b"D two"]);
+        assert_eq!(
+            (texts, stopped, rest.as_str()),
+            (owned(&["one ", "", ""]), true, "")
+        );
+    }
+
+    #[test]
+    fn text_that_only_resembles_a_stop_is_released() {
+        let (texts, stopped, rest) = stream(&["END"], &[b"E", b"NE", b"NX", b"EN"]);
+        assert_eq!(
+            (texts, stopped, rest.as_str()),
+            (owned(&["", "EN", "ENX", ""]), false, "EN")
+        );
+    }
+
+    #[test]
+    fn the_earliest_of_several_stops_wins() {
+        let (texts, stopped, _) = stream(&["world", "lo w"], &[b"hello world"]);
+        assert_eq!((texts, stopped), (owned(&["hel"]), true));
+    }
+
+    #[test]
+    fn a_stop_of_several_bytes_per_character_may_be_split_anywhere() {
+        let stop = "日本";
+        let bytes = "見日本".as_bytes();
+        let pieces: Vec<&[u8]> = bytes.chunks(1).collect();
+        let (texts, stopped, rest) = stream(&[stop], &pieces);
+        assert_eq!(
+            (texts.concat().as_str(), stopped, rest.as_str()),
+            ("見", true, "")
+        );
+    }
+
+    #[test]
+    fn every_byte_has_its_own_stand_in() {
+        let stand_ins: std::collections::HashSet<char> = (0..=255).map(byte_char).collect();
+        assert_eq!(stand_ins.len(), 256);
+        assert!((0..=255).all(|b| char_byte(byte_char(b)) == Some(b)));
+        assert_eq!((byte_char(b' '), byte_char(b'\n')), ('Ġ', 'Ċ'));
+    }
+}
