@@ -1,0 +1,161 @@
+"""Heat moves requests to smaller tiers; what has no sensor is absent, never 0."""
+
+import subprocess
+
+import pytest
+
+import settings
+from homeostat_process import ROOT, TARGET, wait_until
+
+# Hard enough that a cool machine asks the large tier.
+HARD = (
+    "Prove that the square root of 2 is irrational, then explain step by step, with a worked "
+    "example in Python, how the proof generalises to the n-th root of any prime p, and compare "
+    "it with the argument by infinite descent. Do not use more than 400 words."
+)
+
+
+@pytest.fixture(scope="module")
+def library():
+    """NVIDIA's library as `tests/fake-nvml` plays it."""
+    command = ["cargo", "build", "--release", "--locked", "-p", "homeostat-fake-nvml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return TARGET / "release" / "libhomeostat_fake_nvml.so"
+
+
+class Gpu:
+    """The state of the fake GPU, rewritten in one step as the library rereads it."""
+
+    def __init__(self, folder):
+        self.file = folder / "gpu.state"
+
+    def set(self, **values):
+        text = "".join(f"{key}={value}\n" for key, value in values.items())
+        fresh = self.file.with_suffix(".new")
+        fresh.write_text(text)
+        fresh.rename(self.file)
+
+
+@pytest.fixture
+def gpu(tmp_path):
+    return Gpu(tmp_path)
+
+
+@pytest.fixture
+def server(start, library, gpu, tmp_path):
+    gpu.set(temperature=50)
+    config = settings.server() + settings.no_encoder()
+    config += settings.local_tier("small", threads=1)
+    config += settings.local_tier("large", rank=1, quality=settings.LARGE_QUALITY, threads=1)
+    config += settings.telemetry(nvml=library, sysfs_root=empty(tmp_path))
+    return start(config, env={"FAKE_NVML_STATE": str(gpu.file)})
+
+
+def empty(tmp_path):
+    folder = tmp_path / "empty"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def snapshot(server) -> dict:
+    response = server.http.get("/admin/v1/telemetry")
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def devices(server) -> dict[str, dict]:
+    return {device["id"]: device for device in snapshot(server)["devices"]}
+
+
+def temperature(server) -> float | None:
+    sample = devices(server)["gpu.0"]["temperature_celsius"]
+    return sample and sample["value"]
+
+
+def tier_of(server, **fields) -> str:
+    response = server.ask(HARD, max_tokens=4, **fields)
+    assert response.status_code == 200, response.text
+    return response.headers["x-homeostat-tier"]
+
+
+def test_at_86_degrees_the_same_request_goes_to_a_smaller_tier_than_at_50(server, gpu):
+    wait_until("the GPU has 50 °C", lambda: temperature(server) == 50)
+    assert snapshot(server)["metabolism"]["state"] == "nominal"
+    assert tier_of(server) == "large"
+
+    gpu.set(temperature=86)
+    wait_until("the GPU has 86 °C", lambda: temperature(server) == 86)
+
+    def hot():
+        metabolism = snapshot(server)["metabolism"]
+        return metabolism["state"] in ("constrained", "critical") and metabolism
+
+    metabolism = wait_until("the host feels the heat", hot)
+    assert metabolism["causes"]["thermal"] is True
+    assert metabolism["risk"] > 0.8
+    response = server.ask(HARD, max_tokens=4)
+    assert response.headers["x-homeostat-tier"] == "small"
+    # The record holds what the policies saw.
+    record = server.record(response.headers["x-request-id"])
+    seen = {d["id"]: d for d in record["snapshot"]["devices"]}["gpu.0"]
+    assert seen["temperature_celsius"]["value"] == 86
+    assert seen["temperature_celsius"]["origin"] == "measured"
+
+
+def test_the_readings_of_the_gpu_are_those_of_the_driver(server, gpu):
+    gpu.set(temperature=61, power_mw=250_000, power_average_mw=250_000, gpu_util=40, name="Fake")
+    wait_until("the GPU has 61 °C", lambda: temperature(server) == 61)
+    device = devices(server)["gpu.0"]
+    assert device["kind"] == "gpu" and device["health"] == "ok" and device["model"]
+    assert device["power_watts"]["value"] == pytest.approx(250, rel=0.2)
+    assert device["power_limit_watts"]["value"] == 700
+    assert device["thermal_margin_celsius"]["value"] == pytest.approx(26, abs=1)
+    assert device["memory_total_bytes"] == 140 << 30
+
+
+def test_a_lost_gpu_is_a_lost_sensor_and_requests_go_on(server, gpu):
+    wait_until("the GPU has 50 °C", lambda: temperature(server) == 50)
+    assert server.ask("hi", max_tokens=2).status_code == 200
+    gpu.set(temperature=50, fault="gpu_lost")
+
+    def lost():
+        metabolism = snapshot(server)["metabolism"]
+        return metabolism["causes"]["sensor"] and metabolism
+
+    wait_until("the sensor counts as lost", lost)
+    wait_until("the device is lost", lambda: devices(server)["gpu.0"]["health"] == "lost")
+    for _ in range(3):
+        assert server.ask("hi", max_tokens=2).status_code == 200
+    # A temperature that cannot be read is absent, not cool.
+    wait_until("the old temperature is gone", lambda: temperature(server) is None)
+
+
+def test_a_bare_machine_says_absent_and_never_0(start, tmp_path):
+    config = settings.server() + settings.no_encoder()
+    bare = empty(tmp_path)
+    config += settings.telemetry(nvml="off", sysfs_root=bare, procfs_root=bare)
+    server = start(config)
+    assert server.ask("What is the capital of France?", max_tokens=2).status_code == 200
+    seen = snapshot(server)
+    assert [d for d in seen["devices"] if d["kind"] == "gpu"] == []
+    for device in seen["devices"]:
+        readings = {k: v for k, v in device.items() if k not in ("id", "kind", "model", "health")}
+        assert all(value is None for value in readings.values()), device
+    assert seen["supply"] is None
+    # The occupation of the KV cache is the engine's own knowledge and needs no sensor.
+    pressure = {k: v for k, v in seen["pressure"].items() if k != "kv_used_ratio"}
+    assert all(value is None for value in pressure.values()), pressure
+    assert seen["metabolism"]["state"] == "nominal"
+    assert not any(seen["metabolism"]["causes"].values())
+    assert seen["simulated"] is False
+
+
+def test_on_this_machine_what_is_measured_is_plausible(shared):
+    seen = snapshot(shared)
+    assert seen["sequence"] > 0
+    pressure = seen["pressure"]
+    assert 0 < pressure["memory_used_bytes"] < pressure["memory_limit_bytes"]
+    for device in seen["devices"]:
+        sample = device["temperature_celsius"]
+        assert sample is None or -40 < sample["value"] < 150
