@@ -12,7 +12,7 @@ import subprocess
 import time
 
 import httpx
-import openai
+from openai import AsyncOpenAI, OpenAI
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
@@ -135,15 +135,12 @@ class Homeostat:
 
     # ---- what clients and operators do -----------------------------------------------
 
-    def openai(self) -> openai.OpenAI:
-        return openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=LIMIT_S
-        )
+    def openai(self) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=LIMIT_S)
 
-    def async_openai(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(
-            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=LIMIT_S
-        )
+    def async_openai(self) -> AsyncOpenAI:
+        url = f"{self.url}/v1"
+        return AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=LIMIT_S)
 
     def ask(self, question: str, **fields) -> httpx.Response:
         """One chat request without any client library, so that headers are in sight."""

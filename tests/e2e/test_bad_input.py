@@ -121,7 +121,7 @@ def test_a_wrong_content_type_is_named(server):
 def test_unknown_paths_and_methods_are_answered_in_the_same_shape(server):
     refused(server.http.get("/v1/chat"), 404, "/v1/chat")
     wrong = server.http.get(CHAT)
-    refused(wrong, 405, "POST")
+    refused(wrong, 405, "GET", CHAT)
     assert "POST" in wrong.headers["allow"]
 
 

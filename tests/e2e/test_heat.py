@@ -149,6 +149,7 @@ def test_a_bare_machine_says_absent_and_never_0(start, tmp_path):
     assert seen["metabolism"]["state"] == "nominal"
     assert not any(seen["metabolism"]["causes"].values())
     assert seen["simulated"] is False
+    assert "hw_" not in server.metrics(), "a sensor that does not exist has no metric"
 
 
 def test_on_this_machine_what_is_measured_is_plausible(shared):

@@ -1,7 +1,7 @@
 """Starting, stopping, leaving, watching."""
 
+import collections
 import json
-import os
 import signal
 import threading
 
@@ -109,26 +109,23 @@ def test_a_client_that_leaves_ends_its_generation(start, stream):
 
 def test_metrics_are_prometheus_text_and_count(shared):
     before = text_families(shared)
-    shared.ask("What is the capital of Spain?", max_tokens=4)
+    asked = shared.ask("What is the capital of Spain?", max_tokens=4)
+    shared.record(asked.headers["x-request-id"])
     after = text_families(shared)
-    assert all(name.startswith("homeostat") for name in after), sorted(after)
-    grown = [
-        name
-        for name, value in after.items()
-        if name.endswith("_total") and value > before.get(name, 0)
-    ]
-    assert any("request" in name for name in grown), grown
-    assert any("token" in name for name in grown), grown
+    assert all(name.startswith(("homeostat_", "hw_")) for name in after), sorted(after)
+    grown = {name for name, value in after.items() if value > before[name]}
+    for name in ("requests", "prompt_tokens", "generation_tokens", "hook_calls"):
+        assert f"homeostat_{name}_total" in grown, grown
 
 
-def text_families(server) -> dict[str, float]:
+def text_families(server) -> collections.Counter:
     response = server.http.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
-    return {
-        sample.name: sample.value
-        for family in text_string_to_metric_families(response.text)
-        for sample in family.samples
-    }
+    found = collections.Counter()
+    for family in text_string_to_metric_families(response.text):
+        for sample in family.samples:
+            found[sample.name] += sample.value
+    return found
 
 
 def test_health_and_readiness_answer(shared):
@@ -190,4 +187,3 @@ def test_logs_are_json_when_asked(start):
     server.ask("What is 1 + 1?")
     lines = [line for line in server.log().splitlines() if line.strip()]
     assert lines and all(isinstance(json.loads(line), dict) for line in lines)
-    assert os.fspath(server.config_path)
