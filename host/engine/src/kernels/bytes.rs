@@ -1,5 +1,7 @@
-//! Zeroed memory that starts on a cache line. `Vec` with an over-aligned element would do, but it touches
-//! every page when it zeroes; a KV store must stay unmapped until it is used.
+//! Zeroed memory on cache lines and, when it is large, on huge pages. `Vec` with an over-aligned element
+//! would do the first, but it touches every page when it zeroes; a KV store must stay unmapped until used.
+//! Huge pages matter because a pass over the weights of a small model otherwise misses the TLB at every
+//! page: 10 to 30 % of the bandwidth that a core can get out of its last-level cache.
 
 /// A fixed, zeroed run of bytes whose first byte is 64-aligned.
 pub(super) struct AlignedBytes {
@@ -8,19 +10,24 @@ pub(super) struct AlignedBytes {
     len: usize,
 }
 
-const ALIGN: usize = 64;
+const CACHE_LINE: usize = 64;
+const HUGE_PAGE: usize = 2 << 20;
 
 impl AlignedBytes {
     pub(super) fn zeroed(len: usize) -> Self {
+        let align = if len >= HUGE_PAGE {
+            HUGE_PAGE
+        } else {
+            CACHE_LINE
+        };
         // `vec![0; n]` asks the allocator for zeroed pages instead of writing zeros.
-        let raw = vec![0u8; len + ALIGN];
-        let offset = raw.as_ptr().align_offset(ALIGN);
-        assert!(offset < ALIGN, "a byte pointer can always be aligned");
+        let mut raw = vec![0u8; len + align];
+        let offset = raw.as_ptr().align_offset(align);
+        assert!(offset < align, "a byte pointer can always be aligned");
+        if align == HUGE_PAGE {
+            ask_for_huge_pages(&mut raw[offset..offset + len]);
+        }
         AlignedBytes { raw, offset, len }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.len
     }
 
     pub(super) fn as_ptr(&self) -> *const u8 {
@@ -30,6 +37,21 @@ impl AlignedBytes {
     pub(super) fn as_mut_ptr(&mut self) -> *mut u8 {
         self[..].as_mut_ptr()
     }
+}
+
+/// A hint: where the kernel has no huge pages to give, or is not Linux, nothing changes but speed.
+fn ask_for_huge_pages(bytes: &mut [u8]) {
+    #[cfg(target_os = "linux")]
+    {
+        unsafe extern "C" {
+            fn madvise(address: *mut std::ffi::c_void, length: usize, advice: i32) -> i32;
+        }
+        const MADV_HUGEPAGE: i32 = 14;
+        // SAFETY: the range is ours, starts on a page, and this advice changes no contents.
+        let _ = unsafe { madvise(bytes.as_mut_ptr().cast(), bytes.len(), MADV_HUGEPAGE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = bytes;
 }
 
 impl std::ops::Deref for AlignedBytes {

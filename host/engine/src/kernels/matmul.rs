@@ -149,6 +149,7 @@ impl Region<'_> {
                     // `multiply` has checked.
                     out: unsafe { entry.out.add(first_row * entry.w.rows() + tile * TILE_ROWS) },
                     stride: entry.w.rows(),
+                    fetch_ahead: group == 0,
                     width,
                     accumulate: self.accumulate,
                 };
@@ -178,6 +179,8 @@ pub(super) struct TileWork<'a> {
     pub(super) stride: usize,
     pub(super) width: usize,
     pub(super) accumulate: bool,
+    /// The tile comes from memory, not from the cache of the group before.
+    pub(super) fetch_ahead: bool,
 }
 
 impl TileWork<'_> {
@@ -187,6 +190,15 @@ impl TileWork<'_> {
         // SAFETY: `out` has `width` floats in each row, and this part alone writes them.
         let out =
             unsafe { std::slice::from_raw_parts_mut(self.out.add(row * self.stride), self.width) };
+        // A whole tile has a length the compiler knows, and no loop.
+        match out.first_chunk_mut::<TILE_ROWS>() {
+            Some(out) => self.put(out, sums),
+            None => self.put(out, sums),
+        }
+    }
+
+    #[inline(always)]
+    fn put(&self, out: &mut [f32], sums: &[f32; TILE_ROWS]) {
         for (out, sum) in out.iter_mut().zip(sums) {
             *out = if self.accumulate { *out + sum } else { *sum };
         }

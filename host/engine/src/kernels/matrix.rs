@@ -10,6 +10,8 @@
 //! The tiles take exactly as many bytes as the file's blocks (plus padding of the last tile). It refuses
 //! formats without an integer kernel; F32, F16 and BF16 are quantised to Q8_0 on the way in.
 
+use std::sync::Arc;
+
 use half::{bf16, f16};
 
 use super::bytes::AlignedBytes;
@@ -70,15 +72,23 @@ impl TileFormat {
     }
 }
 
-/// A matrix of `rows` outputs by `cols` inputs, in tiles.
-pub struct Matrix {
+/// Where things are in a tile.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
     format: TileFormat,
-    rows: usize,
-    cols: usize,
     tile_bytes: usize,
     /// Offset of the quants inside a tile.
     quants_at: usize,
-    data: AlignedBytes,
+}
+
+/// A matrix of `rows` outputs by `cols` inputs, in tiles.
+pub struct Matrix {
+    layout: Layout,
+    rows: usize,
+    cols: usize,
+    /// The tiles begin at `start` of memory that other matrices may share (see [`Matrix::gather`]).
+    slab: Arc<AlignedBytes>,
+    start: usize,
 }
 
 impl std::fmt::Debug for Matrix {
@@ -86,7 +96,7 @@ impl std::fmt::Debug for Matrix {
         write!(
             f,
             "Matrix({:?}, {} x {})",
-            self.format, self.rows, self.cols
+            self.layout.format, self.rows, self.cols
         )
     }
 }
@@ -129,26 +139,29 @@ impl Matrix {
         };
         let quants_at = (blocks * tile_format.scale_bytes()).next_multiple_of(64);
         let tile_bytes = quants_at + blocks * tile_format.quant_bytes();
-        let data = AlignedBytes::zeroed(rows.div_ceil(TILE_ROWS) * tile_bytes);
-        let mut matrix = Matrix {
+        let mut data = AlignedBytes::zeroed(rows.div_ceil(TILE_ROWS) * tile_bytes);
+        let layout = Layout {
             format: tile_format,
-            rows,
-            cols,
             tile_bytes,
             quants_at,
-            data,
         };
         for (i, block) in bytes.chunks_exact(format.block_bytes()).enumerate() {
             let (row, col) = (i / blocks, i % blocks * QUANT_BLOCK);
-            matrix
-                .put_block(format, row, i % blocks, block)
+            layout
+                .put_block(&mut data, format, row, i % blocks, block)
                 .ok_or(KernelError::BadNumber {
                     row,
                     first_col: col,
                     end_col: col + QUANT_BLOCK,
                 })?;
         }
-        Ok(matrix)
+        Ok(Matrix {
+            layout,
+            rows,
+            cols,
+            slab: Arc::new(data),
+            start: 0,
+        })
     }
 
     /// Output rows.
@@ -163,11 +176,11 @@ impl Matrix {
 
     /// Bytes of the tiles: what one pass over the matrix reads.
     pub fn bytes(&self) -> usize {
-        self.data.len()
+        self.tiles() * self.layout.tile_bytes
     }
 
     pub(super) fn format(&self) -> TileFormat {
-        self.format
+        self.layout.format
     }
 
     pub(super) fn tiles(&self) -> usize {
@@ -176,7 +189,12 @@ impl Matrix {
 
     /// The scales and the quants of one tile.
     pub(super) fn tile(&self, tile: usize) -> (&[u8], &[u8]) {
-        self.data[tile * self.tile_bytes..][..self.tile_bytes].split_at(self.quants_at)
+        let Layout {
+            tile_bytes,
+            quants_at,
+            ..
+        } = self.layout;
+        self.slab[self.start + tile * tile_bytes..][..tile_bytes].split_at(quants_at)
     }
 
     /// The weights of one row as floats: the embedding lookup where the lm_head is tied.
@@ -194,15 +212,15 @@ impl Matrix {
         let lane = row % TILE_ROWS;
         let f16_at = |at: usize| f16::from_le_bytes([scales[at], scales[at + 1]]).to_f32();
         for (block, out) in out.chunks_exact_mut(QUANT_BLOCK).enumerate() {
-            let at = block * self.format.scale_bytes() + 2 * lane;
+            let at = block * self.layout.format.scale_bytes() + 2 * lane;
             let d = f16_at(at);
-            let q = &quants[block * self.format.quant_bytes()..];
+            let q = &quants[block * self.layout.format.quant_bytes()..];
             for (k, w) in out.iter_mut().enumerate() {
                 let nibble = || {
                     let byte = q[k % 16 / 4 * 64 + lane * 4 + k % 4];
                     f32::from(if k < 16 { byte & 15 } else { byte >> 4 })
                 };
-                *w = match self.format {
+                *w = match self.layout.format {
                     TileFormat::Q4_0 => d * (nibble() - 8.0),
                     TileFormat::Q4_1 => d * nibble() + f16_at(at + 2 * TILE_ROWS),
                     TileFormat::Q8_0 => d * (f32::from(q[k / 4 * 64 + lane * 4 + k % 4]) - 128.0),
@@ -211,73 +229,105 @@ impl Matrix {
         }
     }
 
+    /// Moves matrices side by side into one stretch of memory, on huge pages where the system has them.
+    /// Called once after loading, in the order of use, it makes a pass over the model one linear walk.
+    pub fn gather(matrices: &mut [&mut Matrix]) {
+        let mut slab = AlignedBytes::zeroed(matrices.iter().map(|m| m.bytes()).sum());
+        let mut rest = &mut slab[..];
+        for matrix in &*matrices {
+            let (own, after) = rest.split_at_mut(matrix.bytes());
+            own.copy_from_slice(&matrix.slab[matrix.start..][..matrix.bytes()]);
+            rest = after;
+        }
+        let slab = Arc::new(slab);
+        let mut start = 0;
+        for matrix in matrices {
+            (matrix.slab, matrix.start) = (Arc::clone(&slab), start);
+            start += matrix.bytes();
+        }
+    }
+}
+
+impl Layout {
     /// Stores one file block; `None` if one of its numbers cannot be used.
     fn put_block(
-        &mut self,
+        &self,
+        data: &mut [u8],
         format: BlockFormat,
         row: usize,
         block: usize,
         bytes: &[u8],
     ) -> Option<()> {
         match format {
-            BlockFormat::Q4_0 => self.put_nibbles(row, block, &[[bytes[0], bytes[1]]], &bytes[2..]),
+            BlockFormat::Q4_0 => {
+                self.put_nibbles(data, row, block, &[[bytes[0], bytes[1]]], &bytes[2..])
+            }
             BlockFormat::Q4_1 => {
                 let scales = [[bytes[0], bytes[1]], [bytes[2], bytes[3]]];
-                self.put_nibbles(row, block, &scales, &bytes[4..])
+                self.put_nibbles(data, row, block, &scales, &bytes[4..])
             }
             BlockFormat::Q8_0 => {
                 let quants = std::array::from_fn(|k| bytes[2 + k] as i8);
-                self.put_bytes(row, block, [bytes[0], bytes[1]], quants)
+                self.put_bytes(data, row, block, [bytes[0], bytes[1]], quants)
             }
             BlockFormat::F32 | BlockFormat::F16 | BlockFormat::BF16 => {
                 let (d, quants) = quantize_weights(&floats(format, bytes))?;
-                self.put_bytes(row, block, d.to_le_bytes(), quants)
+                self.put_bytes(data, row, block, d.to_le_bytes(), quants)
             }
         }
     }
 
     fn put_nibbles(
-        &mut self,
+        &self,
+        data: &mut [u8],
         row: usize,
         block: usize,
         scales: &[[u8; 2]],
         nibbles: &[u8],
     ) -> Option<()> {
         for (i, scale) in scales.iter().enumerate() {
-            self.put_scale(row, block, i, *scale)?;
+            self.put_scale(data, row, block, i, *scale)?;
         }
         let lane = row % TILE_ROWS;
         let at =
             row / TILE_ROWS * self.tile_bytes + self.quants_at + block * self.format.quant_bytes();
         for (step, four) in nibbles.chunks_exact(4).enumerate() {
-            self.data[at + step * 64 + lane * 4..][..4].copy_from_slice(four);
+            data[at + step * 64 + lane * 4..][..4].copy_from_slice(four);
         }
         Some(())
     }
 
     fn put_bytes(
-        &mut self,
+        &self,
+        data: &mut [u8],
         row: usize,
         block: usize,
         d: [u8; 2],
         q: [i8; QUANT_BLOCK],
     ) -> Option<()> {
-        self.put_scale(row, block, 0, d)?;
+        self.put_scale(data, row, block, 0, d)?;
         let lane = row % TILE_ROWS;
         let at =
             row / TILE_ROWS * self.tile_bytes + self.quants_at + block * self.format.quant_bytes();
         for (k, q) in q.into_iter().enumerate() {
-            self.data[at + k / 4 * 64 + lane * 4 + k % 4] = (q as u8) ^ 0x80;
+            data[at + k / 4 * 64 + lane * 4 + k % 4] = (q as u8) ^ 0x80;
         }
         Some(())
     }
 
-    fn put_scale(&mut self, row: usize, block: usize, which: usize, scale: [u8; 2]) -> Option<()> {
+    fn put_scale(
+        &self,
+        data: &mut [u8],
+        row: usize,
+        block: usize,
+        which: usize,
+        scale: [u8; 2],
+    ) -> Option<()> {
         if !f16::from_le_bytes(scale).is_finite() {
             return None;
         }
         let at = row / TILE_ROWS * self.tile_bytes + block * self.format.scale_bytes();
-        self.data[at + (which * TILE_ROWS + row % TILE_ROWS) * 2..][..2].copy_from_slice(&scale);
+        data[at + (which * TILE_ROWS + row % TILE_ROWS) * 2..][..2].copy_from_slice(&scale);
         Some(())
     }
 }

@@ -103,38 +103,46 @@ impl Kernel for Softmax<'_> {
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) -> f32 {
         let mut greatest = s.splat(f32::NEG_INFINITY);
-        for_lanes(s, self.x, f32::NEG_INFINITY, |v| {
-            greatest = s.max(v, greatest);
-            v
-        });
+        for chunk in self.x.chunks(LANES) {
+            greatest = s.max(load_some(s, chunk, f32::NEG_INFINITY), greatest);
+        }
         let greatest = s.greatest(greatest);
         let mut sum = s.splat(0.0);
-        for_lanes(s, self.x, f32::NEG_INFINITY, |v| {
-            let p = exp(s, s.sub(v, s.splat(greatest)));
+        for chunk in self.x.chunks_mut(LANES) {
+            let score = load_some(s, chunk, f32::NEG_INFINITY);
+            let p = exp(s, s.sub(score, s.splat(greatest)));
             sum = s.add(sum, p);
-            p
-        });
+            store_some(s, chunk, p);
+        }
         let sum = s.sum(sum);
-        let factor = s.splat(1.0 / sum);
-        for_lanes(s, self.x, 0.0, |p| s.mul(p, factor));
+        for chunk in self.x.chunks_mut(LANES) {
+            let p = s.mul(load_some(s, chunk, 0.0), s.splat(1.0 / sum));
+            store_some(s, chunk, p);
+        }
         greatest + sum.ln()
     }
 }
 
-/// Maps sixteen lanes at a time; the last lanes are filled up with `pad`.
+/// One to sixteen floats; the lanes beyond hold `pad`.
 #[inline(always)]
-fn for_lanes<S: Lanes>(s: S, x: &mut [f32], pad: f32, mut f: impl FnMut(S::F) -> S::F) {
-    let mut chunks = x.chunks_exact_mut(LANES);
-    for chunk in &mut chunks {
-        // SAFETY: the chunk holds sixteen floats.
-        unsafe { s.store(chunk.as_mut_ptr(), f(s.load(chunk.as_ptr()))) }
+fn load_some<S: Lanes>(s: S, x: &[f32], pad: f32) -> S::F {
+    let mut lanes = [pad; LANES];
+    match x.first_chunk::<LANES>() {
+        Some(whole) => lanes = *whole,
+        None => lanes[..x.len()].copy_from_slice(x),
     }
-    let rest = chunks.into_remainder();
-    if !rest.is_empty() {
-        let mut last = [pad; LANES];
-        last[..rest.len()].copy_from_slice(rest);
-        // SAFETY: `last` holds sixteen floats.
-        unsafe { s.store(last.as_mut_ptr(), f(s.load(last.as_ptr()))) }
-        rest.copy_from_slice(&last[..rest.len()]);
+    // SAFETY: sixteen floats.
+    unsafe { s.load(lanes.as_ptr()) }
+}
+
+/// As many lanes as `x` has room for.
+#[inline(always)]
+fn store_some<S: Lanes>(s: S, x: &mut [f32], v: S::F) {
+    let mut lanes = [0f32; LANES];
+    // SAFETY: sixteen floats.
+    unsafe { s.store(lanes.as_mut_ptr(), v) };
+    match x.first_chunk_mut::<LANES>() {
+        Some(whole) => *whole = lanes,
+        None => x.copy_from_slice(&lanes[..x.len()]),
     }
 }

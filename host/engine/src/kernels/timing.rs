@@ -43,6 +43,21 @@ impl Layer {
     }
 }
 
+impl Layer {
+    fn matrices(&mut self) -> [&mut Matrix; 7] {
+        let Layer {
+            q,
+            k,
+            v,
+            o,
+            gate,
+            up,
+            down,
+        } = self;
+        [q, k, v, o, gate, up, down]
+    }
+}
+
 struct Run {
     isa: Isa,
     pool: Pool,
@@ -106,7 +121,9 @@ fn time(mut f: impl FnMut()) -> (f64, f64) {
 #[test]
 #[ignore = "a measurement"]
 fn how_long_does_a_pass_over_smollm2_take() {
-    let layers: Vec<Layer> = (0..LAYERS as u64).map(Layer::new).collect();
+    let mut layers: Vec<Layer> = (0..LAYERS as u64).map(Layer::new).collect();
+    let mut all: Vec<&mut Matrix> = layers.iter_mut().flat_map(Layer::matrices).collect();
+    Matrix::gather(&mut all);
     let bytes = random_bytes(BlockFormat::Q8_0, VOCAB, HIDDEN, 7);
     let lm_head = Matrix::repack(BlockFormat::Q8_0, VOCAB, HIDDEN, &bytes).expect("well formed");
     let most = 128;
