@@ -1,0 +1,137 @@
+//! From TOML to records.
+
+use homeostat_hooks::{Hook, Message, Request, Role};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
+
+use crate::{Case, Error, Expectation};
+
+const KEYS: [&str; 8] = [
+    "name",
+    "ask",
+    "request",
+    "snapshot",
+    "classification",
+    "tiers",
+    "answer",
+    "expect",
+];
+
+pub(crate) fn cases(text: &str) -> Result<Vec<Case>, Error> {
+    let mut file: Table = text.parse().map_err(|e| Error::Shape(format!("{e}")))?;
+    let hook = file.remove("hook").ok_or_else(|| {
+        Error::Shape("hook = \"classify\", \"route\" or \"validate\" is missing".into())
+    })?;
+    let hook: Hook = record("hook", hook).map_err(Error::Shape)?;
+    let shared = match file.remove("given") {
+        Some(Value::Table(t)) => t,
+        None => Table::new(),
+        Some(_) => return Err(Error::Shape("[given] must be a table".into())),
+    };
+    let cases = match file.remove("case") {
+        Some(Value::Array(a)) => a,
+        _ => return Err(Error::Shape("no [[case]] in this file".into())),
+    };
+    if let Some(key) = file.keys().next() {
+        return Err(Error::Shape(format!(
+            "unknown key {key:?}, expected hook, [given] or [[case]]"
+        )));
+    }
+    cases
+        .into_iter()
+        .map(|value| {
+            let Value::Table(own) = value else {
+                return Err(Error::Shape("a case must be a table".into()));
+            };
+            let name = own
+                .get("name")
+                .and_then(Value::as_str)
+                .unwrap_or("without a name");
+            let name = name.to_owned();
+            let mut all = shared.clone();
+            merge(&mut all, own);
+            case(hook, &name, all).map_err(|reason| Error::Case { name, reason })
+        })
+        .collect()
+}
+
+/// Tables are merged key by key, everything else is replaced.
+fn merge(into: &mut Table, own: Table) {
+    for (key, value) in own {
+        match (into.get_mut(&key), value) {
+            (Some(Value::Table(below)), Value::Table(above)) => merge(below, above),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}
+
+fn case(hook: Hook, name: &str, mut all: Table) -> Result<Case, String> {
+    if let Some(key) = all.keys().find(|k| !KEYS.contains(&k.as_str())) {
+        return Err(format!(
+            "unknown key {key:?}, expected one of {}",
+            KEYS.join(", ")
+        ));
+    }
+    let mut request: Request = record_or_default("request", &mut all)?;
+    if let Some(ask) = all.remove("ask") {
+        request.messages.push(Message {
+            role: Role::User,
+            content: ask.as_str().ok_or("ask must be a text")?.to_owned(),
+        });
+    }
+    let expect: Vec<String> = record_or_default("expect", &mut all)?;
+    if expect.is_empty() {
+        return Err("it expects nothing".into());
+    }
+    Ok(Case {
+        name: name.to_owned(),
+        hook,
+        request,
+        snapshot: record_or_default("snapshot", &mut all)?,
+        classification: record_or_default("classification", &mut all)?,
+        tiers: record_or_default("tiers", &mut all)?,
+        answer: record_or_default("answer", &mut all)?,
+        expect: expect
+            .iter()
+            .map(|line| Expectation::parse(line))
+            .collect::<Result<_, _>>()?,
+    })
+}
+
+fn record_or_default<T: DeserializeOwned + Serialize + Default>(
+    name: &str,
+    all: &mut Table,
+) -> Result<T, String> {
+    all.remove(name)
+        .map_or_else(|| Ok(T::default()), |value| record(name, value))
+}
+
+/// Reads a record and refuses keys that it does not have: the records themselves ignore
+/// them, since a host must accept what a later version adds.
+fn record<T: DeserializeOwned + Serialize>(name: &str, value: Value) -> Result<T, String> {
+    let json = serde_json::to_value(&value).map_err(|e| format!("{name}: {e}"))?;
+    let read: T = value.try_into().map_err(|e| format!("{name}: {e}"))?;
+    let back = serde_json::to_value(&read).map_err(|e| format!("{name}: {e}"))?;
+    match unknown_key(&json, &back) {
+        Some(key) => Err(format!("{name} has no field {key:?}")),
+        None => Ok(read),
+    }
+}
+
+/// The first key of `given` that `read` does not have.
+fn unknown_key(given: &serde_json::Value, read: &serde_json::Value) -> Option<String> {
+    use serde_json::Value::{Array, Object};
+    match (given, read) {
+        (Object(given), Object(read)) => {
+            given.iter().find_map(|(key, value)| match read.get(key) {
+                None => Some(key.clone()),
+                Some(below) => unknown_key(value, below),
+            })
+        }
+        (Array(given), Array(read)) => given.iter().zip(read).find_map(|(g, r)| unknown_key(g, r)),
+        _ => None,
+    }
+}
