@@ -1,0 +1,540 @@
+//! Everything that a component can learn or do.
+//!
+//! All imports end in this file: the snapshot, the models, the settings, the state, the
+//! log, the clocks and the random numbers. Whoever wants to record what a policy learned,
+//! or to replay it, stands here and nowhere else.
+//!
+//! A power that was not granted answers `denied`. Host calls that wait (the models, a
+//! WASI poll) get what is left of the call's deadline, since the deadline clock cannot
+//! interrupt the host. Handles are bounded by the table; data by the store's host-call
+//! fuel.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use homeostat_hooks::{ModelError, Models, Request, Snapshot};
+use rand::SeedableRng;
+use wasmtime::Engine;
+use wasmtime::component::{HasData, HasSelf, Linker, Resource, ResourceTable, ResourceTableError};
+use wasmtime_wasi::clocks::WasiClocksView;
+use wasmtime_wasi::p2::DynPollable;
+use wasmtime_wasi::p2::bindings::clocks::monotonic_clock;
+use wasmtime_wasi::{HostMonotonicClock, HostWallClock, WasiCtx, WasiCtxView, WasiView};
+
+use crate::bindings::homeostat::policy::{models, propose, telemetry};
+use crate::bindings::wasi::{config, keyvalue, logging};
+use crate::bindings::{FullPolicy, types};
+use crate::config::{Grant, Limits};
+use crate::convert;
+use crate::engine::TICK;
+use crate::limit::Meter;
+use crate::log::{GuestLog, Stream};
+use crate::state::Bucket;
+
+/// Most tokens that a policy may have generated at once; what the contract says.
+const GENERATE_TOKENS_MAX: u32 = 256;
+/// Most random bytes of one WASI call.
+const RANDOM_BYTES_MAX: u64 = 64 << 10;
+/// Proposals kept of one call; the last valid one counts, so a few are enough.
+const PROPOSALS_MAX: usize = 4;
+
+/// A model that a guest holds.
+pub struct ModelHandle(String);
+
+/// The policy's bucket, as a guest holds it. There is one, so nothing is in it.
+pub struct BucketHandle;
+
+/// What a policy was given; shared by all its instances.
+pub(crate) struct Powers {
+    pub name: Arc<str>,
+    pub grants: Vec<Grant>,
+    pub settings: BTreeMap<String, String>,
+    pub limits: Limits,
+    pub bucket: Arc<Bucket>,
+    pub models: Arc<dyn Models>,
+}
+
+/// The request that an instance works on, converted at most once.
+pub(crate) struct Asked {
+    pub request: Arc<Request>,
+    snapshot: Arc<Snapshot>,
+    request_out: OnceLock<types::Request>,
+    snapshot_out: OnceLock<types::Snapshot>,
+}
+
+impl Asked {
+    pub fn new(request: Arc<Request>, snapshot: Arc<Snapshot>) -> Self {
+        Self {
+            request,
+            snapshot,
+            request_out: OnceLock::new(),
+            snapshot_out: OnceLock::new(),
+        }
+    }
+
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    pub fn request_out(&self) -> &types::Request {
+        self.request_out
+            .get_or_init(|| convert::request(&self.request))
+    }
+
+    pub fn snapshot_out(&self) -> &types::Snapshot {
+        self.snapshot_out
+            .get_or_init(|| convert::snapshot(&self.snapshot))
+    }
+}
+
+/// A provisional answer.
+#[derive(Debug)]
+pub(crate) enum Proposal {
+    Classification(types::Classification),
+    Decision(types::Decision),
+    Verdict(types::Verdict),
+}
+
+/// The host's side of one instance.
+pub(crate) struct HostState {
+    powers: Arc<Powers>,
+    asked: Arc<Asked>,
+    pub log: Arc<GuestLog>,
+    pub meter: Meter,
+    table: ResourceTable,
+    wasi: Option<WasiCtx>,
+    deadline: Instant,
+    proposals: Vec<Proposal>,
+}
+
+impl HostState {
+    pub fn new(powers: Arc<Powers>, asked: Arc<Asked>) -> Self {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(powers.limits.handles as usize);
+        Self {
+            log: Arc::new(GuestLog::new(
+                Arc::clone(&powers.name),
+                powers.limits.log_bytes,
+            )),
+            meter: Meter::new(&powers.limits),
+            table,
+            wasi: None,
+            deadline: Instant::now(),
+            proposals: Vec::new(),
+            powers,
+            asked,
+        }
+    }
+
+    /// A call begins: its deadline, and no proposal yet.
+    pub fn begin_call(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+        self.proposals.clear();
+    }
+
+    /// The proposals of the call that has ended, oldest first.
+    pub fn take_proposals(&mut self) -> Vec<Proposal> {
+        std::mem::take(&mut self.proposals)
+    }
+
+    fn time_left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    fn timeout_ms(&self) -> u32 {
+        u32::try_from(self.time_left().as_millis()).unwrap_or(u32::MAX)
+    }
+
+    fn granted(&self, grant: Grant) -> bool {
+        self.powers.grants.contains(&grant)
+    }
+
+    fn models(&self) -> Result<&dyn Models, types::Error> {
+        if self.granted(Grant::Models) {
+            return Ok(&*self.powers.models);
+        }
+        Err(types::Error::Denied(
+            "homeostat:policy/models is not among this policy's grants".into(),
+        ))
+    }
+
+    fn propose(&mut self, proposal: Proposal) {
+        if self.proposals.len() == PROPOSALS_MAX {
+            self.proposals.remove(0);
+        }
+        self.proposals.push(proposal);
+    }
+
+    /// A host call on a handle of the guest; a handle that does not exist traps, since
+    /// only a broken binding can have one.
+    fn on_model<T>(
+        &self,
+        handle: &Resource<ModelHandle>,
+        call: impl FnOnce(&dyn Models, &str, u32) -> Result<T, ModelError>,
+    ) -> wasmtime::Result<Result<T, types::Error>> {
+        let name = &self.table.get(handle)?.0;
+        Ok(self
+            .models()
+            .and_then(|models| call(models, name, self.timeout_ms()).map_err(convert::model_error)))
+    }
+}
+
+/// A linker with every import this host knows. Admission has already refused a component
+/// that imports what it was not granted; WASI is linked only for those that want it.
+pub(crate) fn linker(engine: &Engine, wasi: bool) -> wasmtime::Result<Linker<HostState>> {
+    let mut linker = Linker::new(engine);
+    if wasi {
+        wasmtime_wasi::p2::add_to_linker_sync(&mut linker)?;
+        linker.allow_shadowing(true);
+        monotonic_clock::add_to_linker::<HostState, BoundedClock>(&mut linker, |s| Bounded(s))?;
+        linker.allow_shadowing(false);
+    }
+    FullPolicy::add_to_linker::<HostState, HasSelf<HostState>>(&mut linker, |s| s)?;
+    Ok(linker)
+}
+
+// ---- telemetry, propose, logging: always there -----------------------------------------
+
+impl types::Host for HostState {}
+
+impl telemetry::Host for HostState {
+    fn current(&mut self) -> wasmtime::Result<types::Snapshot> {
+        Ok(self.asked.snapshot_out().clone())
+    }
+}
+
+impl propose::Host for HostState {
+    fn propose_classification(&mut self, p: types::Classification) -> wasmtime::Result<()> {
+        self.propose(Proposal::Classification(p));
+        Ok(())
+    }
+
+    fn propose_decision(&mut self, p: types::Decision) -> wasmtime::Result<()> {
+        self.propose(Proposal::Decision(p));
+        Ok(())
+    }
+
+    fn propose_verdict(&mut self, p: types::Verdict) -> wasmtime::Result<()> {
+        self.propose(Proposal::Verdict(p));
+        Ok(())
+    }
+}
+
+impl logging::logging::Host for HostState {
+    fn log(
+        &mut self,
+        level: logging::logging::Level,
+        context: String,
+        message: String,
+    ) -> wasmtime::Result<()> {
+        self.log.message(level, &context, &message);
+        Ok(())
+    }
+}
+
+// ---- models ----------------------------------------------------------------------------
+
+impl models::HostModel for HostState {
+    fn info(
+        &mut self,
+        model: Resource<ModelHandle>,
+    ) -> wasmtime::Result<Result<types::Tier, types::Error>> {
+        self.on_model(&model, |models, name, _| {
+            models.info(name).map(|tier| convert::tier(&tier))
+        })
+    }
+
+    fn count_tokens(
+        &mut self,
+        model: Resource<ModelHandle>,
+        text: String,
+    ) -> wasmtime::Result<Result<u32, types::Error>> {
+        self.on_model(&model, |models, name, _| models.count_tokens(name, &text))
+    }
+
+    fn embed(
+        &mut self,
+        model: Resource<ModelHandle>,
+        text: String,
+    ) -> wasmtime::Result<Result<Vec<f32>, types::Error>> {
+        self.on_model(&model, |models, name, timeout_ms| {
+            models.embed(name, &text, timeout_ms)
+        })
+    }
+
+    fn score(
+        &mut self,
+        model: Resource<ModelHandle>,
+        prompt: String,
+        continuation: String,
+    ) -> wasmtime::Result<Result<Vec<f32>, types::Error>> {
+        self.on_model(&model, |models, name, timeout_ms| {
+            models.score(name, &prompt, &continuation, timeout_ms)
+        })
+    }
+
+    fn generate(
+        &mut self,
+        model: Resource<ModelHandle>,
+        prompt: String,
+        options: models::GenerateOptions,
+    ) -> wasmtime::Result<Result<models::Generated, types::Error>> {
+        if options.max_tokens > GENERATE_TOKENS_MAX {
+            return Ok(Err(types::Error::InvalidArgument(format!(
+                "max-tokens is {}, at most {GENERATE_TOKENS_MAX}",
+                options.max_tokens
+            ))));
+        }
+        let options = convert::generate_options(options);
+        self.on_model(&model, |models, name, timeout_ms| {
+            models
+                .generate(name, &prompt, &options, timeout_ms)
+                .map(convert::generated)
+        })
+    }
+
+    fn drop(&mut self, model: Resource<ModelHandle>) -> wasmtime::Result<()> {
+        self.table.delete(model)?;
+        Ok(())
+    }
+}
+
+impl models::Host for HostState {
+    fn names(&mut self) -> wasmtime::Result<Result<Vec<String>, types::Error>> {
+        Ok(self.models().map(Models::names))
+    }
+
+    fn open(
+        &mut self,
+        name: String,
+    ) -> wasmtime::Result<Result<Resource<ModelHandle>, types::Error>> {
+        let known = match self.models() {
+            Ok(models) => models.names(),
+            Err(denied) => return Ok(Err(denied)),
+        };
+        if !known.contains(&name) {
+            let name: String = name.chars().take(80).collect();
+            return Ok(Err(types::Error::InvalidArgument(format!(
+                "no model {name:?}; there are {}",
+                known.join(", ")
+            ))));
+        }
+        match self.table.push(ModelHandle(name)) {
+            Ok(handle) => Ok(Ok(handle)),
+            Err(ResourceTableError::Full) => Ok(Err(types::Error::LimitExceeded(
+                "more handles open than limits.handles".into(),
+            ))),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+// ---- settings --------------------------------------------------------------------------
+
+impl config::store::Host for HostState {
+    fn get(
+        &mut self,
+        key: String,
+    ) -> wasmtime::Result<Result<Option<String>, config::store::Error>> {
+        if !self.granted(Grant::Config) {
+            return Ok(Err(config_denied()));
+        }
+        Ok(Ok(self.powers.settings.get(&key).cloned()))
+    }
+
+    fn get_all(&mut self) -> wasmtime::Result<Result<Vec<(String, String)>, config::store::Error>> {
+        if !self.granted(Grant::Config) {
+            return Ok(Err(config_denied()));
+        }
+        Ok(Ok(self.powers.settings.clone().into_iter().collect()))
+    }
+}
+
+/// The standard interface has no case for this.
+fn config_denied() -> config::store::Error {
+    config::store::Error::Upstream("denied: wasi:config is not among this policy's grants".into())
+}
+
+// ---- state -----------------------------------------------------------------------------
+
+type KvResult<T> = wasmtime::Result<Result<T, keyvalue::store::Error>>;
+
+impl HostState {
+    fn on_bucket<T>(
+        &self,
+        bucket: &Resource<BucketHandle>,
+        call: impl FnOnce(&Bucket) -> Result<T, String>,
+    ) -> KvResult<T> {
+        self.table.get(bucket)?;
+        Ok(call(&self.powers.bucket).map_err(keyvalue::store::Error::Other))
+    }
+}
+
+impl keyvalue::store::HostBucket for HostState {
+    fn get(&mut self, bucket: Resource<BucketHandle>, key: String) -> KvResult<Option<Vec<u8>>> {
+        self.on_bucket(&bucket, |b| Ok(b.get(&key)))
+    }
+
+    fn set(&mut self, bucket: Resource<BucketHandle>, key: String, value: Vec<u8>) -> KvResult<()> {
+        self.on_bucket(&bucket, |b| b.set(key, value))
+    }
+
+    fn delete(&mut self, bucket: Resource<BucketHandle>, key: String) -> KvResult<()> {
+        self.on_bucket(&bucket, |b| {
+            b.delete(&key);
+            Ok(())
+        })
+    }
+
+    fn exists(&mut self, bucket: Resource<BucketHandle>, key: String) -> KvResult<bool> {
+        self.on_bucket(&bucket, |b| Ok(b.exists(&key)))
+    }
+
+    fn list_keys(
+        &mut self,
+        bucket: Resource<BucketHandle>,
+        cursor: Option<u64>,
+    ) -> KvResult<keyvalue::store::KeyResponse> {
+        self.on_bucket(&bucket, |b| {
+            let page = b.list(cursor);
+            Ok(keyvalue::store::KeyResponse {
+                keys: page.keys,
+                cursor: page.next,
+            })
+        })
+    }
+
+    fn drop(&mut self, bucket: Resource<BucketHandle>) -> wasmtime::Result<()> {
+        self.table.delete(bucket)?;
+        Ok(())
+    }
+}
+
+impl keyvalue::store::Host for HostState {
+    fn open(&mut self, identifier: String) -> KvResult<Resource<BucketHandle>> {
+        if !self.granted(Grant::Keyvalue) {
+            return Ok(Err(keyvalue::store::Error::AccessDenied));
+        }
+        if !matches!(identifier.as_str(), "" | "default") {
+            return Ok(Err(keyvalue::store::Error::NoSuchStore));
+        }
+        match self.table.push(BucketHandle) {
+            Ok(handle) => Ok(Ok(handle)),
+            Err(ResourceTableError::Full) => Ok(Err(keyvalue::store::Error::Other(
+                "more handles open than limits.handles".into(),
+            ))),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl keyvalue::atomics::Host for HostState {
+    fn increment(
+        &mut self,
+        bucket: Resource<BucketHandle>,
+        key: String,
+        delta: u64,
+    ) -> KvResult<u64> {
+        self.on_bucket(&bucket, |b| b.increment(key, delta))
+    }
+}
+
+// ---- WASI: an empty world --------------------------------------------------------------
+
+impl WasiView for HostState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        // Most instances never ask, so this is made at the first question.
+        let ctx = self.wasi.get_or_insert_with(|| empty_world(&self.log));
+        WasiCtxView {
+            ctx,
+            table: &mut self.table,
+        }
+    }
+}
+
+/// No files, no environment, no arguments, no network; output goes to the bounded log.
+/// All random numbers of an instance come from one seed, so that one value records them.
+fn empty_world(log: &Arc<GuestLog>) -> WasiCtx {
+    let seed: [u8; 32] = rand::random();
+    let random = rand::rngs::StdRng::from_seed(seed);
+    let mut insecure = seed;
+    insecure.reverse();
+    let origin = Instant::now();
+    WasiCtx::builder()
+        .stdout(Stream {
+            log: Arc::clone(log),
+            name: "stdout",
+        })
+        .stderr(Stream {
+            log: Arc::clone(log),
+            name: "stderr",
+        })
+        .secure_random(random)
+        .insecure_random(rand::rngs::StdRng::from_seed(insecure))
+        .insecure_random_seed(u128::from_le_bytes(
+            seed[..16].try_into().unwrap_or([0; 16]),
+        ))
+        .max_random_size(RANDOM_BYTES_MAX)
+        .wall_clock(WallClock)
+        .monotonic_clock(MonotonicClock(origin))
+        .build()
+}
+
+struct WallClock;
+
+impl HostWallClock for WallClock {
+    fn resolution(&self) -> Duration {
+        Duration::from_micros(1)
+    }
+
+    fn now(&self) -> Duration {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+    }
+}
+
+/// Nanoseconds since the instance asked first.
+struct MonotonicClock(Instant);
+
+impl HostMonotonicClock for MonotonicClock {
+    fn resolution(&self) -> u64 {
+        1
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+/// A clock whose alarms never ring after the call's deadline: a guest that sleeps is
+/// woken by it, and the deadline then ends the call.
+struct BoundedClock;
+
+impl HasData for BoundedClock {
+    type Data<'a> = Bounded<'a>;
+}
+
+struct Bounded<'a>(&'a mut HostState);
+
+impl monotonic_clock::Host for Bounded<'_> {
+    fn now(&mut self) -> wasmtime::Result<u64> {
+        self.0.clocks().now()
+    }
+
+    fn resolution(&mut self) -> wasmtime::Result<u64> {
+        self.0.clocks().resolution()
+    }
+
+    fn subscribe_instant(&mut self, when: u64) -> wasmtime::Result<Resource<DynPollable>> {
+        let now = self.now()?;
+        self.subscribe_duration(when.saturating_sub(now))
+    }
+
+    fn subscribe_duration(&mut self, nanos: u64) -> wasmtime::Result<Resource<DynPollable>> {
+        let longest = (self.0.time_left() + TICK).as_nanos();
+        let longest = u64::try_from(longest).unwrap_or(u64::MAX);
+        self.0.clocks().subscribe_duration(nanos.min(longest))
+    }
+}

@@ -1,0 +1,58 @@
+//! Components: admit, link, limit, call, swap.
+//!
+//! A policy is a WebAssembly component that answers one or more of the host's three
+//! questions. This room takes its bytes, finds out whether it may serve ([`admit`]),
+//! gives every request an instance of its own within limits ([`config::Limits`]), turns
+//! each failure into a [`homeostat_hooks::Fault`] and an answer from somewhere else, and
+//! exchanges policies under running requests.
+//!
+//! It knows nothing of HTTP or of models: requests come as [`homeostat_hooks::Request`],
+//! models as the trait [`homeostat_hooks::Models`]. Nothing that a guest does or answers
+//! may panic here, and nothing is compiled on the path of a request.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # fn models() -> std::sync::Arc<dyn homeostat_hooks::Models> { unreachable!() }
+//! use homeostat_policy::{Offer, PolicyRoom, RoomConfig};
+//!
+//! let room = PolicyRoom::new(RoomConfig::default(), models())?;
+//! room.embed(Offer {
+//!     name: "route-metabolic".into(),
+//!     bytes: std::fs::read("route-metabolic.wasm")?,
+//!     ..Offer::default()
+//! })?;
+//! room.watch();
+//! # Ok(())
+//! # }
+//! ```
+
+mod bindings;
+mod breaker;
+mod call;
+mod convert;
+mod engine;
+mod fault;
+mod host;
+mod inspect;
+mod limit;
+mod log;
+mod probe;
+mod session;
+mod state;
+mod watch;
+
+pub mod admit;
+pub mod config;
+pub mod room;
+pub mod stats;
+pub mod swap;
+
+pub use admit::{AdmissionError, Offer, Report, Stage, read_component};
+pub use config::{
+    BreakerConfig, Deny, Fallback, Grant, LimitChanges, Limits, PolicyOptions, RoomConfig,
+};
+pub use inspect::CONTRACT_VERSION;
+pub use room::{NothingKept, PolicyRoom, RoomError};
+pub use stats::{CounterStats, GenerationStats, RoomStats, Times};
+pub use swap::{Attempt, GenerationInfo, SlotStatus};
+pub use watch::parse_options;

@@ -1,0 +1,345 @@
+//! The hooks of one request.
+//!
+//! A session keeps the table of policies that was there when the request began. It makes
+//! an instance at the first hook that needs one, keeps it for the hooks that the same
+//! policy serves later, and drops it as soon as none is left: no instance is held while
+//! a model writes unless its policy also validates.
+//!
+//! Every question is answered. What fails is replaced, in this order: by the last valid
+//! proposal of the call, by the fallback that the policy was given, by the built-in
+//! answer; and the reply says which.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use homeostat_hooks::{
+    Answer, AnsweredBy, Classification, Decision, Fault, FaultKind, Hook, HookReply, Invalid,
+    Outcome, Refusal, Rejection, Request, Session, Snapshot, TierView, Verdict, builtin, check,
+};
+
+use crate::call::{Instance, Policy};
+use crate::config::Fallback;
+use crate::convert;
+use crate::host::{Asked, Proposal};
+use crate::room::Room;
+use crate::swap::{Generation, Table};
+
+/// Digits of the digest that a reply shows.
+const DIGEST_DIGITS: usize = 12;
+
+pub(crate) struct RoomSession {
+    room: Arc<Room>,
+    table: Arc<Table>,
+    asked: Arc<Asked>,
+    instances: Vec<Instance>,
+}
+
+/// One question: how to ask it, and how to judge the answer.
+struct Question<'a, T> {
+    hook: Hook,
+    ask: &'a mut dyn FnMut(&mut Instance, Instant) -> Result<T, Fault>,
+    check: &'a dyn Fn(&T) -> Result<(), Invalid>,
+    proposal: fn(Proposal) -> Option<T>,
+    fallback: &'a dyn Fn(Fallback) -> T,
+}
+
+/// An attempt that ended without an answer.
+struct Failure<T> {
+    fault: Fault,
+    proposal: Option<T>,
+    /// The policy never ran: the host had no instance for it.
+    full: bool,
+}
+
+impl RoomSession {
+    pub fn new(room: Arc<Room>, request: Arc<Request>, snapshot: Arc<Snapshot>) -> Self {
+        let table = room.table.load_full();
+        Self {
+            room,
+            table,
+            asked: Arc::new(Asked::new(request, snapshot)),
+            instances: Vec::new(),
+        }
+    }
+
+    fn answer<T>(&mut self, mut question: Question<'_, T>) -> HookReply<T> {
+        let Some(generation) = self.table.get(question.hook).map(Arc::clone) else {
+            return HookReply {
+                value: (question.fallback)(Fallback::BuiltIn),
+                by: AnsweredBy::BuiltIn,
+                fault: None,
+                micros: 0,
+            };
+        };
+        let started = Instant::now();
+        let outcome = self.try_generation(&generation, &mut question);
+        let (value, by, fault) = match outcome {
+            Ok(value) => (value, component(&generation, false), None),
+            Err(failure) => {
+                self.count(&generation, |c| c.fault(failure.fault.kind));
+                let (value, by) = self.instead(&generation, &mut question, failure.proposal);
+                (value, by, Some(failure.fault))
+            }
+        };
+        let time = started.elapsed();
+        self.count(&generation, |c| c.times.record(time));
+        HookReply {
+            value,
+            by,
+            fault,
+            micros: u64::try_from(time.as_micros()).unwrap_or(u64::MAX),
+        }
+    }
+
+    fn count(&self, generation: &Generation, add: impl Fn(&crate::stats::Counters)) {
+        add(&generation.counters);
+        add(&self.room.totals[generation.hook as usize]);
+    }
+
+    /// Asks the policy, if its breaker lets us, and tells the breaker how it went.
+    fn try_generation<T>(
+        &mut self,
+        generation: &Generation,
+        question: &mut Question<'_, T>,
+    ) -> Result<T, Failure<T>> {
+        let now = self.room.now_ms();
+        if let Err(fault) = generation.breaker.ask(now) {
+            return Err(Failure {
+                fault,
+                proposal: None,
+                full: false,
+            });
+        }
+        let outcome = self.try_policy(&generation.policy, question, Some(generation));
+        match &outcome {
+            Ok(_) => generation.breaker.succeeded(),
+            Err(failure) if failure.full => generation.breaker.undecided(),
+            Err(failure) => {
+                tracing::debug!(
+                    policy = generation.policy.name(),
+                    generation = generation.number,
+                    hook = generation.hook.as_str(),
+                    "{}",
+                    failure.fault
+                );
+                generation
+                    .breaker
+                    .failed(&failure.fault, self.room.now_ms());
+            }
+        }
+        outcome
+    }
+
+    /// One call with everything around it: instance, deadline, checks, proposals.
+    fn try_policy<T>(
+        &mut self,
+        policy: &Arc<Policy>,
+        question: &mut Question<'_, T>,
+        counted: Option<&Generation>,
+    ) -> Result<T, Failure<T>> {
+        let failure = |fault, full| Failure {
+            fault,
+            proposal: None,
+            full,
+        };
+        let (index, deadline) = self
+            .instance(policy)
+            .map_err(|(fault, full)| failure(fault, full))?;
+        let instance = &mut self.instances[index];
+        let answer = (question.ask)(instance, deadline).and_then(|answer| {
+            (question.check)(&answer).map_err(|error| Fault::new(FaultKind::Invalid, error.0))?;
+            Ok(answer)
+        });
+        let dropped = instance.take_dropped_log_bytes();
+        if let Some(generation) = counted.filter(|_| dropped > 0) {
+            self.count(generation, |c| {
+                c.log_bytes_dropped.fetch_add(dropped, Relaxed);
+            });
+        }
+        let instance = &mut self.instances[index];
+        let outcome = answer.map_err(|fault| Failure {
+            proposal: last_valid(instance.take_proposals(), question),
+            fault,
+            full: false,
+        });
+        if instance.is_broken() || !self.needed_after(question.hook, policy) {
+            self.instances.swap_remove(index);
+        }
+        outcome
+    }
+
+    /// The instance of this policy, made if there is none, and the deadline of the call.
+    fn instance(&mut self, policy: &Arc<Policy>) -> Result<(usize, Instant), (Fault, bool)> {
+        if let Some(index) = self.instances.iter().position(|i| i.is_of(policy)) {
+            return Ok((index, policy.deadline()));
+        }
+        let wait_ms = self.room.config.wait_ms;
+        let wait = Duration::from_millis(u64::from(wait_ms));
+        let Some((permit, waited)) = self.room.gate.enter(wait) else {
+            self.room.waits_given_up.fetch_add(1, Relaxed);
+            let text = format!(
+                "no instance free within {wait_ms} ms: {} are at work (policies.instances)",
+                self.room.config.instances
+            );
+            return Err((Fault::new(FaultKind::Deadline, text), true));
+        };
+        if waited {
+            self.room.waits.fetch_add(1, Relaxed);
+        }
+        // The time to make the instance is the policy's: its initialisation runs in it.
+        let deadline = policy.deadline();
+        let instance =
+            Instance::new(policy, &self.asked, permit, deadline).map_err(|fault| (fault, false))?;
+        self.instances.push(instance);
+        Ok((self.instances.len() - 1, deadline))
+    }
+
+    /// Whether a later hook of this request is served by the same policy. `validate` may
+    /// be asked again.
+    fn needed_after(&self, hook: Hook, policy: &Arc<Policy>) -> bool {
+        let later: &[Hook] = match hook {
+            Hook::Classify => &[Hook::Route, Hook::Validate],
+            Hook::Route | Hook::Validate => &[Hook::Validate],
+        };
+        self.table.serves_any(later, policy)
+    }
+
+    /// The answer in place of the one that did not come.
+    fn instead<T>(
+        &mut self,
+        generation: &Generation,
+        question: &mut Question<'_, T>,
+        proposal: Option<T>,
+    ) -> (T, AnsweredBy) {
+        if let Some(value) = proposal {
+            self.count(generation, |c| {
+                c.proposed.fetch_add(1, Relaxed);
+            });
+            return (value, component(generation, true));
+        }
+        self.count(generation, |c| {
+            c.fallbacks.fetch_add(1, Relaxed);
+        });
+        let mode = generation.policy.fallback;
+        let by = |fallback: String| AnsweredBy::Fallback {
+            name: generation.policy.name().to_string(),
+            generation: generation.number,
+            fallback,
+        };
+        if mode == Fallback::Previous
+            && let Some(previous) = &generation.previous
+            && let Ok(value) = self.try_policy(previous, question, None)
+        {
+            return (value, by(format!("previous: {}", previous.name())));
+        }
+        let word = if mode == Fallback::Reject {
+            "reject"
+        } else {
+            "built-in"
+        };
+        ((question.fallback)(mode), by(word.to_string()))
+    }
+}
+
+fn component(generation: &Generation, proposed: bool) -> AnsweredBy {
+    let policy = &generation.policy;
+    AnsweredBy::Component {
+        name: policy.name().to_string(),
+        generation: generation.number,
+        digest: policy.digest[..DIGEST_DIGITS].to_string(),
+        proposed,
+    }
+}
+
+/// The latest proposal of the right kind that passes the checks.
+fn last_valid<T>(proposals: Vec<Proposal>, question: &Question<'_, T>) -> Option<T> {
+    proposals
+        .into_iter()
+        .rev()
+        .filter_map(question.proposal)
+        .find(|value| (question.check)(value).is_ok())
+}
+
+impl Session for RoomSession {
+    fn classify(&mut self) -> HookReply<Classification> {
+        let asked = Arc::clone(&self.asked);
+        self.answer(Question {
+            hook: Hook::Classify,
+            ask: &mut |instance, deadline| instance.classify(deadline),
+            check: &check::classification,
+            proposal: |p| match p {
+                Proposal::Classification(c) => Some(convert::classification_in(c)),
+                _ => None,
+            },
+            fallback: &|_| builtin::classify(&asked.request),
+        })
+    }
+
+    fn route(
+        &mut self,
+        classification: &Classification,
+        tiers: &[TierView],
+    ) -> HookReply<Decision> {
+        let asked = Arc::clone(&self.asked);
+        self.answer(Question {
+            hook: Hook::Route,
+            ask: &mut |instance, deadline| {
+                let views: Vec<_> = tiers.iter().map(convert::tier).collect();
+                instance.route(deadline, &convert::classification(classification), &views)
+            },
+            check: &|decision| check::decision(decision, tiers),
+            proposal: |p| match p {
+                Proposal::Decision(d) => Some(convert::decision_in(d)),
+                _ => None,
+            },
+            fallback: &|_| builtin::route(classification, tiers, asked.snapshot()),
+        })
+    }
+
+    fn validate(&mut self, answer: &Answer) -> HookReply<Verdict> {
+        self.answer(Question {
+            hook: Hook::Validate,
+            ask: &mut |instance, deadline| instance.validate(deadline, &convert::answer(answer)),
+            check: &|verdict| check::verdict(verdict, answer),
+            proposal: |p| match p {
+                Proposal::Verdict(v) => Some(convert::verdict_in(v)),
+                _ => None,
+            },
+            fallback: &|mode| {
+                if mode == Fallback::Reject {
+                    return Verdict::Reject(Rejection {
+                        kind: Refusal::Unreliable,
+                        message: "the answer could not be validated".into(),
+                        retry_after_ms: None,
+                    });
+                }
+                builtin::validate(answer)
+            },
+        })
+    }
+
+    fn learn(&mut self, outcome: &Outcome) {
+        let mut told: Vec<Arc<Policy>> = Vec::new();
+        let table = Arc::clone(&self.table);
+        for generation in Hook::ALL.iter().filter_map(|hook| table.get(*hook)) {
+            let policy = &generation.policy;
+            let known = told.iter().any(|p| Arc::ptr_eq(p, policy));
+            if known || policy.guests.learner.is_none() || generation.breaker.is_open() {
+                continue;
+            }
+            told.push(Arc::clone(policy));
+            let learned = match self.instance(policy) {
+                Ok((index, deadline)) => {
+                    self.instances[index].learn(deadline, &convert::outcome(outcome))
+                }
+                Err((fault, _)) => Err(fault),
+            };
+            if let Err(fault) = learned {
+                self.count(generation, |c| c.fault(fault.kind));
+                tracing::warn!(policy = policy.name(), "it could not learn: {fault}");
+            }
+        }
+        self.instances.clear();
+    }
+}

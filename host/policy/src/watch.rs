@@ -1,0 +1,295 @@
+//! A folder whose files are the policies.
+//!
+//! The rule, for people: `<hook>.wasm` or `<hook>-<name>.wasm` serves that hook;
+//! `<same stem>.toml` beside it holds its options, and may name several hooks. Copying a
+//! file in loads it, replacing it swaps it, removing it brings back what the host came
+//! with. Where two files name one hook, the one that changed last wins.
+//!
+//! A file counts when two looks in a row saw the same bytes, so a copy in progress is
+//! never taken for a broken policy; a link that is pointed elsewhere is a changed file. A
+//! folder that cannot be read changes nothing: it may be a disk that comes back.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use homeostat_hooks::Hook;
+use sha2::{Digest, Sha256};
+
+use crate::admit::{AdmissionError, Offer, Stage, read_component};
+use crate::config::PolicyOptions;
+use crate::room::Room;
+
+/// Longest options file.
+const OPTIONS_BYTES_MAX: u64 = 64 << 10;
+
+/// A folder being watched; dropping it ends the watch.
+pub(crate) struct Watch {
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // The last user of the room may be the watcher itself.
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+/// Loads what is there now, then watches.
+pub(crate) fn start(room: &Arc<Room>, dir: PathBuf) -> Option<Watch> {
+    let mut folder = Folder::new(dir);
+    let poll = Duration::from_millis(room.config.poll_ms.max(1));
+    folder.look(room);
+    std::thread::sleep(poll.min(Duration::from_millis(50)));
+    folder.look(room);
+
+    let weak: Weak<Room> = Arc::downgrade(room);
+    let (stop, stopped) = mpsc::channel::<()>();
+    let thread = std::thread::Builder::new()
+        .name("policy-watch".into())
+        .spawn(move || {
+            while stopped.recv_timeout(poll) == Err(RecvTimeoutError::Timeout) {
+                let Some(room) = weak.upgrade() else { return };
+                folder.look(&room);
+            }
+        });
+    match thread {
+        Ok(thread) => Some(Watch {
+            stop: Some(stop),
+            thread: Some(thread),
+        }),
+        Err(error) => {
+            tracing::error!("the policy folder is not watched: {error}");
+            None
+        }
+    }
+}
+
+/// What identifies the content of a file without reading it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    modified: Option<SystemTime>,
+    len: u64,
+}
+
+/// The content of a component and its options.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Content {
+    wasm: [u8; 32],
+    options: [u8; 32],
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    stamps: Option<(Stamp, Option<Stamp>)>,
+    /// What the last look read; taken when the next look reads the same.
+    candidate: Option<Content>,
+    /// What was last offered to the room, accepted or not.
+    offered: Option<Content>,
+}
+
+/// What was seen of the folder.
+struct Folder {
+    dir: PathBuf,
+    seen: BTreeMap<PathBuf, Seen>,
+    /// Which file serves which hook.
+    serving: BTreeMap<Hook, PathBuf>,
+    unreadable: bool,
+}
+
+impl Folder {
+    fn new(dir: PathBuf) -> Self {
+        Self {
+            dir,
+            seen: BTreeMap::new(),
+            serving: BTreeMap::new(),
+            unreadable: false,
+        }
+    }
+
+    /// One look: changed files are offered, removed ones give their hooks back.
+    fn look(&mut self, room: &Room) {
+        let files = match self.files() {
+            Ok(files) => files,
+            Err(error) => {
+                if !self.unreadable {
+                    tracing::warn!(
+                        "the policy folder {} cannot be read, nothing changes: {error}",
+                        self.dir.display()
+                    );
+                }
+                self.unreadable = true;
+                return;
+            }
+        };
+        self.unreadable = false;
+        for (path, hook) in &files {
+            self.look_at(room, path, *hook);
+        }
+        self.seen
+            .retain(|path, _| files.iter().any(|(p, _)| p == path));
+        let gone: Vec<Hook> = self
+            .serving
+            .iter()
+            .filter(|(_, path)| !files.iter().any(|(p, _)| p == *path))
+            .map(|(hook, _)| *hook)
+            .collect();
+        for hook in gone {
+            self.serving.remove(&hook);
+            self.give_back(room, hook, &files);
+        }
+    }
+
+    /// A hook whose file is gone: another file that names it, or what the host came with.
+    fn give_back(&mut self, room: &Room, hook: Hook, files: &[(PathBuf, Hook)]) {
+        room.restore(hook);
+        room.note(&[hook], "", true, "its file was removed");
+        tracing::info!(hook = hook.as_str(), "the policy's file was removed");
+        for (path, _) in files.iter().filter(|(_, h)| *h == hook) {
+            if let Some(seen) = self.seen.get_mut(path) {
+                *seen = Seen::default();
+            }
+        }
+    }
+
+    /// Components in the folder, the one that changed last at the end.
+    fn files(&self) -> std::io::Result<Vec<(PathBuf, Hook)>> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            let Some(hook) = hook_of(&path) else { continue };
+            // A link that leads nowhere is a file that is gone.
+            let Ok(meta) = fs::metadata(&path) else {
+                continue;
+            };
+            if meta.is_file() {
+                files.push((meta.modified().ok(), path, hook));
+            }
+        }
+        files.sort();
+        Ok(files
+            .into_iter()
+            .map(|(_, path, hook)| (path, hook))
+            .collect())
+    }
+
+    fn look_at(&mut self, room: &Room, path: &Path, hook: Hook) {
+        let options_path = path.with_extension("toml");
+        let seen = self.seen.entry(path.to_path_buf()).or_default();
+        let Some(stamp) = stamp(path) else { return };
+        let stamps = Some((stamp, stamp_of_options(&options_path)));
+        // Settled long ago: the same stamps as when it was offered.
+        if seen.stamps == stamps && seen.candidate == seen.offered && seen.offered.is_some() {
+            return;
+        }
+        let read = read(path, &options_path, room.config.max_component_bytes);
+        let content = match &read {
+            Ok((content, _, _)) => content.clone(),
+            Err(refusal) => Content {
+                wasm: Sha256::digest(refusal.to_string()).into(),
+                options: [0; 32],
+            },
+        };
+        let stable = seen.candidate.as_ref() == Some(&content);
+        seen.stamps = stamps;
+        seen.candidate = Some(content.clone());
+        if !stable || seen.offered.as_ref() == Some(&content) {
+            return;
+        }
+        seen.offered = Some(content);
+        self.offer(room, path, hook, read);
+    }
+
+    fn offer(&mut self, room: &Room, path: &Path, hook: Hook, read: Reading) {
+        let name = stem(path).to_string();
+        let offer = read.and_then(|(_, bytes, text)| {
+            let options = parse_options(&text)?;
+            Ok(Offer {
+                hooks: Some(options.hooks.clone().unwrap_or_else(|| vec![hook])),
+                name: name.clone(),
+                bytes,
+                options,
+            })
+        });
+        match offer {
+            Ok(offer) => {
+                if let Ok(report) = room.put(&offer) {
+                    for hook in report.hooks {
+                        self.serving.insert(hook, path.to_path_buf());
+                    }
+                }
+            }
+            Err(refusal) => {
+                room.note(&[hook], &name, false, &refusal.to_string());
+                tracing::warn!(policy = name, "{refusal}");
+            }
+        }
+    }
+}
+
+type Reading = Result<(Content, Vec<u8>, String), AdmissionError>;
+
+fn read(path: &Path, options_path: &Path, max_bytes: u64) -> Reading {
+    let bytes = read_component(path, max_bytes)?;
+    let text = if options_path.exists() {
+        let raw = read_component(options_path, OPTIONS_BYTES_MAX)?;
+        String::from_utf8(raw).map_err(|_| {
+            AdmissionError::new(
+                Stage::Options,
+                format!("{} is not UTF-8", options_path.display()),
+            )
+        })?
+    } else {
+        String::new()
+    };
+    let content = Content {
+        wasm: Sha256::digest(&bytes).into(),
+        options: Sha256::digest(&text).into(),
+    };
+    Ok((content, bytes, text))
+}
+
+/// The options in the text of a `.toml`.
+///
+/// # Errors
+/// [`Stage::Options`] with the line and the word that is wrong.
+pub fn parse_options(text: &str) -> Result<PolicyOptions, AdmissionError> {
+    toml::from_str(text).map_err(|error| {
+        AdmissionError::new(Stage::Options, error.to_string().trim_end().to_string())
+    })
+}
+
+fn stem(path: &Path) -> &str {
+    path.file_stem().and_then(|s| s.to_str()).unwrap_or("")
+}
+
+/// The hook that a file's name says.
+fn hook_of(path: &Path) -> Option<Hook> {
+    if path.extension()? != "wasm" {
+        return None;
+    }
+    let word = stem(path).split('-').next()?;
+    Hook::ALL.into_iter().find(|hook| hook.as_str() == word)
+}
+
+fn stamp(path: &Path) -> Option<Stamp> {
+    let meta = fs::metadata(path).ok()?;
+    Some(Stamp {
+        modified: meta.modified().ok(),
+        len: meta.len(),
+    })
+}
+
+fn stamp_of_options(path: &Path) -> Option<Stamp> {
+    stamp(path)
+}
