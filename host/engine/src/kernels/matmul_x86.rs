@@ -51,6 +51,51 @@ fn four_bytes(x: &[i8; 32], step: usize) -> i32 {
     unsafe { x.as_ptr().add(4 * step).cast::<i32>().read_unaligned() }
 }
 
+/// `dots[row] += w[step] · x[row][step]`, as one instruction with one place in the order. As an intrinsic it
+/// is moved: the compiler then does a row after the other, and each waits for its own last product, which
+/// costs four rows a third of their speed.
+macro_rules! dot_step {
+    ($step:literal, $row:literal, $m:ident, $dots:ident, $w:ident, $quants:ident) => {
+        if $row < $m {
+            // SAFETY: reads four bytes of the eight times 32 at `quants`; the function has the feature.
+            unsafe {
+                std::arch::asm!(
+                    "vpdpbusd {dots}, {w}, dword ptr [{quants} + {at}]{{1to16}}",
+                    dots = inout(zmm_reg) $dots[$row],
+                    w = in(zmm_reg) $w[$step],
+                    quants = in(reg) $quants,
+                    at = const $row * 32 + $step * 4,
+                    options(readonly, nostack, preserves_flags)
+                );
+            }
+        }
+    };
+}
+
+/// Expands `$body!(step, row, …)` for eight steps of eight rows; the rows take turns.
+macro_rules! for_steps_and_rows {
+    (@step $step:literal, $body:ident, $($args:ident),+) => {
+        $body!($step, 0, $($args),+);
+        $body!($step, 1, $($args),+);
+        $body!($step, 2, $($args),+);
+        $body!($step, 3, $($args),+);
+        $body!($step, 4, $($args),+);
+        $body!($step, 5, $($args),+);
+        $body!($step, 6, $($args),+);
+        $body!($step, 7, $($args),+);
+    };
+    ($body:ident, $($args:ident),+) => {
+        for_steps_and_rows!(@step 0, $body, $($args),+);
+        for_steps_and_rows!(@step 1, $body, $($args),+);
+        for_steps_and_rows!(@step 2, $body, $($args),+);
+        for_steps_and_rows!(@step 3, $body, $($args),+);
+        for_steps_and_rows!(@step 4, $body, $($args),+);
+        for_steps_and_rows!(@step 5, $body, $($args),+);
+        for_steps_and_rows!(@step 6, $body, $($args),+);
+        for_steps_and_rows!(@step 7, $body, $($args),+);
+    };
+}
+
 /// All sixteen outputs of `M` rows: a block's weights are unpacked once and used `M` times.
 ///
 /// # Safety
@@ -89,7 +134,6 @@ unsafe fn tile_avx512<const FORMAT: u8, const M: usize>(work: &TileWork<'_>) {
             quants = quants.add(if FORMAT == Q8_0 { 512 } else { 256 });
             (d, m, w)
         };
-        // The rows take turns, so that no sum waits for its own last product.
         let mut dots = [_mm512_setzero_si512(); M];
         for (row, dots) in dots.iter_mut().enumerate() {
             match FORMAT {
@@ -98,12 +142,8 @@ unsafe fn tile_avx512<const FORMAT: u8, const M: usize>(work: &TileWork<'_>) {
                 _ => {}
             }
         }
-        for (step, w) in w.iter().enumerate() {
-            for (row, dots) in dots.iter_mut().enumerate() {
-                let x = _mm512_set1_epi32(four_bytes(&x.quants[row], step));
-                *dots = _mm512_dpbusd_epi32(*dots, *w, x);
-            }
-        }
+        let quants = x.quants.as_ptr();
+        for_steps_and_rows!(dot_step, M, dots, w, quants);
         for (row, acc) in acc.iter_mut().enumerate() {
             let scale = _mm512_mul_ps(d, _mm512_set1_ps(x.scale[row]));
             *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[row]), scale, *acc);
