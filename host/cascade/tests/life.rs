@@ -545,7 +545,7 @@ async fn a_named_model_is_the_only_candidate() {
     );
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_deadline_ends_a_request_that_hangs() {
     let dropped = Arc::new(AtomicBool::new(false));
     let w = world(
