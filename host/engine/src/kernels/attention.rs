@@ -19,6 +19,7 @@ use super::pool::Pool;
 
 /// Keys of one span: a multiple of the block, long enough that folding costs nothing.
 const SPAN: usize = 256;
+const SPAN_BLOCKS: usize = SPAN / BLOCK_TOKENS;
 /// (row, head) pairs that share the loads of one unit of work.
 const MAX_PAIRS: usize = 12;
 /// Greatest head size: the buffers of a unit lie on the stack.
@@ -279,6 +280,29 @@ impl Unit<'_> {
         (row * self.job.shape.heads + self.first_head + pair % self.heads) * self.head_dim()
     }
 
+    /// The blocks of a span that any pair sees, counted from the start of the sequence.
+    #[inline(always)]
+    fn blocks(&self, span: usize) -> std::ops::Range<usize> {
+        // The last row of a group sees most, the first row sees the first key.
+        let (first, end) = (
+            self.seen(span, 0).start,
+            self.seen(span, self.pairs() - 1).end,
+        );
+        let at = span * SPAN_BLOCKS;
+        at + first / BLOCK_TOKENS..at + end.div_ceil(BLOCK_TOKENS)
+    }
+
+    /// The last block that any pair sees.
+    fn last_block(&self) -> usize {
+        (self.group.keys.1 - 1) / BLOCK_TOKENS
+    }
+
+    /// The keys, and behind them the values, of one block.
+    fn head(&self, block: usize) -> *const u16 {
+        let table = self.job.rows[self.group.first_row].block_table;
+        self.job.kv.head(table[block], self.kv_head)
+    }
+
     /// The keys of a span that a pair sees, relative to the span.
     #[inline(always)]
     fn seen(&self, span: usize, pair: usize) -> std::ops::Range<usize> {
@@ -312,7 +336,6 @@ impl Kernel for RunUnit<'_> {
         };
         let step = unit.head_dim() + 2;
         let spans = unit.group.spans();
-        let mut filled = [false; MAX_PAIRS];
         // SAFETY: q, scores and partials hold MAX_PAIRS rows of the greatest size and `pairs` is at most
         // MAX_PAIRS; `to` and `from` lead to partials of the same layout; `out` holds every pair's vector and
         // this unit alone writes them.
@@ -325,14 +348,16 @@ impl Kernel for RunUnit<'_> {
                 }
                 Work::Whole => {
                     load_queries(s, unit, q);
-                    for span in spans {
+                    attend_span(s, unit, spans.start, q, scores, folded);
+                    for span in spans.skip(1) {
                         attend_span(s, unit, span, q, scores, partial);
-                        fold_span(s, unit, span, partial, folded, &mut filled);
+                        fold_span(s, unit, span, partial, folded);
                     }
                 }
                 Work::Fold { from, stride } => {
-                    for (i, span) in spans.enumerate() {
-                        fold_span(s, unit, span, from.add(i * stride), folded, &mut filled);
+                    std::ptr::copy_nonoverlapping(from, folded, unit.pairs() * step);
+                    for (i, span) in spans.enumerate().skip(1) {
+                        fold_span(s, unit, span, from.add(i * stride), folded);
                     }
                 }
             }
@@ -343,20 +368,25 @@ impl Kernel for RunUnit<'_> {
     }
 }
 
-/// Copies the queries side by side, multiplied with the scale.
+/// Copies the queries, multiplied with the scale, dimension by dimension: `q[i][pair]`, so that all pairs of a
+/// dimension lie side by side.
 ///
 /// # Safety
-/// `q` has room for `pairs` vectors.
+/// `q` has room for the greatest number of pairs and dimensions.
 #[inline(always)]
 unsafe fn load_queries<S: Lanes>(s: S, unit: &Unit<'_>, q: *mut f32) {
     let d = unit.head_dim();
     for pair in 0..unit.pairs() {
         let from = &unit.job.q[unit.vector_at(pair)..][..d];
         for i in (0..d).step_by(LANES) {
-            // SAFETY: `d` is a multiple of 16, so sixteen floats follow on both sides.
+            let mut scaled = [0f32; LANES];
+            // SAFETY: `d` is a multiple of 16, so sixteen floats follow; `i + j` < d.
             unsafe {
                 let x = s.mul(s.load(from.as_ptr().add(i)), s.splat(unit.job.shape.scale));
-                s.store(q.add(pair * d + i), x);
+                s.store(scaled.as_mut_ptr(), x);
+                for (j, x) in scaled.into_iter().enumerate() {
+                    *q.add((i + j) * MAX_PAIRS + pair) = x;
+                }
             }
         }
     }
@@ -369,9 +399,10 @@ fn together<S: Lanes>(left: usize) -> usize {
         1..=4 => left,
         5 => 3,
         6 if S::WIDE => 6,
-        7 | 8 => 4,
-        _ if S::WIDE => 6,
-        _ => 3,
+        7 => 4,
+        8..12 if S::WIDE => 8,
+        12.. if S::WIDE => 12,
+        _ => 4,
     }
 }
 
@@ -388,60 +419,91 @@ unsafe fn attend_span<S: Lanes>(
     scores: *mut f32,
     to: *mut f32,
 ) {
-    let (d, pairs) = (unit.head_dim(), unit.pairs());
-    // The last row of a group sees most, the first row sees the first key.
-    let (first, end) = (unit.seen(span, 0).start, unit.seen(span, pairs - 1).end);
-    let blocks = first / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS);
-    let table = unit.job.rows[unit.group.first_row].block_table;
-    let head = |block: usize| {
-        unit.job
-            .kv
-            .head(table[span * (SPAN / BLOCK_TOKENS) + block], unit.kv_head)
-    };
-    // SAFETY: `head` leads to d x 32 keys and then 32 x d values; a block's scores lie inside the span.
+    let d = unit.head_dim();
+    // SAFETY: passed on.
     unsafe {
-        for block in blocks.clone() {
-            let (keys, scores) = (head(block), scores.add(block * BLOCK_TOKENS));
-            let mut pair = 0;
-            while pair < pairs {
-                let n = together::<S>(pairs - pair);
-                score_block(s, n, keys, d, q.add(pair * d), scores.add(pair * SPAN));
-                pair += n;
-            }
-        }
-        for pair in 0..pairs {
+        score_span(s, unit, span, q, scores);
+        for pair in 0..unit.pairs() {
             let to = to.add(pair * (d + 2));
-            let seen = unit.seen(span, pair);
-            weigh_scores(s, unit.job.shape.softcap, scores.add(pair * SPAN), seen, to);
+            let scores = scores.add(pair * SPAN);
+            let (seen, end) = (unit.seen(span, pair), unit.seen(span, unit.pairs() - 1).end);
+            weigh_scores(s, unit.job.shape.softcap, scores, seen.clone(), to);
+            // What only later rows see has no weight here.
+            let weighed = seen.end.next_multiple_of(LANES);
+            std::ptr::write_bytes(scores.add(weighed), 0, end.saturating_sub(weighed));
             std::ptr::write_bytes(to.add(2), 0, d);
         }
-        for block in blocks {
-            let values = head(block).add(BLOCK_TOKENS * d);
-            let in_block = |pair: usize| {
-                let (seen, at) = (unit.seen(span, pair), block * BLOCK_TOKENS);
-                let keys = |x: usize| x.saturating_sub(at).min(BLOCK_TOKENS);
-                (keys(seen.start), keys(seen.end))
+        add_span(s, unit, span, scores, to.add(2));
+    }
+}
+
+/// # Safety
+/// As [`attend_span`].
+#[inline(always)]
+unsafe fn score_span<S: Lanes>(
+    s: S,
+    unit: &Unit<'_>,
+    span: usize,
+    q: *const f32,
+    scores: *mut f32,
+) {
+    let (d, pairs) = (unit.head_dim(), unit.pairs());
+    let blocks = unit.blocks(span);
+    for block in blocks.clone() {
+        let keys = unit.head(block);
+        // SAFETY: values follow keys; a block's scores lie inside the span.
+        unsafe {
+            let next = if block + 1 < blocks.end {
+                unit.head(block + 1)
+            } else {
+                unit.head(blocks.start).add(BLOCK_TOKENS * d)
             };
-            let weights = scores.add(block * BLOCK_TOKENS);
+            let scores = scores.add((block - span * SPAN_BLOCKS) * BLOCK_TOKENS);
             let mut pair = 0;
             while pair < pairs {
                 let n = together::<S>(pairs - pair);
-                let (from, common) = in_block(pair);
-                let own = |p: usize| (weights.add(p * SPAN), to.add(p * (d + 2) + 2));
-                let (w, o) = own(pair);
-                add_values(s, n, values, d, (from, common), w, o);
-                for later in pair + 1..pair + n {
-                    let end = in_block(later).1;
-                    let (w, o) = own(later);
-                    add_values(s, 1, values, d, (common, end), w, o);
-                }
+                score_block(s, n, keys, next, d, q.add(pair), scores.add(pair * SPAN));
                 pair += n;
             }
         }
     }
 }
 
-/// Scores of 32 keys for `pairs` queries; `q` has stride `d`, `out` stride [`SPAN`].
+/// `to` leads to the values of the first pair.
+///
+/// # Safety
+/// As [`attend_span`].
+#[inline(always)]
+unsafe fn add_span<S: Lanes>(s: S, unit: &Unit<'_>, span: usize, scores: *const f32, to: *mut f32) {
+    let (d, pairs) = (unit.head_dim(), unit.pairs());
+    let blocks = unit.blocks(span);
+    for block in blocks.clone() {
+        let first_key = (block - span * SPAN_BLOCKS) * BLOCK_TOKENS;
+        // Keys that some pairs do not see have no weight there.
+        let key = |x: usize| x.saturating_sub(first_key).min(BLOCK_TOKENS);
+        let keys = key(unit.seen(span, 0).start)..key(unit.seen(span, pairs - 1).end);
+        // SAFETY: values follow keys; weights and values of all pairs lie in their buffers.
+        unsafe {
+            let values = unit.head(block).add(BLOCK_TOKENS * d);
+            let next = if block + 1 < blocks.end {
+                unit.head(block + 1).add(BLOCK_TOKENS * d)
+            } else {
+                unit.head((block + 1).min(unit.last_block()))
+            };
+            let weights = scores.add(first_key);
+            let mut pair = 0;
+            while pair < pairs {
+                let n = together::<S>(pairs - pair);
+                let (w, o) = (weights.add(pair * SPAN), to.add(pair * (d + 2)));
+                add_values(s, n, values, next, d, keys.clone(), w, o);
+                pair += n;
+            }
+        }
+    }
+}
+
+/// Scores of 32 keys for `pairs` queries; a dimension of `q` has stride [`MAX_PAIRS`], a row of `out` stride
+/// [`SPAN`]. Meanwhile the `d` x 32 f16 at `ahead` are fetched.
 ///
 /// # Safety
 /// `keys` holds `d` x 32 f16, `q` and `out` hold `pairs` rows.
@@ -450,6 +512,7 @@ unsafe fn score_block<S: Lanes>(
     s: S,
     pairs: usize,
     keys: *const u16,
+    ahead: *const u16,
     d: usize,
     q: *const f32,
     out: *mut f32,
@@ -457,11 +520,14 @@ unsafe fn score_block<S: Lanes>(
     // SAFETY: passed on.
     unsafe {
         match pairs {
-            1 => score_pairs::<S, 1>(s, keys, d, q, out),
-            2 => score_pairs::<S, 2>(s, keys, d, q, out),
-            3 => score_pairs::<S, 3>(s, keys, d, q, out),
-            4 => score_pairs::<S, 4>(s, keys, d, q, out),
-            _ => score_pairs::<S, 6>(s, keys, d, q, out),
+            1 => score_pairs::<S, 1>(s, keys, ahead, d, q, out),
+            2 => score_pairs::<S, 2>(s, keys, ahead, d, q, out),
+            3 => score_pairs::<S, 3>(s, keys, ahead, d, q, out),
+            4 => score_pairs::<S, 4>(s, keys, ahead, d, q, out),
+            6 => score_pairs::<S, 6>(s, keys, ahead, d, q, out),
+            8 => score_pairs::<S, 8>(s, keys, ahead, d, q, out),
+            12 => score_pairs::<S, 12>(s, keys, ahead, d, q, out),
+            n => unreachable!("{n} pairs together"),
         }
     }
 }
@@ -472,6 +538,7 @@ unsafe fn score_block<S: Lanes>(
 unsafe fn score_pairs<S: Lanes, const P: usize>(
     s: S,
     keys: *const u16,
+    ahead: *const u16,
     d: usize,
     q: *const f32,
     out: *mut f32,
@@ -479,10 +546,10 @@ unsafe fn score_pairs<S: Lanes, const P: usize>(
     // SAFETY: passed on; two times sixteen keys make the block.
     unsafe {
         if S::WIDE {
-            score_keys::<S, P, 2>(s, keys, d, q, out);
+            score_keys::<S, P, 2>(s, keys, ahead, d, q, out);
         } else {
-            score_keys::<S, P, 1>(s, keys, d, q, out);
-            score_keys::<S, P, 1>(s, keys.add(LANES), d, q, out.add(LANES));
+            score_keys::<S, P, 1>(s, keys, ahead, d, q, out);
+            score_keys::<S, P, 1>(s, keys.add(LANES), ahead, d, q, out.add(LANES));
         }
     }
 }
@@ -495,27 +562,31 @@ unsafe fn score_pairs<S: Lanes, const P: usize>(
 unsafe fn score_keys<S: Lanes, const P: usize, const K: usize>(
     s: S,
     keys: *const u16,
+    ahead: *const u16,
     d: usize,
     q: *const f32,
     out: *mut f32,
 ) {
     let mut acc = [[s.splat(0.0); K]; P];
     for i in 0..d {
-        // SAFETY: dimension `i` < d of 16 K keys and of every query.
-        let k: [S::F; K] =
-            std::array::from_fn(|v| unsafe { s.load_f16(keys.add(i * BLOCK_TOKENS + v * LANES)) });
+        s.fetch(ahead.wrapping_add(i * BLOCK_TOKENS));
+        let mut k = [s.splat(0.0); K];
+        for (v, k) in k.iter_mut().enumerate() {
+            // SAFETY: dimension `i` < d of 16 K keys.
+            *k = unsafe { s.load_f16(keys.add(i * BLOCK_TOKENS + v * LANES)) };
+        }
         for (p, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: as above.
-            let x = s.splat(unsafe { *q.add(p * d + i) });
+            // SAFETY: dimension `i` of every query.
+            let x = s.splat(unsafe { *q.add(i * MAX_PAIRS + p) });
             for (acc, k) in acc.iter_mut().zip(k) {
                 *acc = s.fma(x, k, *acc);
             }
         }
     }
-    for (p, acc) in acc.into_iter().enumerate() {
-        for (v, acc) in acc.into_iter().enumerate() {
+    for (p, acc) in acc.iter().enumerate() {
+        for (v, acc) in acc.iter().enumerate() {
             // SAFETY: 16 K scores fit each row of `out`.
-            unsafe { s.store(out.add(p * SPAN + v * LANES), acc) }
+            unsafe { s.store(out.add(p * SPAN + v * LANES), *acc) }
         }
     }
 }
@@ -574,7 +645,7 @@ fn cap_scores<S: Lanes>(s: S, x: S::F, cap: f32) -> S::F {
     )
 }
 
-/// Adds `weight * value` of keys `keys.0..keys.1` of a block to `out`; `weights` has stride [`SPAN`], `out`
+/// Adds `weight * value` of keys `keys` of a block to `out`; `weights` has stride [`SPAN`], `out`
 /// stride `d + 2`.
 ///
 /// # Safety
@@ -584,19 +655,23 @@ unsafe fn add_values<S: Lanes>(
     s: S,
     pairs: usize,
     values: *const u16,
+    ahead: *const u16,
     d: usize,
-    keys: (usize, usize),
+    keys: std::ops::Range<usize>,
     weights: *const f32,
     out: *mut f32,
 ) {
     // SAFETY: passed on.
     unsafe {
         match pairs {
-            1 => add_pairs::<S, 1>(s, values, d, keys, weights, out),
-            2 => add_pairs::<S, 2>(s, values, d, keys, weights, out),
-            3 => add_pairs::<S, 3>(s, values, d, keys, weights, out),
-            4 => add_pairs::<S, 4>(s, values, d, keys, weights, out),
-            _ => add_pairs::<S, 6>(s, values, d, keys, weights, out),
+            1 => add_pairs::<S, 1>(s, values, ahead, d, keys, weights, out),
+            2 => add_pairs::<S, 2>(s, values, ahead, d, keys, weights, out),
+            3 => add_pairs::<S, 3>(s, values, ahead, d, keys, weights, out),
+            4 => add_pairs::<S, 4>(s, values, ahead, d, keys, weights, out),
+            6 => add_pairs::<S, 6>(s, values, ahead, d, keys, weights, out),
+            8 => add_pairs::<S, 8>(s, values, ahead, d, keys, weights, out),
+            12 => add_pairs::<S, 12>(s, values, ahead, d, keys, weights, out),
+            n => unreachable!("{n} pairs together"),
         }
     }
 }
@@ -607,24 +682,33 @@ unsafe fn add_values<S: Lanes>(
 unsafe fn add_pairs<S: Lanes, const P: usize>(
     s: S,
     values: *const u16,
+    ahead: *const u16,
     d: usize,
-    keys: (usize, usize),
+    keys: std::ops::Range<usize>,
     weights: *const f32,
     out: *mut f32,
 ) {
-    const SLAB: usize = 4 * LANES;
-    if keys.0 >= keys.1 {
+    if keys.is_empty() {
         return;
     }
     let mut col = 0;
     // SAFETY: columns `col..` up to `d` exist in every value and every row of `out`.
     unsafe {
-        while S::WIDE && col + SLAB <= d {
-            add_slab::<S, P, 4>(s, values.add(col), d, keys, weights, out.add(col));
-            col += SLAB;
+        if S::WIDE && P <= 6 {
+            while col + 4 * LANES <= d {
+                let (values, ahead, out) = (values.add(col), ahead.wrapping_add(col), out.add(col));
+                add_slab::<S, P, 4>(s, values, ahead, d, keys.clone(), weights, out);
+                col += 4 * LANES;
+            }
+        }
+        while S::WIDE && col + 2 * LANES <= d {
+            let (values, ahead, out) = (values.add(col), ahead.wrapping_add(col), out.add(col));
+            add_slab::<S, P, 2>(s, values, ahead, d, keys.clone(), weights, out);
+            col += 2 * LANES;
         }
         while col < d {
-            add_slab::<S, P, 1>(s, values.add(col), d, keys, weights, out.add(col));
+            let (values, ahead, out) = (values.add(col), ahead.wrapping_add(col), out.add(col));
+            add_slab::<S, P, 1>(s, values, ahead, d, keys.clone(), weights, out);
             col += LANES;
         }
     }
@@ -638,20 +722,30 @@ unsafe fn add_pairs<S: Lanes, const P: usize>(
 unsafe fn add_slab<S: Lanes, const P: usize, const W: usize>(
     s: S,
     values: *const u16,
+    ahead: *const u16,
     d: usize,
-    keys: (usize, usize),
+    keys: std::ops::Range<usize>,
     weights: *const f32,
     out: *mut f32,
 ) {
     // SAFETY: sixteen floats at each of the `W` places of each pair's row.
     let at = |p: usize, w: usize| unsafe { out.add(p * (d + 2) + w * LANES) };
-    let mut acc: [[S::F; W]; P] =
-        // SAFETY: as above.
-        std::array::from_fn(|p| std::array::from_fn(|w| unsafe { s.load(at(p, w)) }));
-    for key in keys.0..keys.1 {
-        // SAFETY: `key` < 32, and 16 W columns of its value exist.
-        let v: [S::F; W] =
-            std::array::from_fn(|w| unsafe { s.load_f16(values.add(key * d + w * LANES)) });
+    let mut acc = [[s.splat(0.0); W]; P];
+    for (p, acc) in acc.iter_mut().enumerate() {
+        for (w, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: as above.
+            *acc = unsafe { s.load(at(p, w)) };
+        }
+    }
+    for key in keys {
+        for line in (0..W * LANES).step_by(BLOCK_TOKENS) {
+            s.fetch(ahead.wrapping_add(key * d + line));
+        }
+        let mut v = [s.splat(0.0); W];
+        for (w, v) in v.iter_mut().enumerate() {
+            // SAFETY: `key` < 32, and 16 W columns of its value exist.
+            *v = unsafe { s.load_f16(values.add(key * d + w * LANES)) };
+        }
         for (p, acc) in acc.iter_mut().enumerate() {
             // SAFETY: a weight per key and pair.
             let x = s.splat(unsafe { *weights.add(p * SPAN + key) });
@@ -660,15 +754,16 @@ unsafe fn add_slab<S: Lanes, const P: usize, const W: usize>(
             }
         }
     }
-    for (p, acc) in acc.into_iter().enumerate() {
-        for (w, acc) in acc.into_iter().enumerate() {
+    for (p, acc) in acc.iter().enumerate() {
+        for (w, acc) in acc.iter().enumerate() {
             // SAFETY: as above.
-            unsafe { s.store(at(p, w), acc) }
+            unsafe { s.store(at(p, w), *acc) }
         }
     }
 }
 
-/// Folds the partial results of one span into `folded`; the first span a pair sees is copied.
+/// Folds the partial results of one span into `folded`, for the pairs that see the span. The first span is
+/// seen by all: by definition without a window, and with one each group is a single row.
 ///
 /// # Safety
 /// `partial` and `folded` hold `pairs` partial results.
@@ -679,23 +774,20 @@ unsafe fn fold_span<S: Lanes>(
     span: usize,
     partial: *const f32,
     folded: *mut f32,
-    filled: &mut [bool; MAX_PAIRS],
 ) {
     let step = unit.head_dim() + 2;
-    for (pair, filled) in filled.iter_mut().enumerate().take(unit.pairs()) {
-        if unit.seen(span, pair).is_empty() {
-            continue;
+    for pair in 0..unit.pairs() {
+        if !unit.seen(span, pair).is_empty() {
+            // SAFETY: a partial result is `step` floats.
+            unsafe {
+                fold_pair(
+                    s,
+                    unit.head_dim(),
+                    partial.add(pair * step),
+                    folded.add(pair * step),
+                )
+            };
         }
-        // SAFETY: a partial result is `step` floats.
-        unsafe {
-            let (new, old) = (partial.add(pair * step), folded.add(pair * step));
-            if *filled {
-                fold_pair(s, unit.head_dim(), new, old);
-            } else {
-                std::ptr::copy_nonoverlapping(new, old, step);
-            }
-        }
-        *filled = true;
     }
 }
 
@@ -730,7 +822,9 @@ unsafe fn store_result<S: Lanes>(s: S, unit: &Unit<'_>, pair: usize, folded: *co
         let out = unit.job.out.add(unit.vector_at(pair));
         let factor = s.splat(1.0 / *folded.add(1));
         for i in (0..unit.head_dim()).step_by(LANES) {
-            s.store(out.add(i), s.mul(s.load(folded.add(2 + i)), factor));
+            // Adding zero makes -0 (a sum that has underflowed) the +0 that it is beside a key without weight.
+            let x = s.mul(s.load(folded.add(2 + i)), factor);
+            s.store(out.add(i), s.add(x, s.splat(0.0)));
         }
     }
 }

@@ -38,6 +38,9 @@ pub(super) trait Lanes: Copy {
     /// Sixteen bytes must be writable at `p`.
     unsafe fn store_i8(self, p: *mut i8, v: Self::F) -> i32;
 
+    /// Asks for the cache line at `p`, which may be any address; changes nothing but time.
+    fn fetch(self, p: *const u16);
+
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
@@ -154,6 +157,8 @@ impl Lanes for Portable {
         unsafe { p.cast::<[i8; LANES]>().write_unaligned(q) }
         q.iter().map(|x| i32::from(*x)).sum()
     }
+    #[inline(always)]
+    fn fetch(self, _: *const u16) {}
     #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
         each(|i| a[i] + b[i])

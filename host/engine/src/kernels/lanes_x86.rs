@@ -96,6 +96,10 @@ impl Lanes for Avx512 {
         sum_of_bytes(q)
     }
     #[inline(always)]
+    fn fetch(self, p: *const u16) {
+        op!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
+    #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         op!(_mm512_add_ps(a, b))
     }
@@ -218,6 +222,10 @@ impl Lanes for Avx2 {
         });
         op!(_mm_storeu_si128(p.cast(), q));
         sum_of_bytes(q)
+    }
+    #[inline(always)]
+    fn fetch(self, p: *const u16) {
+        op!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
     }
     #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
