@@ -1,0 +1,31 @@
+//! Builds the default policies and hands them to the binary, so that a host without any
+//! file has judgement of its own.
+
+use std::path::{Path, PathBuf};
+
+use homeostat_componentize::{Options, build_many};
+
+/// Folder below `plugins/`, which is also the name of the policy.
+const POLICIES: [&str; 3] = ["classify-lexical", "route-metabolic", "validate-facts"];
+
+fn main() {
+    let here = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"));
+    let out = PathBuf::from(std::env::var("OUT_DIR").expect("cargo sets it"));
+    let root = here.ancestors().nth(2).expect("the crate is two folders deep");
+    for watched in ["plugins", "sdk/rust", "wit"] {
+        println!("cargo::rerun-if-changed={}", root.join(watched).display());
+    }
+    let crates: Vec<PathBuf> = POLICIES.iter().map(|p| root.join("plugins").join(p)).collect();
+    let crates: Vec<&Path> = crates.iter().map(PathBuf::as_path).collect();
+    let options = Options {
+        target_dir: out.join("policies"),
+    };
+    let components = build_many(&crates, &options).unwrap_or_else(|error| {
+        eprintln!("the default policies cannot be built: {error}");
+        std::process::exit(1);
+    });
+    for (name, bytes) in POLICIES.iter().zip(components) {
+        let file = out.join(format!("{name}.wasm"));
+        std::fs::write(&file, bytes).expect("the build folder can be written");
+    }
+}

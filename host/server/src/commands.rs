@@ -1,0 +1,369 @@
+//! Commands that end by themselves: everything but `serve`.
+//!
+//! Results go to standard output, everything else to standard error.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use homeostat_hooks::Hook;
+use homeostat_policy::{Offer, PolicyRoom, read_component};
+use serde_json::Value;
+
+use crate::admin_client::ask;
+use crate::cli::{ConfigArgs, ConfigCommand, HostArgs, ModelsCommand, PolicyCommand};
+use crate::config::{Config, DEFAULT_FILE, TierKind};
+use crate::models::{CacheError, Manifest, Manifests, ModelCache, pull};
+use crate::tiers::HostModels;
+use crate::{Failure, serve};
+
+pub fn policy(command: PolicyCommand) -> Result<(), Failure> {
+    match command {
+        PolicyCommand::Check { file, hook, config } => {
+            let config = Config::load(config.config.as_deref())?;
+            check_policy(&config, &file, hook)
+        }
+        PolicyCommand::List { host } => {
+            let answer = ask(&host, "GET", "/admin/v1/policies", Vec::new())?;
+            for slot in answer["policies"].as_array().into_iter().flatten() {
+                print_slot(slot);
+            }
+            Ok(())
+        }
+        PolicyCommand::Put {
+            hook,
+            file,
+            name,
+            host,
+        } => {
+            let bytes = std::fs::read(&file)
+                .map_err(|e| Failure::Failed(format!("{}: {e}", file.display())))?;
+            let stem = file.file_stem().and_then(|s| s.to_str());
+            let name = name.or(stem.map(str::to_string));
+            let query = name.map_or(String::new(), |n| format!("?name={}", escaped(&n)));
+            let path = format!("/admin/v1/policies/{}{query}", hook.as_str());
+            print_json(&ask(&host, "PUT", &path, bytes)?)
+        }
+        PolicyCommand::Rollback { hook, host } => {
+            let path = format!("/admin/v1/policies/{}/rollback", hook.as_str());
+            print_slot(&ask(&host, "POST", &path, Vec::new())?);
+            Ok(())
+        }
+        PolicyCommand::Unload { hook, host } => {
+            let path = format!("/admin/v1/policies/{}", hook.as_str());
+            print_slot(&ask(&host, "DELETE", &path, Vec::new())?);
+            Ok(())
+        }
+    }
+}
+
+fn check_policy(
+    config: &Config,
+    file: &std::path::Path,
+    hook: Option<Hook>,
+) -> Result<(), Failure> {
+    let models = HostModels::new(Vec::new(), Vec::new(), None).map_err(Failure::failed)?;
+    let room = PolicyRoom::new(config.policies.clone(), Arc::new(models))
+        .map_err(|e| Failure::Config(e.to_string()))?;
+    let bytes =
+        read_component(file, config.policies.max_component_bytes).map_err(Failure::failed)?;
+    let stem = file.file_stem().and_then(|s| s.to_str());
+    let offer = Offer {
+        name: stem.unwrap_or("policy").into(),
+        bytes,
+        hooks: hook.map(|h| vec![h]),
+        ..Offer::default()
+    };
+    let report = room.check(&offer).map_err(Failure::failed)?;
+    print_json(&serde_json::to_value(&report).map_err(Failure::failed)?)
+}
+
+/// A name as a query can carry it.
+fn escaped(name: &str) -> String {
+    let each = name.bytes().map(|b| match b {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => char::from(b).to_string(),
+        other => format!("%{other:02X}"),
+    });
+    each.collect()
+}
+
+fn print_slot(slot: &Value) {
+    let shown = |generation: &Value| {
+        let name = generation["policy"].as_str().unwrap_or("?");
+        let digest = generation["digest"].as_str().unwrap_or("");
+        let open = generation["breaker_open"].as_bool() == Some(true);
+        format!(
+            "{name}@{} ({}){}",
+            generation["generation"],
+            digest.get(..12).unwrap_or(digest),
+            if open { ", left alone: it keeps failing" } else { "" }
+        )
+    };
+    let active = match &slot["active"] {
+        Value::Null => "built-in".to_string(),
+        generation => shown(generation),
+    };
+    println!("{:9} {active}", slot["hook"].as_str().unwrap_or("?"));
+    for kept in slot["kept"].as_array().into_iter().flatten() {
+        println!("          kept: {}", shown(kept));
+    }
+    let attempt = &slot["last_attempt"];
+    if attempt["accepted"].as_bool() == Some(false) {
+        let text = attempt["text"].as_str().unwrap_or("");
+        println!("          last attempt, {}: {text}", attempt["policy"]);
+    }
+}
+
+fn print_json(value: &Value) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(Failure::failed)?;
+    println!("{text}");
+    Ok(())
+}
+
+pub fn models(command: ModelsCommand) -> Result<(), Failure> {
+    match command {
+        ModelsCommand::List { config } => {
+            let config = Config::load(config.config.as_deref())?;
+            let (manifests, cache) = shelf(&config)?;
+            for manifest in manifests.iter() {
+                print_model(manifest, &cache);
+            }
+            Ok(())
+        }
+        ModelsCommand::Pull { name, config } => {
+            let config = Config::load(config.config.as_deref())?;
+            let (manifests, cache) = shelf(&config)?;
+            let wanted = name.map_or_else(|| needed(&config), |name| vec![name]);
+            for name in wanted {
+                let manifest = manifests.get(&name).map_err(Failure::Config)?;
+                let fresh = pull(manifest, &cache).map_err(Failure::failed)?;
+                let what = if fresh { "fetched" } else { "already there" };
+                println!("{name}: {what}, {}", cache.folder_of(manifest).display());
+            }
+            Ok(())
+        }
+        ModelsCommand::Inspect { file } => {
+            let found = homeostat_engine::inspect(&file).map_err(Failure::failed)?;
+            print_inspection(&found);
+            Ok(())
+        }
+    }
+}
+
+fn shelf(config: &Config) -> Result<(Manifests, ModelCache), Failure> {
+    let manifests = config.models.manifests.as_ref().map(|d| config.path(d));
+    let manifests = Manifests::load(manifests.as_deref()).map_err(Failure::Config)?;
+    let dir = config.models.dir.as_ref().map(|d| config.path(d));
+    let cache = ModelCache::open(dir.as_deref()).map_err(Failure::failed)?;
+    Ok((manifests, cache))
+}
+
+/// Models of the manifests that a configuration loads.
+fn needed(config: &Config) -> Vec<String> {
+    let tiers = config.tiers.iter().filter(|t| t.kind == TierKind::Local && t.path.is_none());
+    let mut names: Vec<String> = tiers.filter_map(|t| t.model.clone()).collect();
+    if config.encoder.enabled && config.encoder.path.is_none() {
+        names.push(config.encoder.model.clone());
+    }
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn print_model(manifest: &Manifest, cache: &ModelCache) {
+    let megabytes = manifest.files.iter().map(|f| f.bytes).sum::<u64>() as f64 / 1e6;
+    let state = match cache.verified(manifest) {
+        Ok(folder) => format!("ready in {}", folder.display()),
+        Err(CacheError::Missing { .. }) => {
+            format!("not fetched: homeostat models pull {}", manifest.name)
+        }
+        Err(other) => format!("damaged: {other}"),
+    };
+    println!(
+        "{}  {}  {megabytes:.1} MB  {} ({})  {state}",
+        manifest.name,
+        manifest.kind.as_str(),
+        manifest.upstream,
+        manifest.license,
+    );
+}
+
+fn print_inspection(found: &homeostat_engine::Inspection) {
+    let number = |n: Option<u64>| n.map_or("not said".to_string(), |n| n.to_string());
+    let text = |t: &Option<String>| t.clone().unwrap_or_else(|| "not said".into());
+    println!("architecture        {}", found.architecture);
+    println!("name                {}", text(&found.name));
+    println!("parameters          {}", found.parameters);
+    if let Some(kind) = found.quantization() {
+        println!("quantization        {kind}");
+    }
+    println!("layers              {}", number(found.layers));
+    println!("heads               {}", number(found.heads));
+    println!("kv heads            {}", number(found.kv_heads));
+    println!("head dim            {}", number(found.head_dim));
+    println!("context tokens      {}", number(found.context_tokens));
+    println!("vocabulary          {}", number(found.vocabulary));
+    println!("kv bytes per token  {}", number(found.kv_bytes_per_token));
+    println!("tokenizer           {}", text(&found.tokenizer));
+    println!("chat template       {}", found.has_chat_template);
+    for (kind, total) in &found.tensors_by_type {
+        println!("{kind:19} {} tensors, {} bytes", total.tensors, total.bytes);
+    }
+}
+
+/// One snapshot. A state needs a few samples before it means something.
+pub fn telemetry(args: &ConfigArgs) -> Result<(), Failure> {
+    let config = Config::load(args.config.as_deref())?;
+    let telemetry = homeostat_telemetry::Telemetry::start(serve::telemetry_config(&config));
+    let periods = u64::from(config.telemetry.period_ms) * 6;
+    std::thread::sleep(Duration::from_millis(periods));
+    let snapshot = telemetry.snapshot();
+    telemetry.shutdown();
+    print_json(&serde_json::to_value(&*snapshot).map_err(Failure::failed)?)
+}
+
+pub fn config(command: ConfigCommand) -> Result<(), Failure> {
+    match command {
+        ConfigCommand::Print => print!("{DEFAULT_FILE}"),
+        ConfigCommand::Check(args) => {
+            let config = Config::load(args.config.as_deref())?;
+            let tiers: Vec<&str> = config.tiers.iter().map(|t| t.id.as_str()).collect();
+            println!("the configuration is good; tiers: {}", tiers.join(", "));
+        }
+    }
+    Ok(())
+}
+
+pub fn explain(id: Option<&str>, json: bool, host: &HostArgs) -> Result<(), Failure> {
+    let Some(id) = id else {
+        let answer = ask(host, "GET", "/admin/v1/decisions", Vec::new())?;
+        if json {
+            return print_json(&answer);
+        }
+        for line in answer["decisions"].as_array().into_iter().flatten() {
+            let ending = line["ending"]["ending"].as_str().unwrap_or("?");
+            let id = line["id"].as_str().unwrap_or("?");
+            println!("{id}  {ending}  steps {}  {} ms", line["steps"], line["total_ms"]);
+        }
+        return Ok(());
+    };
+    let path = format!("/admin/v1/decisions/{}", escaped(id));
+    let record = ask(host, "GET", &path, Vec::new())?;
+    if json {
+        return print_json(&record);
+    }
+    print!("{}", story(&record));
+    Ok(())
+}
+
+/// A decision record as a story.
+fn story(record: &Value) -> String {
+    let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_string);
+    let mut lines = vec![
+        format!(
+            "{}: {} asked for {}, {} messages, {} bytes",
+            text(&record["id"]),
+            text(&record["request"]["endpoint"]),
+            text(&record["request"]["model"]),
+            record["request"]["messages"],
+            record["request"]["bytes"]
+        ),
+        format!(
+            "machine   {} (risk {}, degrade {})",
+            text(&record["snapshot"]["metabolism"]["state"]),
+            record["snapshot"]["metabolism"]["risk"],
+            record["snapshot"]["metabolism"]["degrade_ratio"]
+        ),
+    ];
+    for (hook, reply) in [("classify", "classification"), ("route", "decision")] {
+        let reply = &record[reply];
+        if !reply.is_null() {
+            lines.push(format!("{hook:9} {}", answered(reply)));
+        }
+    }
+    for (i, step) in record["steps"].as_array().into_iter().flatten().enumerate() {
+        lines.push(format!(
+            "step {i}    {}: {} tokens in {} ms{}{}",
+            text(&step["tier"]),
+            step["completion_tokens"],
+            step["total_ms"],
+            if step["sent"] == true { ", sent" } else { ", not sent" },
+            match &step["error"] {
+                Value::Null => String::new(),
+                error => format!(": {}", text(&error["message"])),
+            }
+        ));
+        if !step["verdict"].is_null() {
+            lines.push(format!("validate  {}", answered(&step["verdict"])));
+        }
+    }
+    for note in record["notes"].as_array().into_iter().flatten() {
+        lines.push(format!("note      {}", text(note)));
+    }
+    let detail = ["tier", "method", "message"].map(|k| &record[k]);
+    let detail = detail.into_iter().find(|v| !v.is_null());
+    lines.push(format!(
+        "ending    {} {}, {} ms",
+        text(&record["ending"]),
+        detail.map_or_else(String::new, text),
+        record["total_ms"]
+    ));
+    lines.join("\n") + "\n"
+}
+
+/// Who answered a hook, and what.
+fn answered(reply: &Value) -> String {
+    let by = &reply["by"];
+    let name = by["name"].as_str().unwrap_or("built-in");
+    let who = match by["by"].as_str() {
+        Some("component") => format!("{name}@{}", by["generation"]),
+        Some("fallback") => format!(
+            "{} instead of {name}@{} ({}: {})",
+            by["fallback"].as_str().unwrap_or("built-in"),
+            by["generation"],
+            reply["fault"]["kind"].as_str().unwrap_or("fault"),
+            reply["fault"]["detail"].as_str().unwrap_or("")
+        ),
+        _ => "built-in".into(),
+    };
+    format!("{who}, {} µs: {}", reply["micros"], reply["value"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_configuration_needs_its_two_models() {
+        let names = needed(&Config::default());
+        assert_eq!(names, ["all-minilm-l6-v2", "smollm2-135m-instruct"]);
+    }
+
+    #[test]
+    fn a_story_names_hooks_policies_steps_and_the_end() {
+        let record = serde_json::json!({
+            "id": "chatcmpl-1", "request": {"endpoint": "chat", "model": "auto", "messages": 1, "bytes": 9},
+            "snapshot": {"metabolism": {"state": "nominal", "risk": 0.0, "degrade_ratio": 0.0}},
+            "classification": {"by": {"by": "built-in"}, "micros": 1, "value": {}},
+            "decision": {
+                "by": {"by": "fallback", "name": "mine", "generation": 4, "fallback": "built-in"},
+                "fault": {"kind": "trap", "detail": "unreachable"}, "micros": 7,
+                "value": {"plan": {"steps": []}},
+            },
+            "steps": [{"tier": "small", "completion_tokens": 5, "total_ms": 9, "sent": true, "error": null,
+                "verdict": {"by": {"by": "component", "name": "facts", "generation": 1}, "micros": 3, "value": "accept"}}],
+            "notes": ["cut"], "ending": "sent", "tier": "small", "total_ms": 12,
+        });
+        let text = story(&record);
+        for word in [
+            "chatcmpl-1", "nominal", "classify  built-in", "built-in instead of mine@4 (trap: unreachable)",
+            "step 0    small: 5 tokens", "validate  facts@1", "note      cut", "ending    sent small",
+        ] {
+            assert!(text.contains(word), "{text}\n{word}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_escaped_for_a_query() {
+        assert_eq!(escaped("a-b.c d&ü"), "a-b.c%20d%26%C3%BC");
+    }
+}

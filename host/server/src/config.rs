@@ -1,0 +1,529 @@
+//! `homeostat.toml`: as written → ready to use.
+//!
+//! [`Config`] is the file as written; every default stands in `default.toml`, which is
+//! what `homeostat config print` shows, and a test holds the two together. Unknown keys
+//! are refused with the nearest known one: a misspelt limit that silently keeps its
+//! default is worse than an error. What the rooms want is made of it in `serve`.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use homeostat_hooks::Profile;
+use homeostat_policy::RoomConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::tiers::Prefill;
+
+/// The default file with its comments.
+pub const DEFAULT_FILE: &str = include_str!("default.toml");
+
+/// A file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{file}, line {line}: {message}")]
+    Syntax {
+        file: String,
+        line: usize,
+        message: String,
+    },
+    #[error("{file}: {message}")]
+    Meaning { file: String, message: String },
+}
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub server: ServerConfig,
+    pub sampling: SamplingConfig,
+    pub models: ModelsConfig,
+    pub encoder: EncoderConfig,
+    pub tiers: Vec<TierConfig>,
+    pub policies: RoomConfig,
+    pub cascade: CascadeLimits,
+    pub telemetry: TelemetryConfig,
+    pub log: LogConfig,
+    /// Folder of the file; relative paths start here.
+    #[serde(skip)]
+    pub base: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            server: ServerConfig::default(),
+            sampling: SamplingConfig::default(),
+            models: ModelsConfig::default(),
+            encoder: EncoderConfig::default(),
+            tiers: vec![TierConfig {
+                id: "smollm2".into(),
+                kind: TierKind::Local,
+                model: Some("smollm2-135m-instruct".into()),
+                quality: (0.6, 0.25, 0.1),
+                ..TierConfig::default()
+            }],
+            policies: RoomConfig::default(),
+            cascade: CascadeLimits::default(),
+            telemetry: TelemetryConfig::default(),
+            log: LogConfig::default(),
+            base: PathBuf::new(),
+        }
+    }
+}
+
+/// `[server]`.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServerConfig {
+    pub listen: SocketAddr,
+    pub max_body_bytes: usize,
+    pub max_concurrent_requests: usize,
+    pub drain_seconds: u64,
+    pub embedded_policies: bool,
+    pub admin_token: Option<String>,
+    pub api_keys: BTreeMap<String, String>,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            max_body_bytes: 8 << 20,
+            max_concurrent_requests: 256,
+            drain_seconds: 25,
+            embedded_policies: true,
+            admin_token: None,
+            api_keys: BTreeMap::new(),
+        }
+    }
+}
+
+/// `[sampling]`.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SamplingConfig {
+    pub temperature: f32,
+    pub top_p: f32,
+}
+
+impl Default for SamplingConfig {
+    fn default() -> Self {
+        Self {
+            temperature: 0.2,
+            top_p: 0.9,
+        }
+    }
+}
+
+/// `[models]`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelsConfig {
+    pub dir: Option<PathBuf>,
+    pub manifests: Option<PathBuf>,
+}
+
+/// `[encoder]`.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EncoderConfig {
+    pub enabled: bool,
+    pub id: String,
+    pub model: String,
+    pub path: Option<PathBuf>,
+}
+
+impl Default for EncoderConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            id: "all-minilm-l6-v2".into(),
+            model: "all-minilm-l6-v2".into(),
+            path: None,
+        }
+    }
+}
+
+/// Where a tier runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TierKind {
+    #[default]
+    Local,
+    Remote,
+}
+
+/// One of `[[tiers]]`. Fields of the other kind must keep their default.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TierConfig {
+    pub id: String,
+    pub kind: TierKind,
+    pub model: Option<String>,
+    pub path: Option<PathBuf>,
+    pub rank: u32,
+    pub quality: (f32, f32, f32),
+    pub max_tokens: u32,
+    pub context_tokens: Option<u32>,
+    pub usd_per_mtok_prompt: Option<f64>,
+    pub usd_per_mtok_output: Option<f64>,
+    pub joules_per_token: Option<f64>,
+    pub threads: Option<usize>,
+    pub kv_bytes: u64,
+    pub max_sequences: usize,
+    pub max_waiting: usize,
+    pub max_batch_tokens: usize,
+    pub url: Option<String>,
+    pub api_key_env: Option<String>,
+    pub logprobs: bool,
+    pub prefill: Prefill,
+    pub connect_timeout_ms: u64,
+    pub first_byte_timeout_ms: u64,
+    pub idle_timeout_ms: u64,
+}
+
+impl Default for TierConfig {
+    fn default() -> Self {
+        Self {
+            id: String::new(),
+            kind: TierKind::Local,
+            model: None,
+            path: None,
+            rank: 0,
+            // Nothing is known of a tier that is not described.
+            quality: (0.5, 0.5, 0.5),
+            max_tokens: 1024,
+            context_tokens: None,
+            usd_per_mtok_prompt: None,
+            usd_per_mtok_output: None,
+            joules_per_token: None,
+            threads: None,
+            kv_bytes: 256 << 20,
+            max_sequences: 32,
+            max_waiting: 256,
+            max_batch_tokens: 256,
+            url: None,
+            api_key_env: None,
+            logprobs: true,
+            prefill: Prefill::default(),
+            connect_timeout_ms: 2_000,
+            first_byte_timeout_ms: 60_000,
+            idle_timeout_ms: 30_000,
+        }
+    }
+}
+
+/// `[cascade]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CascadeLimits {
+    pub view_bytes_max: usize,
+    pub records_max: usize,
+    pub events_waiting_max: usize,
+}
+
+impl Default for CascadeLimits {
+    fn default() -> Self {
+        Self {
+            view_bytes_max: 64 << 10,
+            records_max: 1024,
+            events_waiting_max: 256,
+        }
+    }
+}
+
+/// `[telemetry]`.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TelemetryConfig {
+    pub profile: Profile,
+    pub period_ms: u32,
+    pub nvml: String,
+    pub power_cap_watts: Option<f64>,
+    pub sysfs_root: PathBuf,
+    pub procfs_root: PathBuf,
+}
+
+impl Default for TelemetryConfig {
+    fn default() -> Self {
+        Self {
+            profile: Profile::Edge,
+            period_ms: 100,
+            nvml: "auto".into(),
+            power_cap_watts: None,
+            sysfs_root: "/sys".into(),
+            procfs_root: "/proc".into(),
+        }
+    }
+}
+
+impl TelemetryConfig {
+    /// The profile as the file and policies write it.
+    pub fn profile_word(&self) -> &'static str {
+        match self.profile {
+            Profile::Datacenter => "datacenter",
+            Profile::Edge => "edge",
+            Profile::Mcu => "mcu",
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    pub format: LogFormat,
+    pub level: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::Text,
+            level: "info".into(),
+        }
+    }
+}
+
+impl Config {
+    /// The file at `path`; without one `homeostat.toml` in the working folder if it
+    /// exists, else the defaults.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let found = match path {
+            Some(path) => path.to_path_buf(),
+            None if Path::new("homeostat.toml").exists() => "homeostat.toml".into(),
+            None => return Ok(Self::default()),
+        };
+        let text = std::fs::read_to_string(&found).map_err(|source| ConfigError::Read {
+            path: found.clone(),
+            source,
+        })?;
+        let mut config = Self::parse(&found.display().to_string(), &text)?;
+        config.base = found.parent().map(Path::to_path_buf).unwrap_or_default();
+        Ok(config)
+    }
+
+    /// The text of a file; errors name `file`.
+    pub fn parse(file: &str, text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|e| syntax_error(file, text, &e))?;
+        config.check().map_err(|message| ConfigError::Meaning {
+            file: file.into(),
+            message,
+        })?;
+        Ok(config)
+    }
+
+    /// A path of the file, seen from the working folder.
+    pub fn path(&self, path: &Path) -> PathBuf {
+        self.base.join(path)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let s = &self.sampling;
+        if !(0.0..=2.0).contains(&s.temperature) {
+            return Err(format!("sampling.temperature is {}, expected 0 to 2", s.temperature));
+        }
+        if !(s.top_p > 0.0 && s.top_p <= 1.0) {
+            return Err(format!("sampling.top_p is {}, expected above 0, up to 1", s.top_p));
+        }
+        if self.server.max_concurrent_requests == 0 {
+            return Err("server.max_concurrent_requests is 0: nobody could ask anything".into());
+        }
+        if let Some("") = self.server.admin_token.as_deref() {
+            return Err("server.admin_token is empty; leave it out to have none".into());
+        }
+        if self.tiers.is_empty() {
+            return Err("tiers is empty: there would be nothing to answer with".into());
+        }
+        let mut ids = HashSet::from(["auto", "direct"]);
+        for tier in &self.tiers {
+            tier.check()?;
+            if !ids.insert(&tier.id) {
+                return Err(format!(
+                    "a tier has the id {:?}, which is taken (auto and direct always are)",
+                    tier.id
+                ));
+            }
+        }
+        if self.encoder.enabled && !ids.insert(&self.encoder.id) {
+            return Err(format!("encoder.id {:?} is also a tier's id", self.encoder.id));
+        }
+        Ok(())
+    }
+}
+
+impl TierConfig {
+    fn check(&self) -> Result<(), String> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./:".contains(&b);
+        if self.id.is_empty() || !self.id.bytes().all(plain) {
+            return Err(format!(
+                "a tier has the id {:?}, expected letters, digits and -_./:",
+                self.id
+            ));
+        }
+        let wrong = |what: String| Err(format!("tier {}: {what}", self.id));
+        let (a, b, c) = self.quality;
+        if ![a, b, c].iter().all(|q| (0.0..=1.0).contains(q)) {
+            return wrong(format!("quality is [{a}, {b}, {c}], expected shares from 0 to 1"));
+        }
+        if self.max_tokens == 0 {
+            return wrong("max_tokens is 0, expected at least 1".into());
+        }
+        match self.kind {
+            TierKind::Local => {
+                if self.url.is_some() || self.api_key_env.is_some() {
+                    return wrong("url and api_key_env are for kind = \"remote\"".into());
+                }
+                if self.model.is_some() == self.path.is_some() {
+                    return wrong("give model (of the manifests) or path (a GGUF file)".into());
+                }
+            }
+            TierKind::Remote => {
+                if self.path.is_some() {
+                    return wrong("path is for kind = \"local\"".into());
+                }
+                if self.model.is_none() {
+                    return wrong("model is missing: the model's name on that server".into());
+                }
+                let url = self.url.as_deref().unwrap_or("");
+                let host = url.strip_prefix("http://").or(url.strip_prefix("https://"));
+                let good = host.is_some_and(|h| !h.is_empty()) && url.parse::<hyper::Uri>().is_ok();
+                if !good {
+                    return wrong(format!(
+                        "url is {url:?}, expected one like \"http://127.0.0.1:8000/v1\""
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// toml's error with its line, and the nearest known key where a key is unknown.
+fn syntax_error(file: &str, text: &str, error: &toml::de::Error) -> ConfigError {
+    let start = error.span().map_or(0, |s| s.start.min(text.len()));
+    let line = text.as_bytes()[..start].iter().filter(|b| **b == b'\n').count() + 1;
+    let message = unknown_key(error.message()).unwrap_or_else(|| error.message().to_string());
+    ConfigError::Syntax {
+        file: file.into(),
+        line,
+        message,
+    }
+}
+
+/// serde says "unknown field `x`, expected one of `a`, `b`"; people want the nearest.
+fn unknown_key(message: &str) -> Option<String> {
+    let rest = message.strip_prefix("unknown field `")?;
+    let mut quoted = rest.split('`').step_by(2);
+    let key = quoted.next()?;
+    let known: Vec<&str> = quoted.filter(|k| !k.is_empty()).collect();
+    let nearest = known
+        .iter()
+        .map(|k| (strsim::damerau_levenshtein(key, k), *k))
+        .min()
+        .filter(|(distance, k)| *distance <= 2.max(k.len() / 3));
+    let hint = match nearest {
+        Some((_, k)) => format!("did you mean `{k}`?"),
+        None => format!("known here: {}", known.join(", ")),
+    };
+    Some(format!("unknown key `{key}`; {hint}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str, words: &[&str]) {
+        let error = Config::parse("test.toml", text).unwrap_err().to_string();
+        for word in words {
+            assert!(error.contains(word), "{error}: {word}");
+        }
+    }
+
+    #[test]
+    fn the_printed_file_is_the_defaults() {
+        let printed = Config::parse("default.toml", DEFAULT_FILE).unwrap();
+        assert_eq!(printed, Config::default());
+    }
+
+    #[test]
+    fn every_default_stands_in_the_printed_file() {
+        let defaults = toml::Value::try_from(Config::default()).unwrap();
+        let printed: toml::Value = toml::from_str(DEFAULT_FILE).unwrap();
+        missing("", &defaults, &printed);
+    }
+
+    /// Panics at the first key of `defaults` that `printed` lacks.
+    fn missing(path: &str, defaults: &toml::Value, printed: &toml::Value) {
+        match (defaults, printed) {
+            (toml::Value::Table(wanted), toml::Value::Table(there)) => {
+                for (key, value) in wanted {
+                    let path = format!("{path}.{key}");
+                    // An empty table says nothing and need not be shown.
+                    if value.as_table().is_some_and(|t| all_empty(t)) {
+                        continue;
+                    }
+                    let other = there.get(key).unwrap_or_else(|| panic!("{path} is missing"));
+                    missing(&path, value, other);
+                }
+            }
+            (toml::Value::Array(wanted), toml::Value::Array(there)) => {
+                for (a, b) in wanted.iter().zip(there) {
+                    missing(path, a, b);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn all_empty(table: &toml::Table) -> bool {
+        table.values().all(|v| v.as_table().is_some_and(all_empty))
+    }
+
+    #[test]
+    fn a_misspelt_key_is_refused_with_its_line_and_the_nearest_known_one() {
+        refused("\n[server]\nlisten_on = \"x\"", &["test.toml, line 3", "`listen_on`"]);
+        refused("[server]\nmax_boddy_bytes = 1", &["line 2", "did you mean `max_body_bytes`?"]);
+        refused("[polices]", &["line 1", "`polices`", "did you mean `policies`?"]);
+        refused("[policies.limits]\ndeadline = 1", &["line 2", "did you mean `deadline_ms`?"]);
+        refused("[[tiers]]\nid=\"a\"\nmodell=\"x\"", &["line 3", "did you mean `model`?"]);
+        refused("[log]\nzzzzzzzz = 1", &["known here: format, level"]);
+    }
+
+    #[test]
+    fn values_of_the_wrong_kind_are_refused_with_their_line() {
+        refused("[server]\nlisten = 8080", &["line 2"]);
+        refused("[log]\nformat = \"xml\"", &["line 2", "xml", "json"]);
+        refused("[server\n", &["line 1"]);
+    }
+
+    #[test]
+    fn tiers_that_cannot_work_are_refused_by_name() {
+        refused("tiers = []", &["nothing to answer with"]);
+        refused("[[tiers]]\nid = \"auto\"\nmodel = \"x\"", &["auto", "taken"]);
+        refused("[[tiers]]\nid = \"a b\"", &["a b", "letters"]);
+        refused("[[tiers]]\nid = \"a\"", &["tier a", "model", "path"]);
+        let remote = "[[tiers]]\nid = \"big\"\nkind = \"remote\"\nmodel = \"m\"\n";
+        refused(remote, &["tier big", "url is \"\""]);
+        refused(&format!("{remote}url = \"ftp://x\""), &["ftp://x", "http://"]);
+        let good = format!("{remote}url = \"https://x/v1\"");
+        assert!(Config::parse("t", &good).is_ok());
+        refused(&format!("{good}\n{good}"), &["big", "taken"]);
+        refused(&format!("{good}\nquality = [2.0, 0, 0]"), &["quality", "from 0 to 1"]);
+    }
+}

@@ -1,0 +1,155 @@
+//! `/admin/v1`: for the operator on this machine.
+//!
+//! Replacing a policy is running somebody's code, so the door is narrow: loopback peers,
+//! the token if there is one, and no browsers. A page in a browser on this machine is a
+//! loopback peer too; browsers betray themselves by the `Origin` header.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use homeostat_hooks::{Hook, Snapshot};
+use homeostat_policy::{Offer, Report, SlotStatus};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{bearer, body, from_loopback};
+use crate::house::House;
+use crate::openai::error::{ApiError, shown};
+
+/// Decisions in a list.
+const RECENT: usize = 50;
+
+/// Who may pass.
+pub async fn guard(
+    State(house): State<Arc<House>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let headers = request.headers();
+    house.door.admin(from_loopback(&request), bearer(headers))?;
+    if headers.contains_key(header::ORIGIN) {
+        let what = "the admin API does not answer to pages in a browser";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "permission_error", what));
+    }
+    Ok(next.run(request).await)
+}
+
+/// The policies of all hooks, with what is kept and what was tried last.
+#[derive(Serialize)]
+pub struct Policies {
+    policies: Vec<SlotStatus>,
+}
+
+pub async fn list(State(house): State<Arc<House>>) -> Json<Policies> {
+    Json(Policies {
+        policies: house.policies.status(),
+    })
+}
+
+/// `PUT /admin/v1/policies/{hook}?name=…` with a component as its body.
+pub async fn put(
+    State(house): State<Arc<House>>,
+    Path(word): Path<String>,
+    Query(query): Query<HashMap<String, String>>,
+    request: Request,
+) -> Result<Json<Report>, ApiError> {
+    let hook = hook(&word)?;
+    let name = query.get("name").map_or(word.as_str(), String::as_str);
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(plain) {
+        let what = format!(
+            "name is {}, expected 1 to 64 letters, digits, '-', '_' or '.'",
+            shown(name)
+        );
+        return Err(ApiError::invalid("name", what));
+    }
+    let offer = {
+        let name = name.to_string();
+        let (parts, body) = request.into_parts();
+        let bytes = body::bytes(&parts.headers, body, house.max_component_bytes).await?;
+        Offer {
+            name,
+            bytes: bytes.into(),
+            hooks: Some(vec![hook]),
+            ..Offer::default()
+        }
+    };
+    // Compiling takes a processor for up to seconds.
+    let policies = house.policies.clone();
+    let put = tokio::task::spawn_blocking(move || policies.put(offer)).await;
+    let put = put.map_err(|e| ApiError::host(format!("the admission failed: {e}")))?;
+    put.map(Json).map_err(|refused| {
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        let code = format!("refused_at_{}", refused.stage.as_str());
+        ApiError::new(status, "policy_refused", refused.to_string()).code(&code)
+    })
+}
+
+pub async fn rollback(
+    State(house): State<Arc<House>>,
+    Path(word): Path<String>,
+) -> Result<Json<SlotStatus>, ApiError> {
+    let hook = hook(&word)?;
+    house.policies.rollback(hook).map(Json).map_err(|nothing| {
+        let status = StatusCode::CONFLICT;
+        ApiError::new(status, "invalid_request_error", nothing.to_string()).code("nothing_kept")
+    })
+}
+
+pub async fn unload(
+    State(house): State<Arc<House>>,
+    Path(word): Path<String>,
+) -> Result<Json<SlotStatus>, ApiError> {
+    Ok(Json(house.policies.unload(hook(&word)?)))
+}
+
+fn hook(word: &str) -> Result<Hook, ApiError> {
+    let found = Hook::ALL.into_iter().find(|h| h.as_str() == word);
+    found.ok_or_else(|| {
+        let what = format!(
+            "there is no hook {}; hooks are classify, route, validate",
+            shown(word)
+        );
+        ApiError::new(StatusCode::NOT_FOUND, "not_found_error", what).code("unknown_hook")
+    })
+}
+
+/// The latest decisions, newest first, one line each.
+pub async fn decisions(State(house): State<Arc<House>>) -> Json<Value> {
+    let recent = house.cascade.recent(RECENT);
+    let lines = recent.iter().map(|r| {
+        json!({
+            "id": r.id, "unix_ms": r.unix_ms, "model": r.request.model,
+            "ending": r.ending, "steps": r.steps.len(), "fallback": r.fallback(),
+            "total_ms": r.total_ms,
+        })
+    });
+    Json(json!({"decisions": lines.collect::<Vec<_>>()}))
+}
+
+/// The story of one request.
+pub async fn decision(
+    State(house): State<Arc<House>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let record = house.cascade.record(&id).ok_or_else(|| {
+        let what = format!(
+            "there is no decision {}; the latest [cascade] records_max are kept, and a request \
+             has one from its end on",
+            shown(&id)
+        );
+        ApiError::new(StatusCode::NOT_FOUND, "not_found_error", what).code("unknown_decision")
+    })?;
+    let value = serde_json::to_value(&*record);
+    value.map(Json).map_err(|e| ApiError::host(e.to_string()))
+}
+
+/// The newest snapshot of the machine, as policies see it.
+pub async fn telemetry(State(house): State<Arc<House>>) -> Json<Snapshot> {
+    Json((*(house.snapshots)()).clone())
+}

@@ -1,0 +1,295 @@
+//! `/v1/chat/completions` and `/v1/completions`: a checked request in, a cascade's
+//! answers out, whole or as a stream.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use futures::future::{join_all, try_join_all};
+use futures::stream::{BoxStream, SelectAll};
+use futures::{Stream, StreamExt};
+use homeostat_cascade::{Head, Reply, ReplyEvent, TierError, Token, Usage};
+use homeostat_hooks::{AnsweredBy, Finish, Hook};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{RequestId, bearer, body, header_text};
+use crate::house::{House, unix_seconds};
+use crate::openai::error::ApiError;
+use crate::openai::request::{Asked, SamplingDefaults};
+use crate::openai::shape::{About, Shape, Whole, total};
+
+/// Frames of a stream that are sent in one piece when they are there at the same time.
+const FRAMES_TOGETHER: usize = 64;
+
+type Parse = fn(&[u8], SamplingDefaults) -> Result<Asked, ApiError>;
+
+pub async fn chat(
+    State(house): State<Arc<House>>,
+    Extension(id): Extension<RequestId>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    answer(house, id.0, request, Asked::chat).await
+}
+
+pub async fn completion(
+    State(house): State<Arc<House>>,
+    Extension(id): Extension<RequestId>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    answer(house, id.0, request, Asked::completion).await
+}
+
+async fn answer(
+    house: Arc<House>,
+    id: String,
+    request: Request,
+    parse: Parse,
+) -> Result<Response, ApiError> {
+    let (parts, body) = request.into_parts();
+    let tenant = house.door.tenant(bearer(&parts.headers))?;
+    let deadline_ms = deadline(&parts.headers)?;
+    let permit = house.door.enter()?;
+    let body = body::json(&parts.headers, body, house.door.max_body_bytes).await?;
+    let asked = parse(&body, house.sampling)?;
+    let jobs = (0..asked.n).map(|i| asked.job(&id, i, tenant, deadline_ms));
+    let replies = try_join_all(jobs.map(|job| house.cascade.run(job))).await?;
+    let first = &replies[0].head;
+    let headers = headers(first, &asked);
+    let shape = Shape {
+        endpoint: asked.endpoint,
+        created: unix_seconds(),
+        model: first.tier.clone(),
+        logprobs: asked.logprobs,
+        include_usage: asked.include_usage,
+        id,
+    };
+    if asked.stream {
+        Ok((headers, stream_body(shape, replies, permit)).into_response())
+    } else {
+        let wholes = join_all(replies.into_iter().map(|r| whole(r, asked.logprobs))).await;
+        let wholes = wholes.into_iter().collect::<Result<Vec<_>, _>>()?;
+        Ok((headers, shape.whole(&wholes)).into_response())
+    }
+}
+
+/// `x-homeostat-deadline-ms`: after this time the answer is worth nothing to the client.
+fn deadline(headers: &HeaderMap) -> Result<Option<u32>, ApiError> {
+    const NAME: &str = "x-homeostat-deadline-ms";
+    let Some(value) = headers.get(NAME) else {
+        return Ok(None);
+    };
+    let ms = value.to_str().ok().and_then(|v| v.parse().ok());
+    match ms {
+        Some(ms) if ms > 0 => Ok(Some(ms)),
+        _ => Err(ApiError::invalid(
+            NAME,
+            format!("{NAME} is {value:?}, expected a whole number of milliseconds above 0"),
+        )),
+    }
+}
+
+/// What the headers of an answer tell about the decision behind it.
+fn headers(head: &Head, asked: &Asked) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let mut put = |name: &'static str, text: &str| {
+        headers.insert(HeaderName::from_static(name), header_text(text));
+    };
+    put("x-homeostat-tier", &head.tier);
+    put("x-homeostat-policy", &policies(&head.policies));
+    if head.fallback {
+        put("x-homeostat-fallback", &fallbacks(&head.policies));
+    }
+    if let Some(method) = &head.method {
+        put("x-homeostat-method", method);
+    }
+    if !asked.warnings.is_empty() {
+        put("x-homeostat-warning", &asked.warnings.join("; "));
+    }
+    if !asked.ignored.is_empty() {
+        put("x-homeostat-ignored", &asked.ignored.join(","));
+    }
+    let kind = if asked.stream {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        // nginx would collect the stream before it passes it on.
+        let name = HeaderName::from_static("x-accel-buffering");
+        headers.insert(name, HeaderValue::from_static("no"));
+        "text/event-stream; charset=utf-8"
+    } else {
+        "application/json"
+    };
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers
+}
+
+/// `classify=classify-lexical@3, route=built-in`.
+fn policies(answered: &[(Hook, AnsweredBy)]) -> String {
+    let each = answered.iter().map(|(hook, by)| {
+        let who = match by {
+            AnsweredBy::BuiltIn => "built-in".to_string(),
+            AnsweredBy::Component {
+                name, generation, ..
+            }
+            | AnsweredBy::Fallback {
+                name, generation, ..
+            } => format!("{name}@{generation}"),
+        };
+        format!("{}={who}", hook.as_str())
+    });
+    each.collect::<Vec<_>>().join(", ")
+}
+
+/// `route=built-in`: the hooks whose policy failed, and who answered instead.
+fn fallbacks(answered: &[(Hook, AnsweredBy)]) -> String {
+    let each = answered.iter().filter_map(|(hook, by)| match by {
+        AnsweredBy::Fallback { fallback, .. } => Some(format!("{}={fallback}", hook.as_str())),
+        _ => None,
+    });
+    each.collect::<Vec<_>>().join(", ")
+}
+
+/// Collect an answer. Nothing was sent yet, so a failure is still a plain error.
+async fn whole(reply: Reply, keep_tokens: bool) -> Result<Whole, TierError> {
+    let mut whole = Whole {
+        head: reply.head,
+        text: String::new(),
+        tokens: Vec::new(),
+        finish: Finish::Unfinished,
+        usage: Usage::default(),
+    };
+    let mut events = reply.events;
+    while let Some(event) = events.next().await {
+        match event {
+            ReplyEvent::Token(token) => {
+                whole.text.push_str(&token.text);
+                if keep_tokens {
+                    whole.tokens.push(token);
+                }
+            }
+            ReplyEvent::Finished { finish, usage } => {
+                whole.finish = finish;
+                whole.usage = usage;
+                return Ok(whole);
+            }
+            ReplyEvent::Failed(error) => return Err(error),
+        }
+    }
+    Err(TierError::host("internal_error", "the answer has no end"))
+}
+
+/// The stream of an answer as server-sent events. Dropping the body (the client is gone)
+/// drops the replies, which cancels their requests.
+fn stream_body(shape: Shape, replies: Vec<Reply>, permit: OwnedSemaphorePermit) -> Body {
+    let frames = frames(shape, replies, permit).ready_chunks(FRAMES_TOGETHER);
+    let pieces = frames.map(|frames| Ok::<_, Infallible>(Bytes::from(frames.concat())));
+    Body::from_stream(pieces)
+}
+
+/// One event as it stands on the wire.
+fn frame(data: &str) -> String {
+    format!("data: {data}\n\n")
+}
+
+struct Streaming {
+    shape: Shape,
+    events: SelectAll<BoxStream<'static, (u32, ReplyEvent)>>,
+    about: About,
+    /// Per answer: characters sent, and the usage once it is over.
+    answers: Vec<(usize, Option<Usage>)>,
+    state: Phase,
+    _permit: OwnedSemaphorePermit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Running,
+    Ending,
+    Over,
+}
+
+fn frames(
+    shape: Shape,
+    replies: Vec<Reply>,
+    permit: OwnedSemaphorePermit,
+) -> impl Stream<Item = String> {
+    let n = replies.len() as u32;
+    let about = About::new(&replies[0].head, &shape.id, n);
+    let openings: Vec<String> = (0..n)
+        .map(|i| frame(&shape.opening(i, (i == 0).then_some(&about))))
+        .collect();
+    let numbered = replies.into_iter().zip(0..);
+    let events = numbered.map(|(reply, i)| reply.events.map(move |e| (i, e)).boxed());
+    let streaming = Streaming {
+        events: futures::stream::select_all(events),
+        about,
+        answers: vec![(0, None); n as usize],
+        shape,
+        state: Phase::Running,
+        _permit: permit,
+    };
+    futures::stream::iter(openings).chain(futures::stream::unfold(streaming, Streaming::next))
+}
+
+impl Streaming {
+    async fn next(mut self) -> Option<(String, Self)> {
+        loop {
+            match self.state {
+                Phase::Over => return None,
+                Phase::Ending => {
+                    self.state = Phase::Over;
+                    let end = self.end();
+                    return Some((end, self));
+                }
+                Phase::Running => match self.events.next().await {
+                    None => self.state = Phase::Ending,
+                    Some((i, event)) => {
+                        if let Some(text) = self.event(i, event) {
+                            return Some((text, self));
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    fn event(&mut self, i: u32, event: ReplyEvent) -> Option<String> {
+        let (chars, usage) = &mut self.answers[i as usize];
+        match event {
+            ReplyEvent::Token(token) => {
+                let offset = *chars;
+                *chars += token.text.chars().count();
+                let says_something = !token.text.is_empty() || self.shape.logprobs;
+                says_something.then(|| self.text(i, &token, offset))
+            }
+            ReplyEvent::Finished {
+                finish,
+                usage: this,
+            } => {
+                *usage = Some(this);
+                Some(frame(&self.shape.ending(i, finish)))
+            }
+            // The status line is long gone: the stream itself has to say it.
+            ReplyEvent::Failed(error) => {
+                self.state = Phase::Over;
+                let text = frame(&ApiError::from(error).body());
+                Some(text + &frame("[DONE]"))
+            }
+        }
+    }
+
+    fn text(&self, i: u32, token: &Token, offset: usize) -> String {
+        frame(&self.shape.text(i, token, offset))
+    }
+
+    fn end(&self) -> String {
+        let mut text = String::new();
+        if self.shape.include_usage {
+            let usage = total(self.answers.iter().filter_map(|(_, usage)| *usage));
+            text = frame(&self.shape.usage(usage, &self.about));
+        }
+        text + &frame("[DONE]")
+    }
+}

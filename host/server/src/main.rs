@@ -1,0 +1,75 @@
+//! The `homeostat` binary: the only room that knows all others, and the only home of
+//! HTTP.
+//!
+//! What is where: [`cli`] the command line · [`config`] homeostat.toml · [`serve`] wiring,
+//! door, drain · [`house`] what requests share · [`http`] paths · [`openai`] the wire ·
+//! [`tiers`] local engine and remote servers · [`models`] model files · [`embedded`]
+//! policies in the binary · [`metrics`], [`log`] what watches · [`commands`] everything
+//! else that can be asked for.
+//!
+//! It refuses to infer, to judge, and to let a wire type go below [`openai`].
+
+mod admin_client;
+mod cli;
+mod commands;
+mod config;
+mod embedded;
+mod house;
+mod http;
+mod http_client;
+mod log;
+mod metrics;
+mod models;
+mod openai;
+mod serve;
+mod tiers;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+
+/// Why the process ends badly; decides its exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Usage or configuration is wrong: exit code 2, as for wrong arguments.
+    #[error("{0}")]
+    Config(String),
+    /// What was asked for failed or was refused: exit code 1.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Failure {
+    pub fn failed(error: impl std::fmt::Display) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl From<config::ConfigError> for Failure {
+    fn from(error: config::ConfigError) -> Self {
+        Self::Config(error.to_string())
+    }
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Serve(args) => serve::serve(args),
+        Command::Policy(command) => commands::policy(command),
+        Command::Models(command) => commands::models(command),
+        Command::Telemetry(args) => commands::telemetry(&args),
+        Command::Config(command) => commands::config(command),
+        Command::Explain { id, json, host } => commands::explain(id.as_deref(), json, &host),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("homeostat: {failure}");
+            match failure {
+                Failure::Config(_) => ExitCode::from(2),
+                Failure::Failed(_) => ExitCode::from(1),
+            }
+        }
+    }
+}

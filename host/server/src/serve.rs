@@ -1,0 +1,470 @@
+//! `homeostat serve`: build the house, open the door, drain, leave.
+
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::serve::ListenerExt;
+use homeostat_cascade::{Cascade, CascadeConfig, DecisionRecord, Tier};
+use homeostat_engine::{Encoder, Engine, EngineConfig, Shutdown};
+use homeostat_hooks::{Origin, Sample, TierKind as ViewKind, TierView};
+use homeostat_policy::{PolicyRoom, RoomConfig};
+use homeostat_telemetry::Telemetry;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::cli::ServeArgs;
+use crate::config::{Config, TierConfig, TierKind};
+use crate::house::{Door, House, Snapshots, unix_seconds};
+use crate::metrics::Metrics;
+use crate::models::{Manifests, ModelCache};
+use crate::openai::request::SamplingDefaults;
+use crate::tiers::{Embedder, HostModels, LocalEncoder, LocalTier, RemoteConfig, RemoteTier};
+use crate::{Failure, embedded, http, log};
+
+/// How often the occupation of the KV cache is told to telemetry: as often as it samples.
+const KV_PERIOD: Duration = Duration::from_millis(100);
+/// Context of a remote tier that is not described: what nearly all models have.
+const REMOTE_CONTEXT_TOKENS: u32 = 8192;
+
+pub fn serve(args: ServeArgs) -> Result<(), Failure> {
+    let config = configured(args)?;
+    log::start(&config.log).map_err(Failure::Config)?;
+    let runtime = tokio::runtime::Runtime::new().map_err(Failure::failed)?;
+    // The port first: whoever starts a second host by mistake learns it at once.
+    let listener = runtime.block_on(listen(config.server.listen))?;
+    let (engines, telemetry) = {
+        let _inside = runtime.enter();
+        let engines = load_engines(&config)?;
+        let (house, telemetry) = build(&config, &engines)?;
+        let drain = Duration::from_secs(config.server.drain_seconds);
+        let signals = signals().map_err(Failure::failed)?;
+        runtime.block_on(run(house, listener, drain, signals))?;
+        (engines, telemetry)
+    };
+    // Whatever was cut off ends here, before its engine does.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    for engine in engines.local {
+        engine.shutdown(Shutdown::Cancel);
+    }
+    if let Some(telemetry) = Arc::into_inner(telemetry) {
+        telemetry.shutdown();
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn configured(args: ServeArgs) -> Result<Config, Failure> {
+    let mut config = Config::load(args.config.config.as_deref())?;
+    if let Some(listen) = args.listen {
+        config.server.listen = listen;
+    }
+    if let Some(dir) = args.models_dir {
+        config.models.dir = Some(std::path::absolute(dir).map_err(Failure::failed)?);
+    }
+    if config.server.admin_token.is_none() {
+        let token = std::env::var("HOMEOSTAT_ADMIN_TOKEN").ok();
+        config.server.admin_token = token.filter(|t| !t.is_empty());
+    }
+    Ok(config)
+}
+
+async fn listen(addr: SocketAddr) -> Result<TcpListener, Failure> {
+    let bound = TcpListener::bind(addr).await;
+    bound.map_err(|e| Failure::Failed(format!("cannot listen on {addr}: {e}")))
+}
+
+/// What holds weights.
+struct Engines {
+    /// In the order of the local ones among the configured tiers.
+    local: Vec<Engine>,
+    encoder: Option<Arc<dyn Embedder>>,
+}
+
+/// Load all models side by side; the slowest decides how long it takes.
+fn load_engines(config: &Config) -> Result<Engines, Failure> {
+    let dir = config.models.dir.as_ref().map(|d| config.path(d));
+    let manifests = config.models.manifests.as_ref().map(|d| config.path(d));
+    let manifests = Manifests::load(manifests.as_deref()).map_err(Failure::Config)?;
+    let cache = ModelCache::open(dir.as_deref()).map_err(Failure::failed)?;
+    let files = Files {
+        config,
+        manifests,
+        cache,
+    };
+    let tiers = config.tiers.iter().filter(|t| t.kind == TierKind::Local);
+    std::thread::scope(|scope| {
+        let files = &files;
+        let encoder = scope.spawn(|| files.load_encoder());
+        let loading: Vec<_> = tiers
+            .map(|tier| scope.spawn(move || files.load_tier(tier)))
+            .collect();
+        let local = loading.into_iter().map(joined).collect::<Result<_, _>>()?;
+        Ok(Engines {
+            local,
+            encoder: joined(encoder)?,
+        })
+    })
+}
+
+fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T, Failure>>) -> Result<T, Failure> {
+    let panicked = |_| Failure::Failed("loading a model panicked; its message is above".into());
+    thread.join().map_err(panicked)?
+}
+
+/// Finds model files.
+struct Files<'a> {
+    config: &'a Config,
+    manifests: Manifests,
+    cache: ModelCache,
+}
+
+impl Files<'_> {
+    /// The verified folder of a model of the manifests, and its first file.
+    fn of_manifest(&self, model: &str) -> Result<(PathBuf, PathBuf), Failure> {
+        let manifest = self.manifests.get(model).map_err(Failure::Config)?;
+        let folder = self.cache.verified(manifest).map_err(Failure::failed)?;
+        let first = folder.join(&manifest.files[0].name);
+        Ok((folder, first))
+    }
+
+    fn load_tier(&self, tier: &TierConfig) -> Result<Engine, Failure> {
+        let path = match (&tier.path, &tier.model) {
+            (Some(path), _) => self.config.path(path),
+            (None, model) => self.of_manifest(model.as_deref().unwrap_or_default())?.1,
+        };
+        let defaults = EngineConfig::new(&tier.id, path);
+        let engine = EngineConfig {
+            max_sequences: tier.max_sequences,
+            max_waiting: tier.max_waiting,
+            kv_bytes: tier.kv_bytes,
+            max_batch_tokens: tier.max_batch_tokens,
+            context_tokens: tier.context_tokens.map(|n| n as usize),
+            threads: tier.threads.unwrap_or(defaults.threads),
+            seed: RandomState::new().hash_one(unix_seconds()),
+            ..defaults
+        };
+        let loaded = Engine::load(engine);
+        loaded.map_err(|e| Failure::Failed(format!("tier {}: {e}", tier.id)))
+    }
+
+    fn load_encoder(&self) -> Result<Option<Arc<dyn Embedder>>, Failure> {
+        let wanted = &self.config.encoder;
+        if !wanted.enabled {
+            return Ok(None);
+        }
+        let folder = match &wanted.path {
+            Some(path) => self.config.path(path),
+            None => self.of_manifest(&wanted.model)?.0,
+        };
+        let encoder = Encoder::load(&folder)
+            .map_err(|e| Failure::Failed(format!("encoder {}: {e}", wanted.id)))?;
+        Ok(Some(Arc::new(LocalEncoder {
+            id: wanted.id.clone(),
+            encoder,
+        })))
+    }
+}
+
+/// Wire the rooms together.
+fn build(config: &Config, engines: &Engines) -> Result<(Arc<House>, Arc<Telemetry>), Failure> {
+    let (local, remote) = tiers(config, engines)?;
+    let models = HostModels::new(local.clone(), remote.clone(), engines.encoder.clone());
+    let models = Arc::new(models.map_err(Failure::failed)?);
+    let room = PolicyRoom::new(room_config(config), models);
+    let room = Arc::new(room.map_err(|e| Failure::Config(e.to_string()))?);
+    if config.server.embedded_policies {
+        embedded::load(&room, config);
+    }
+    room.watch();
+    let telemetry = Arc::new(Telemetry::start(telemetry_config(config)));
+    watch_kv(&telemetry, &local);
+    let snapshots: Snapshots = {
+        let telemetry = telemetry.clone();
+        Arc::new(move || telemetry.snapshot())
+    };
+    let metrics = Arc::new(Metrics::new().map_err(Failure::failed)?);
+    let all = local.iter().map(|t| t.clone() as Arc<dyn Tier>);
+    let all = all.chain(remote).collect();
+    let limits = cascade_config(config, metrics.clone());
+    let cascade = Cascade::new(room.clone(), all, snapshots.clone(), limits);
+    let house = House {
+        cascade: Arc::new(cascade),
+        local_tiers: local,
+        encoder: engines.encoder.clone(),
+        policies: room,
+        max_component_bytes: config.policies.max_component_bytes as usize,
+        snapshots,
+        metrics,
+        sampling: SamplingDefaults {
+            temperature: config.sampling.temperature,
+            top_p: config.sampling.top_p,
+        },
+        door: Door::new(&config.server),
+        started: unix_seconds(),
+        draining: false.into(),
+    };
+    if house.door.admin_is_closed() {
+        tracing::warn!(
+            "the admin API is closed: {} is not loopback and server.admin_token is not set",
+            config.server.listen
+        );
+    }
+    Ok((Arc::new(house), telemetry))
+}
+
+type Tiers = (Vec<Arc<LocalTier>>, Vec<Arc<dyn Tier>>);
+
+fn tiers(config: &Config, engines: &Engines) -> Result<Tiers, Failure> {
+    let mut local = Vec::new();
+    let mut remote: Vec<Arc<dyn Tier>> = Vec::new();
+    let mut loaded = engines.local.iter();
+    for tier in &config.tiers {
+        match tier.kind {
+            TierKind::Local => {
+                let engine = loaded.next().expect("one engine per local tier").handle();
+                let info = engine.info();
+                let view = TierView {
+                    kind: ViewKind::Local,
+                    parameters: Some(info.parameters),
+                    context_tokens: info.context_tokens as u32,
+                    gives_logprobs: true,
+                    ..described(tier)
+                };
+                local.push(Arc::new(LocalTier::new(view, engine, tier.max_tokens)));
+            }
+            TierKind::Remote => remote.push(Arc::new(RemoteTier::start(remote_config(tier)?))),
+        }
+    }
+    Ok((local, remote))
+}
+
+/// What the configuration says of a tier.
+fn described(tier: &TierConfig) -> TierView {
+    let file = tier.path.as_ref().map(|p| p.display().to_string());
+    TierView {
+        id: tier.id.clone(),
+        model: tier.model.clone().or(file).unwrap_or_default(),
+        rank: tier.rank,
+        quality: tier.quality,
+        usd_per_mtok_prompt: tier.usd_per_mtok_prompt,
+        usd_per_mtok_output: tier.usd_per_mtok_output,
+        joules_per_token: tier.joules_per_token.map(|value| Sample {
+            origin: Origin::Modelled,
+            ..Sample::measured(value)
+        }),
+        ..TierView::default()
+    }
+}
+
+fn remote_config(tier: &TierConfig) -> Result<RemoteConfig, Failure> {
+    let key = |name: &String| {
+        let missing = || format!("tier {}: the environment has no {name}", tier.id);
+        std::env::var(name).map_err(|_| Failure::Config(missing()))
+    };
+    let url = tier.url.as_deref().unwrap_or_default();
+    Ok(RemoteConfig {
+        view: TierView {
+            kind: ViewKind::Remote,
+            context_tokens: tier.context_tokens.unwrap_or(REMOTE_CONTEXT_TOKENS),
+            ..described(tier)
+        },
+        url: url.trim_end_matches('/').to_string(),
+        api_key: tier.api_key_env.as_ref().map(key).transpose()?,
+        logprobs: tier.logprobs,
+        prefill: tier.prefill,
+        max_tokens: tier.max_tokens,
+        connect_timeout: Duration::from_millis(tier.connect_timeout_ms),
+        first_byte_timeout: Duration::from_millis(tier.first_byte_timeout_ms),
+        idle_timeout: Duration::from_millis(tier.idle_timeout_ms),
+    })
+}
+
+fn room_config(config: &Config) -> RoomConfig {
+    let given = &config.policies;
+    let dir = given.dir.clone().unwrap_or_else(|| "policies".into());
+    RoomConfig {
+        dir: Some(config.path(&dir)),
+        state_dir: given.state_dir.as_ref().map(|d| config.path(d)),
+        ..given.clone()
+    }
+}
+
+fn cascade_config(config: &Config, metrics: Arc<Metrics>) -> CascadeConfig {
+    let limits = config.cascade;
+    CascadeConfig {
+        view_bytes_max: limits.view_bytes_max,
+        records_max: limits.records_max,
+        events_waiting_max: limits.events_waiting_max,
+        observer: Some(Arc::new(move |record: &DecisionRecord| {
+            metrics.record(record);
+            log::request(record);
+        })),
+    }
+}
+
+pub fn telemetry_config(config: &Config) -> homeostat_telemetry::Config {
+    let t = &config.telemetry;
+    homeostat_telemetry::Config {
+        profile: t.profile,
+        period_ms: t.period_ms,
+        sysfs_root: config.path(&t.sysfs_root),
+        procfs_root: config.path(&t.procfs_root),
+        nvml: homeostat_telemetry::NvmlLibrary::from_setting(&t.nvml),
+        power_cap_watts: t.power_cap_watts,
+        ..homeostat_telemetry::Config::default()
+    }
+}
+
+/// Tell telemetry how full the KV caches are, for as long as somebody listens.
+fn watch_kv(telemetry: &Arc<Telemetry>, tiers: &[Arc<LocalTier>]) {
+    if tiers.is_empty() {
+        return;
+    }
+    let telemetry = Arc::downgrade(telemetry);
+    let tiers = tiers.to_vec();
+    tokio::spawn(async move {
+        let mut tick = tokio::time::interval(KV_PERIOD);
+        loop {
+            tick.tick().await;
+            let Some(telemetry) = telemetry.upgrade() else {
+                return;
+            };
+            let (mut used, mut all) = (0.0, 0.0);
+            for tier in &tiers {
+                let blocks = tier.engine().info().kv_blocks as f64;
+                used += tier.engine().stats().kv_cache_usage * blocks;
+                all += blocks;
+            }
+            telemetry.set_kv_used_ratio((all > 0.0).then_some((used / all) as f32));
+        }
+    });
+}
+
+/// Serve until a signal comes, then finish what has begun.
+async fn run(
+    house: Arc<House>,
+    listener: TcpListener,
+    drain: Duration,
+    mut signals: mpsc::Receiver<()>,
+) -> Result<(), Failure> {
+    let addr = listener.local_addr().map_err(Failure::failed)?;
+    let names = house.model_names().join(", ");
+    tracing::info!("serving {names} on http://{addr}/v1");
+    let app = http::router(house.clone()).into_make_service_with_connect_info::<SocketAddr>();
+    // Chunks of a stream are small; without this the kernel would collect them.
+    let listener = listener.tap_io(|io| {
+        let _ = io.set_nodelay(true);
+    });
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = axum::serve(listener, app).with_graceful_shutdown(async move {
+        let _ = stopped.await;
+    });
+    let mut serving = tokio::spawn(serving.into_future());
+    signals.recv().await;
+    tracing::info!("draining for at most {} s", drain.as_secs());
+    house.begin_drain();
+    // The receiver lives in the task that is being told.
+    let _ = stop.send(());
+    tokio::select! {
+        ended = &mut serving => {
+            ended.map_err(Failure::failed)?.map_err(Failure::failed)?;
+        }
+        () = tokio::time::sleep(drain) => {
+            tracing::warn!("server.drain_seconds are over: what still runs is cut off");
+        }
+        _ = signals.recv() => {
+            tracing::warn!("second signal: what still runs is cut off");
+        }
+    }
+    Ok(())
+}
+
+/// One message per SIGTERM or SIGINT.
+fn signals() -> std::io::Result<mpsc::Receiver<()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if sender.send(()).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use futures::StreamExt;
+    use http_body_util::{BodyExt, Full};
+
+    use super::*;
+    use crate::http::testing;
+
+    /// A host with fake tiers on a port of its own.
+    async fn started(drain: Duration) -> (String, mpsc::Sender<()>, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (sender, signals) = mpsc::channel(2);
+        let house = testing::house(|_| {});
+        let served = tokio::spawn(async move { run(house, listener, drain, signals).await.unwrap() });
+        (url, sender, served)
+    }
+
+    async fn stream_of(url: &str, question: &str) -> hyper::Response<hyper::body::Incoming> {
+        let client = crate::http_client::http_client(Duration::from_secs(20));
+        let body = testing::chat_body(question, r#","stream":true"#);
+        let request = hyper::Request::post(format!("{url}/v1/chat/completions"))
+            .body(Full::new(body.into()))
+            .unwrap();
+        client.request(request).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_draining_host_finishes_what_has_begun_and_takes_nothing_new() {
+        let (url, signal, served) = started(Duration::from_secs(600)).await;
+        let response = stream_of(&url, "gate").await;
+        let mut body = response.into_body().into_data_stream();
+        body.next().await.unwrap().unwrap();
+        signal.send(()).await.unwrap();
+        let addr = url.trim_start_matches("http://").to_string();
+        while tokio::net::TcpStream::connect(&addr).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(!served.is_finished(), "the stream still runs");
+        testing::open_gate();
+        let mut rest = Vec::new();
+        while let Some(piece) = body.next().await {
+            rest.extend_from_slice(&piece.unwrap());
+        }
+        let rest = String::from_utf8(rest).unwrap();
+        assert!(rest.ends_with("data: [DONE]\n\n"), "{rest}");
+        served.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_drain_ends_when_its_time_is_over_or_at_the_second_signal() {
+        for (drain, signals) in [(Duration::from_millis(50), 1), (Duration::from_secs(600), 2)] {
+            let (url, signal, served) = started(drain).await;
+            let response = stream_of(&url, "forever").await;
+            assert_eq!(response.status(), 200);
+            let begun = Instant::now();
+            for _ in 0..signals {
+                signal.send(()).await.unwrap();
+            }
+            served.await.unwrap();
+            assert!(begun.elapsed() < Duration::from_secs(600));
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! The engine of this host as a tier.
+//!
+//! Crossing from async to the engine's thread and back: a request goes into its inbox,
+//! its events come back through a channel that never makes the engine wait. The channel
+//! is bounded by the length of the answer, which the context bounds. Long prompts are
+//! tokenised on a blocking thread, short ones in place, because the hop costs more.
+
+use std::sync::{Arc, Mutex};
+
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use homeostat_cascade::{
+    GenerateCall, Prompt, Tier, TierError, TierEvent, TierFault, Token, TokenStream,
+};
+use homeostat_engine::{
+    ChatMessage, Closed, EngineError, EngineHandle, Event, FinishReason, GenerationRequest,
+    SamplingParams, SequenceId, Sink, SubmitError, Timings,
+};
+use homeostat_hooks::{Finish, Role, Sample, TierView};
+use tokio::sync::mpsc;
+
+/// Bytes of a prompt from which tokenising it would hold up the async thread: about
+/// a millisecond.
+const LONG_PROMPT_BYTES: usize = 16 << 10;
+/// Weight of the newest measurement in the running means of TTFT and TPOT: the last ten
+/// or so answers count.
+const MEAN_WEIGHT: f64 = 0.2;
+
+/// A local tier.
+pub struct LocalTier {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    view: TierView,
+    engine: EngineHandle,
+    /// New tokens when neither client nor plan sets a limit.
+    max_tokens: u32,
+    means: Mutex<Means>,
+}
+
+/// Running means of what answers needed.
+#[derive(Debug, Default, Clone, Copy)]
+struct Means {
+    ttft_ms: Option<f64>,
+    tpot_ms: Option<f64>,
+}
+
+impl LocalTier {
+    /// `view` is what routers are shown; load and measurements are filled in.
+    pub fn new(view: TierView, engine: EngineHandle, max_tokens: u32) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                view,
+                engine,
+                max_tokens,
+                means: Mutex::default(),
+            }),
+        }
+    }
+
+    pub fn engine(&self) -> &EngineHandle {
+        &self.shared.engine
+    }
+}
+
+impl Tier for LocalTier {
+    fn id(&self) -> &str {
+        &self.shared.view.id
+    }
+
+    fn view(&self) -> TierView {
+        let stats = self.shared.engine.stats();
+        let means = *self.shared.means();
+        TierView {
+            ready: true,
+            num_requests_running: stats.num_requests_running as u32,
+            num_requests_waiting: stats.num_requests_waiting as u32,
+            ttft_ms: means.ttft_ms.map(Sample::measured),
+            tpot_ms: means.tpot_ms.map(Sample::measured),
+            ..self.shared.view.clone()
+        }
+    }
+
+    fn generate(&self, call: GenerateCall) -> BoxFuture<'static, Result<TokenStream, TierError>> {
+        let shared = self.shared.clone();
+        async move {
+            let long = prompt_bytes(&call) > LONG_PROMPT_BYTES;
+            let (events, receiver) = mpsc::unbounded_channel();
+            let submit = {
+                let shared = shared.clone();
+                move || shared.submit(&call, events)
+            };
+            let id = if long {
+                tokio::task::spawn_blocking(submit)
+                    .await
+                    .map_err(|e| TierError::host("internal_error", format!("tokenizer: {e}")))??
+            } else {
+                submit()?
+            };
+            let running = Running {
+                shared,
+                id,
+                receiver,
+                over: false,
+            };
+            Ok(futures::stream::unfold(running, Running::next).boxed())
+        }
+        .boxed()
+    }
+}
+
+impl Shared {
+    /// A panic cannot happen between the two assignments that this lock protects.
+    fn means(&self) -> std::sync::MutexGuard<'_, Means> {
+        self.means
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn submit(
+        &self,
+        call: &GenerateCall,
+        events: mpsc::UnboundedSender<Event>,
+    ) -> Result<SequenceId, TierError> {
+        let text = self.prompt_text(call)?;
+        let tokens = self.engine.tokenize(&text, true);
+        let context = self.engine.info().context_tokens;
+        let left = context.saturating_sub(tokens.len());
+        // Without a wish the answer is as long as fits; with one, a wish that cannot be
+        // met is the client's to mend.
+        let max_new_tokens = match call.max_tokens {
+            Some(wish) => wish as usize,
+            None => left.min(self.max_tokens as usize).max(1),
+        };
+        let request = GenerationRequest {
+            prompt: homeostat_engine::Prompt::Tokens(tokens),
+            params: params(call),
+            max_new_tokens: Some(max_new_tokens),
+            stop: call.sampling.stop.clone(),
+        };
+        let sink = Box::new(ChannelSink(events));
+        self.engine
+            .submit(request, sink)
+            .map_err(|e| refused(&self.view.id, e))
+    }
+
+    fn prompt_text(&self, call: &GenerateCall) -> Result<String, TierError> {
+        match &*call.prompt {
+            Prompt::Raw(text) => Ok(format!("{text}{}", call.answer_prefix)),
+            Prompt::Chat(messages) => {
+                let messages: Vec<ChatMessage> = messages
+                    .iter()
+                    .map(|m| ChatMessage::new(role(m.role), m.content.as_str()))
+                    .collect();
+                let prefix = Some(call.answer_prefix.as_str()).filter(|p| !p.is_empty());
+                let rendered = self.engine.render_chat(&messages, true, prefix);
+                rendered.map_err(|e| TierError {
+                    fault: TierFault::Client,
+                    code: "invalid_value",
+                    message: format!("tier {} cannot read this conversation: {e}", self.view.id),
+                    retryable: false,
+                    retry_after_ms: None,
+                })
+            }
+        }
+    }
+
+    fn measured(&self, timings: Timings, completion_tokens: usize) {
+        let Some(first) = timings.first_token else {
+            return;
+        };
+        let mix = |mean: &mut Option<f64>, ms: f64| {
+            *mean = Some(mean.map_or(ms, |m| m + MEAN_WEIGHT * (ms - m)));
+        };
+        let mut means = self.means();
+        mix(&mut means.ttft_ms, first.as_secs_f64() * 1e3);
+        if completion_tokens > 1 {
+            let rest = timings.total.saturating_sub(first).as_secs_f64() * 1e3;
+            mix(&mut means.tpot_ms, rest / (completion_tokens - 1) as f64);
+        }
+    }
+}
+
+fn params(call: &GenerateCall) -> SamplingParams {
+    let s = &call.sampling;
+    SamplingParams {
+        temperature: s.temperature,
+        top_p: s.top_p,
+        top_k: s.top_k,
+        min_p: s.min_p,
+        seed: s.seed,
+        logit_bias: s.logit_bias.clone(),
+        repetition_penalty: s.repetition_penalty,
+        frequency_penalty: s.frequency_penalty,
+        presence_penalty: s.presence_penalty,
+        top_logprobs: usize::from(s.top_logprobs.unwrap_or(0)),
+    }
+}
+
+fn role(role: Role) -> &'static str {
+    match role {
+        Role::System => "system",
+        Role::User => "user",
+        Role::Assistant => "assistant",
+        Role::Tool => "tool",
+    }
+}
+
+fn prompt_bytes(call: &GenerateCall) -> usize {
+    match &*call.prompt {
+        Prompt::Chat(messages) => messages.iter().map(|m| m.content.len()).sum(),
+        Prompt::Raw(text) => text.len(),
+    }
+}
+
+fn refused(tier: &str, error: SubmitError) -> TierError {
+    let (fault, code, retry_after_ms) = match &error {
+        SubmitError::QueueFull { .. } => (TierFault::Tier, "queue_full", Some(1000)),
+        SubmitError::ContextTooLong { .. } | SubmitError::NeverFits { .. } => {
+            (TierFault::Client, "context_length_exceeded", None)
+        }
+        SubmitError::Invalid(_) => (TierFault::Client, "invalid_value", None),
+        SubmitError::ShuttingDown => (TierFault::Tier, "unavailable", Some(1000)),
+    };
+    TierError {
+        fault,
+        code,
+        message: format!("tier {tier}: {error}"),
+        retryable: retry_after_ms.is_some(),
+        retry_after_ms,
+    }
+}
+
+fn failed(tier: &str, error: &EngineError) -> TierError {
+    let (fault, code, retryable) = match error {
+        EngineError::Model(_) => (TierFault::Tier, "model_failed", false),
+        EngineError::Internal(_) => (TierFault::Host, "internal_error", true),
+        EngineError::ShuttingDown => (TierFault::Tier, "unavailable", true),
+    };
+    TierError {
+        fault,
+        code,
+        message: format!("tier {tier}: {error}"),
+        retryable,
+        retry_after_ms: None,
+    }
+}
+
+struct ChannelSink(mpsc::UnboundedSender<Event>);
+
+impl Sink for ChannelSink {
+    fn event(&mut self, event: Event) -> Result<(), Closed> {
+        self.0.send(event).map_err(|_| Closed)
+    }
+}
+
+/// One answer in the making. Dropping it cancels the sequence, also while its prompt is
+/// still being read and no event would tell the engine that nobody listens.
+struct Running {
+    shared: Arc<Shared>,
+    id: SequenceId,
+    receiver: mpsc::UnboundedReceiver<Event>,
+    over: bool,
+}
+
+impl Running {
+    async fn next(mut self) -> Option<(Result<TierEvent, TierError>, Self)> {
+        while !self.over {
+            let Some(event) = self.receiver.recv().await else {
+                self.over = true;
+                let lost = EngineError::Internal("the engine's thread has ended".into());
+                return Some((Err(failed(&self.shared.view.id, &lost)), self));
+            };
+            if let Some(item) = self.translate(event) {
+                return Some((item, self));
+            }
+        }
+        None
+    }
+
+    fn translate(&mut self, event: Event) -> Option<Result<TierEvent, TierError>> {
+        let item = match event {
+            Event::Token { text, logprob } => {
+                // The end token is no part of the text, so it is none of the answer.
+                let ends = &self.shared.engine.info().end_tokens;
+                if text.is_empty() && ends.contains(&logprob.token_id) {
+                    return None;
+                }
+                let alternatives = logprob.top.into_iter();
+                return Some(Ok(TierEvent::Token(Token {
+                    text,
+                    logprob: Some(logprob.logprob),
+                    top: alternatives
+                        .map(|t| (String::from_utf8_lossy(&t.bytes).into_owned(), t.logprob))
+                        .collect(),
+                })));
+            }
+            Event::Finished {
+                reason: FinishReason::Cancelled,
+                ..
+            } => Err(failed(&self.shared.view.id, &EngineError::ShuttingDown)),
+            Event::Finished {
+                reason,
+                usage,
+                timings,
+            } => {
+                self.shared.measured(timings, usage.completion_tokens);
+                Ok(TierEvent::Finished {
+                    finish: match reason {
+                        FinishReason::Length => Finish::Length,
+                        _ => Finish::Stop,
+                    },
+                    prompt_tokens: usage.prompt_tokens as u32,
+                    completion_tokens: usage.completion_tokens as u32,
+                })
+            }
+            Event::Failed(error) => Err(failed(&self.shared.view.id, &error)),
+        };
+        self.over = true;
+        Some(item)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.over {
+            self.shared.engine.cancel(self.id);
+        }
+    }
+}

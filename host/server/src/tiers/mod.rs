@@ -1,0 +1,15 @@
+//! Tiers as the cascade wants them: the local engine and other people's servers.
+
+mod encoder;
+mod local;
+mod models;
+mod remote;
+#[cfg(test)]
+mod remote_tests;
+mod sse;
+mod upstream;
+
+pub use encoder::{Embedder, LocalEncoder};
+pub use local::LocalTier;
+pub use models::HostModels;
+pub use remote::{Prefill, RemoteConfig, RemoteTier};

@@ -1,0 +1,332 @@
+//! The host's models as policies may use them.
+//!
+//! A policy has a deadline and its calls block a thread, so nothing here may take longer
+//! than it was given: generating is cancelled at the deadline; what cannot be cancelled
+//! (an embedding, a score) runs on one worker thread with a short queue, and the caller
+//! stops waiting. So a policy that asks too much delays other policies' questions to
+//! models and nothing else.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError, SyncSender, TrySendError};
+use std::time::{Duration, Instant};
+
+use homeostat_cascade::Tier;
+use homeostat_engine::{
+    Closed, Event, FinishReason, GenerationRequest, SamplingParams, ScoreError, Sink, SubmitError,
+};
+use homeostat_hooks::{GenerateOptions, Generated, ModelError, Models, TierView};
+
+use super::encoder::Embedder;
+use super::local::LocalTier;
+
+/// Questions that may wait for the worker. An embedding takes some ten milliseconds, a
+/// policy's deadline is a hundred: whoever would wait longer gives up anyhow.
+const WAITING_MAX: usize = 16;
+
+/// All models of this host.
+pub struct HostModels {
+    local: Vec<Arc<LocalTier>>,
+    remote: Vec<Arc<dyn Tier>>,
+    encoder: Option<Arc<dyn Embedder>>,
+    worker: Worker,
+}
+
+impl HostModels {
+    pub fn new(
+        local: Vec<Arc<LocalTier>>,
+        remote: Vec<Arc<dyn Tier>>,
+        encoder: Option<Arc<dyn Embedder>>,
+    ) -> std::io::Result<Self> {
+        Ok(Self {
+            local,
+            remote,
+            encoder,
+            worker: Worker::start()?,
+        })
+    }
+
+    fn encoder(&self, name: &str) -> Option<&Arc<dyn Embedder>> {
+        self.encoder.as_ref().filter(|e| e.id() == name)
+    }
+
+    fn local(&self, name: &str) -> Result<&Arc<LocalTier>, ModelError> {
+        if let Some(tier) = self.local.iter().find(|t| t.id() == name) {
+            return Ok(tier);
+        }
+        let why = if self.remote.iter().any(|t| t.id() == name) {
+            format!("{name} is a remote tier; only local ones can be asked by policies")
+        } else if self.encoder(name).is_some() {
+            format!("{name} is an encoder, which generates nothing")
+        } else {
+            return Err(ModelError::InvalidArgument(format!(
+                "there is no model {name:?}; known: {}",
+                self.names().join(", ")
+            )));
+        };
+        Err(ModelError::Unavailable(why))
+    }
+}
+
+impl Models for HostModels {
+    fn names(&self) -> Vec<String> {
+        let tiers = self.local.iter().map(|t| t.id().to_string());
+        let remote = self.remote.iter().map(|t| t.id().to_string());
+        let encoder = self.encoder.iter().map(|e| e.id().to_string());
+        tiers.chain(remote).chain(encoder).collect()
+    }
+
+    fn info(&self, name: &str) -> Result<TierView, ModelError> {
+        if let Some(encoder) = self.encoder(name) {
+            return Ok(TierView {
+                id: name.into(),
+                model: name.into(),
+                context_tokens: encoder.max_tokens() as u32,
+                ready: true,
+                ..TierView::default()
+            });
+        }
+        if let Some(tier) = self.remote.iter().find(|t| t.id() == name) {
+            return Ok(tier.view());
+        }
+        Ok(self.local(name)?.view())
+    }
+
+    fn count_tokens(&self, name: &str, text: &str) -> Result<u32, ModelError> {
+        let count = match self.encoder(name) {
+            Some(encoder) => encoder
+                .count_tokens(text)
+                .map_err(ModelError::InvalidArgument)?,
+            None => self.local(name)?.engine().count_tokens(text, false),
+        };
+        Ok(count as u32)
+    }
+
+    fn embed(&self, name: &str, text: &str, timeout_ms: u32) -> Result<Vec<f32>, ModelError> {
+        let Some(encoder) = self.encoder(name) else {
+            self.local(name)?;
+            return Err(ModelError::Unavailable(format!("{name} is no encoder")));
+        };
+        let encoder = encoder.clone();
+        let text = text.to_string();
+        self.worker.ask(timeout_ms, move || {
+            let vectors = encoder.embed(&[&text]).map_err(ModelError::Internal)?;
+            let first = vectors.into_iter().next();
+            first.ok_or_else(|| ModelError::Internal("the encoder gave no vector".into()))
+        })
+    }
+
+    fn score(
+        &self,
+        name: &str,
+        prompt: &str,
+        continuation: &str,
+        timeout_ms: u32,
+    ) -> Result<Vec<f32>, ModelError> {
+        let engine = self.local(name)?.engine().clone();
+        let (prompt, continuation) = (prompt.to_string(), continuation.to_string());
+        self.worker.ask(timeout_ms, move || {
+            let scores = engine.score(&prompt, &continuation).map_err(|e| match e {
+                ScoreError::Submit(e) => not_taken(&e),
+                other => ModelError::Unavailable(other.to_string()),
+            })?;
+            Ok(scores.into_iter().map(|t| t.logprob).collect())
+        })
+    }
+
+    fn generate(
+        &self,
+        name: &str,
+        prompt: &str,
+        options: &GenerateOptions,
+        timeout_ms: u32,
+    ) -> Result<Generated, ModelError> {
+        let engine = self.local(name)?.engine();
+        let deadline = Instant::now() + Duration::from_millis(timeout_ms.into());
+        let mut request = GenerationRequest::new(prompt);
+        request.max_new_tokens = Some(options.max_tokens as usize);
+        request.stop = options.stop.clone();
+        request.params = SamplingParams {
+            temperature: options.temperature,
+            seed: Some(options.seed),
+            ..SamplingParams::default()
+        };
+        let (sender, events) = mpsc::channel();
+        let id = engine
+            .submit(request, Box::new(StdSink(sender)))
+            .map_err(|e| not_taken(&e))?;
+        let mut answer = Generated::default();
+        loop {
+            match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Event::Token { text, logprob }) => {
+                    answer.text.push_str(&text);
+                    answer.logprobs.push(logprob.logprob);
+                }
+                Ok(Event::Finished { reason, .. }) => {
+                    answer.finished = reason == FinishReason::Stop;
+                    return Ok(answer);
+                }
+                Ok(Event::Failed(e)) => return Err(ModelError::Internal(e.to_string())),
+                Err(RecvTimeoutError::Timeout) => {
+                    engine.cancel(id);
+                    return Err(late(timeout_ms));
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(ModelError::Unavailable("the engine has stopped".into()));
+                }
+            }
+        }
+    }
+}
+
+fn late(timeout_ms: u32) -> ModelError {
+    ModelError::Unavailable(format!("no answer within the {timeout_ms} ms that were left"))
+}
+
+fn not_taken(error: &SubmitError) -> ModelError {
+    match error {
+        SubmitError::QueueFull { .. } | SubmitError::ShuttingDown => {
+            ModelError::Unavailable(error.to_string())
+        }
+        SubmitError::ContextTooLong { .. } | SubmitError::NeverFits { .. } => {
+            ModelError::LimitExceeded(error.to_string())
+        }
+        SubmitError::Invalid(_) => ModelError::InvalidArgument(error.to_string()),
+    }
+}
+
+struct StdSink(mpsc::Sender<Event>);
+
+impl Sink for StdSink {
+    fn event(&mut self, event: Event) -> Result<(), Closed> {
+        self.0.send(event).map_err(|_| Closed)
+    }
+}
+
+type Errand = Box<dyn FnOnce() + Send>;
+
+/// One thread that runs what cannot be cancelled, one thing after another.
+struct Worker {
+    errands: SyncSender<Errand>,
+}
+
+impl Worker {
+    fn start() -> std::io::Result<Self> {
+        let (errands, inbox) = mpsc::sync_channel::<Errand>(WAITING_MAX);
+        std::thread::Builder::new()
+            .name("policy-models".into())
+            .spawn(move || {
+                for errand in inbox {
+                    // A panic in a model must not end the thread: it drops the errand's
+                    // sender, and only that caller hears of it.
+                    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(errand));
+                }
+            })?;
+        Ok(Self { errands })
+    }
+
+    /// Run `work` and wait for it for at most `timeout_ms`. Work that begins after its
+    /// caller has left is not done.
+    fn ask<T: Send + 'static>(
+        &self,
+        timeout_ms: u32,
+        work: impl FnOnce() -> Result<T, ModelError> + Send + 'static,
+    ) -> Result<T, ModelError> {
+        let timeout = Duration::from_millis(timeout_ms.into());
+        let deadline = Instant::now() + timeout;
+        let (sender, answer) = mpsc::sync_channel(1);
+        let errand: Errand = Box::new(move || {
+            if Instant::now() < deadline {
+                // The caller may have left meanwhile; then the answer is for nobody.
+                let _ = sender.send(work());
+            }
+        });
+        match self.errands.try_send(errand) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                let why = format!("{WAITING_MAX} questions of policies are waiting already");
+                return Err(ModelError::LimitExceeded(why));
+            }
+            Err(TrySendError::Disconnected(_)) => {
+                return Err(ModelError::Internal("the worker thread has ended".into()));
+            }
+        }
+        match answer.recv_timeout(timeout) {
+            Ok(result) => result,
+            Err(RecvTimeoutError::Timeout) => Err(late(timeout_ms)),
+            Err(RecvTimeoutError::Disconnected) if Instant::now() >= deadline => {
+                Err(late(timeout_ms))
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(ModelError::Internal("the model panicked".into()))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A fake encoder whose vectors tell the length of the text.
+    struct Lengths;
+
+    impl Embedder for Lengths {
+        fn id(&self) -> &str {
+            "lengths"
+        }
+        fn dimensions(&self) -> usize {
+            1
+        }
+        fn max_tokens(&self) -> usize {
+            8
+        }
+        fn count_tokens(&self, text: &str) -> Result<usize, String> {
+            Ok(text.len())
+        }
+        fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, String> {
+            Ok(texts.iter().map(|t| vec![t.len() as f32]).collect())
+        }
+    }
+
+    fn models() -> HostModels {
+        HostModels::new(Vec::new(), Vec::new(), Some(Arc::new(Lengths))).unwrap()
+    }
+
+    #[test]
+    fn an_encoder_embeds_and_generates_nothing() {
+        let models = models();
+        assert_eq!(models.names(), ["lengths"]);
+        assert_eq!(models.embed("lengths", "abc", 10_000).unwrap(), [3.0]);
+        assert_eq!(models.count_tokens("lengths", "ab").unwrap(), 2);
+        assert_eq!(models.info("lengths").unwrap().context_tokens, 8);
+        let options = GenerateOptions::default();
+        let error = models.generate("lengths", "a", &options, 1).unwrap_err();
+        assert!(matches!(error, ModelError::Unavailable(_)), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_model_is_an_error_that_lists_the_known_ones() {
+        let error = models().score("nobody", "a", "b", 1).unwrap_err();
+        assert!(matches!(error, ModelError::InvalidArgument(_)));
+        assert!(error.to_string().contains("lengths"), "{error}");
+    }
+
+    #[test]
+    fn nobody_waits_longer_than_given_and_the_queue_is_bounded() {
+        let worker = Worker::start().unwrap();
+        let (release, held) = mpsc::channel::<()>();
+        let blocked = worker.ask(1, move || {
+            let _ = held.recv();
+            Ok(())
+        });
+        assert!(matches!(blocked, Err(ModelError::Unavailable(_))));
+        let mut refusals = Vec::new();
+        for _ in 0..=WAITING_MAX {
+            refusals.push(worker.ask(1, || Ok(())).unwrap_err());
+        }
+        let last = refusals.pop().unwrap();
+        assert!(matches!(last, ModelError::LimitExceeded(_)), "{last}");
+        assert!(refusals.iter().all(|e| matches!(e, ModelError::Unavailable(_))));
+        drop(release);
+    }
+}
