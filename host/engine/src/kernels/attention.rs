@@ -103,55 +103,25 @@ pub fn attention(
     assert_eq!(out.len(), q.len(), "one row of results per row of queries");
     // A unit takes `heads_each` of the heads that share a kv head, and as many rows as then fit.
     let heads_each = shared_heads.min(MAX_PAIRS);
-    let slices = shared_heads.div_ceil(heads_each);
     scratch.find_groups(shape, rows, MAX_PAIRS / heads_each);
     let AttentionScratch { groups, partials } = scratch;
-    let lanes_of_work = groups.len() * kv.kv_heads() * slices;
-    let spans = groups.iter().map(|g| g.spans().len()).max().unwrap_or(0);
-    let alone = pool.threads() > 1 && spans > 1 && lanes_of_work < 4 * pool.threads();
-    let partial_len = MAX_PAIRS * (d + 2);
-    if alone {
-        partials.resize(partials.len().max(lanes_of_work * spans * partial_len), 0.0);
-    }
+    let out = out.as_mut_ptr();
     let job = AttentionJob {
         isa,
         shape,
         q,
         kv,
         rows,
+        groups,
         heads_each,
         shared_heads,
-        out: out.as_mut_ptr(),
+        out,
     };
-    let unit = |lane: usize| {
-        let group = &groups[lane / (kv.kv_heads() * slices)];
-        job.unit(group, lane / slices % kv.kv_heads(), lane % slices)
-    };
-    if !alone {
-        pool.run(lanes_of_work, |lane| unit(lane).run(Work::Whole));
-        return;
-    }
-    let shared = SharedPartials {
-        first: partials.as_mut_ptr(),
-        len: partial_len,
-    };
-    let partial = |lane: usize, span: usize| shared.of(lane * spans + span);
-    pool.run(lanes_of_work * spans, |part| {
-        let (lane, span) = (part / spans, part % spans);
-        let unit = unit(lane);
-        let own = unit.group.spans();
-        if span < own.len() {
-            unit.run(Work::Span {
-                span: own.start + span,
-                to: partial(lane, span),
-            });
-        }
-    });
-    for lane in 0..lanes_of_work {
-        unit(lane).run(Work::Fold {
-            from: partial(lane, 0),
-            stride: partial_len,
-        });
+    let spans = groups.iter().map(|g| g.spans().len()).max().unwrap_or(0);
+    if pool.threads() > 1 && spans > 1 && job.units() < 4 * pool.threads() {
+        job.run_spans(pool, spans, partials);
+    } else {
+        pool.run(job.units(), |unit| job.unit(unit).run(Work::Whole));
     }
 }
 
@@ -191,16 +161,17 @@ impl AttentionScratch {
 
 struct SharedPartials {
     first: *mut f32,
-    len: usize,
+    stride: usize,
 }
 
 // SAFETY: every part of a region uses its own stretch of the buffer (see `of`).
 unsafe impl Sync for SharedPartials {}
 
 impl SharedPartials {
+    /// `index` counts the spans of all units.
     fn of(&self, index: usize) -> *mut f32 {
-        // SAFETY: the buffer was resized to hold every (lane, span).
-        unsafe { self.first.add(index * self.len) }
+        // SAFETY: `run_spans` has made room for every span of every unit.
+        unsafe { self.first.add(index * self.stride) }
     }
 }
 
@@ -210,6 +181,7 @@ struct AttentionJob<'a> {
     q: &'a [f32],
     kv: &'a KvView<'a>,
     rows: &'a [RowMeta<'a>],
+    groups: &'a [Group],
     heads_each: usize,
     shared_heads: usize,
     out: *mut f32,
@@ -219,15 +191,58 @@ struct AttentionJob<'a> {
 unsafe impl Sync for AttentionJob<'_> {}
 
 impl<'a> AttentionJob<'a> {
-    /// The work on slice `slice` of the heads of one kv head, for one group of rows.
-    fn unit(&'a self, group: &'a Group, kv_head: usize, slice: usize) -> Unit<'a> {
+    /// How often the heads of one kv head have to be cut.
+    fn slices(&self) -> usize {
+        self.shared_heads.div_ceil(self.heads_each)
+    }
+
+    fn units(&self) -> usize {
+        self.groups.len() * self.kv.kv_heads() * self.slices()
+    }
+
+    /// One group of rows with one slice of the heads of one kv head.
+    fn unit(&'a self, unit: usize) -> Unit<'a> {
+        let (slice, kv_head) = (
+            unit % self.slices(),
+            unit / self.slices() % self.kv.kv_heads(),
+        );
         let first = slice * self.heads_each;
         Unit {
             job: self,
-            group,
+            group: &self.groups[unit / self.slices() / self.kv.kv_heads()],
             kv_head,
             first_head: kv_head * self.shared_heads + first,
             heads: self.heads_each.min(self.shared_heads - first),
+        }
+    }
+
+    /// Few units and long contexts: every span of a unit is a part of its own, and is folded afterwards in
+    /// the order in which [`Work::Whole`] would have folded it.
+    fn run_spans(&self, pool: &mut Pool, spans: usize, partials: &mut Vec<f32>) {
+        let stride = MAX_PAIRS * (self.kv.head_dim() + 2);
+        let needed = self.units() * spans * stride;
+        if partials.len() < needed {
+            partials.resize(needed, 0.0);
+        }
+        let partials = SharedPartials {
+            first: partials.as_mut_ptr(),
+            stride,
+        };
+        pool.run(self.units() * spans, |part| {
+            let unit = self.unit(part / spans);
+            let own = unit.group.spans();
+            if part % spans < own.len() {
+                unit.run(Work::Span {
+                    span: own.start + part % spans,
+                    to: partials.of(part),
+                });
+            }
+        });
+        for unit in 0..self.units() {
+            self.unit(unit).run(Work::Fold {
+                from: partials.of(unit * spans),
+                stride,
+            });
         }
     }
 }
@@ -651,6 +666,10 @@ fn cap_scores<S: Lanes>(s: S, x: S::F, cap: f32) -> S::F {
 /// # Safety
 /// `values` holds 32 x `d` f16, `weights` and `out` hold `pairs` rows.
 #[inline(always)]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "three buffers, their sizes and what comes next"
+)]
 unsafe fn add_values<S: Lanes>(
     s: S,
     pairs: usize,

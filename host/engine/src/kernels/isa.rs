@@ -13,12 +13,14 @@ pub(super) enum Level {
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
     #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    #[cfg(target_arch = "x86_64")]
     Avx2,
     Portable,
 }
 
 impl Isa {
-    /// Environment variable that forces a lower instruction set: `avx512vnni`, `avx2` or `portable`.
+    /// Environment variable that forces a lower instruction set: `avx512vnni`, `avxvnni`, `avx2` or `portable`.
     pub const ENV: &'static str = "HOMEOSTAT_ISA";
 
     /// The best instruction set of this processor, or the one that [`Isa::ENV`] asks for.
@@ -37,7 +39,7 @@ impl Isa {
     /// # Errors
     /// As [`Isa::detect`].
     pub fn named(name: &str) -> Result<Isa, KernelError> {
-        let known = ["avx512vnni", "avx2", "portable"]
+        let known = ["avx512vnni", "avxvnni", "avx2", "portable"]
             .into_iter()
             .find(|k| k.eq_ignore_ascii_case(name));
         let Some(known) = known else {
@@ -66,6 +68,9 @@ impl Isa {
             if avx512 {
                 found.push(Isa(Level::Avx512Vnni));
             }
+            if avx2 && is_x86_feature_detected!("avxvnni") {
+                found.push(Isa(Level::AvxVnni));
+            }
             if avx2 {
                 found.push(Isa(Level::Avx2));
             }
@@ -79,6 +84,8 @@ impl Isa {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Vnni => "avx512vnni",
+            #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni => "avxvnni",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2",
             Level::Portable => "portable",

@@ -76,7 +76,7 @@ pub(super) fn with_lanes<K: Kernel>(isa: Isa, kernel: K) -> K::Out {
         Level::Portable => kernel.run(Portable),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Isa` is the proof that the processor has these features.
-        Level::Avx2 => unsafe { super::lanes_x86::run_avx2(kernel) },
+        Level::Avx2 | Level::AvxVnni => unsafe { super::lanes_x86::run_avx2(kernel) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Level::Avx512Vnni => unsafe { super::lanes_x86::run_avx512(kernel) },

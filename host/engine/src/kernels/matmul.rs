@@ -157,10 +157,13 @@ impl Region<'_> {
                     Level::Portable => portable(&work),
                     #[cfg(target_arch = "x86_64")]
                     // SAFETY: an `Isa` is the proof of its features; `work` is cut to the matrix.
-                    Level::Avx2 => unsafe { super::matmul_x86::avx2(&work) },
+                    Level::Avx2 => unsafe { super::matmul_avx2::avx2(&work) },
                     #[cfg(target_arch = "x86_64")]
                     // SAFETY: as above.
-                    Level::Avx512Vnni => unsafe { super::matmul_x86::avx512(&work) },
+                    Level::AvxVnni => unsafe { super::matmul_avx2::avx_vnni(&work) },
+                    #[cfg(target_arch = "x86_64")]
+                    // SAFETY: as above.
+                    Level::Avx512Vnni => unsafe { super::matmul_avx512::avx512(&work) },
                 }
             }
         }
@@ -181,6 +184,43 @@ pub(super) struct TileWork<'a> {
     pub(super) accumulate: bool,
     /// The tile comes from memory, not from the cache of the group before.
     pub(super) fetch_ahead: bool,
+}
+
+/// [`TileFormat`] as a parameter of the vector kernels.
+#[cfg(target_arch = "x86_64")]
+pub(super) const Q4_0: u8 = 0;
+#[cfg(target_arch = "x86_64")]
+pub(super) const Q4_1: u8 = 1;
+#[cfg(target_arch = "x86_64")]
+pub(super) const Q8_0: u8 = 2;
+
+/// How far ahead of the block at work its successors are fetched: some 150 ns of work. Tiles and gathered
+/// matrices follow each other in memory, so this reaches into the next tile and the next matrix.
+#[cfg(target_arch = "x86_64")]
+const FETCH_AHEAD: usize = 4096;
+
+#[cfg(target_arch = "x86_64")]
+impl TileWork<'_> {
+    /// Where fetching begins.
+    #[inline(always)]
+    pub(super) fn fetch_from(&self) -> *const u8 {
+        self.scales.as_ptr().wrapping_add(FETCH_AHEAD)
+    }
+
+    /// Asks for the cache lines of one block and steps over it. Beyond the end of the weights the processor
+    /// ignores the address.
+    #[inline(always)]
+    pub(super) fn fetch_block(&self, at: &mut *const u8) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        if self.fetch_ahead {
+            let bytes = self.format.scale_bytes() + self.format.quant_bytes();
+            for line in (0..bytes).step_by(64) {
+                // SAFETY: a prefetch reads nothing and cannot fault.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line).cast()) };
+            }
+            *at = at.wrapping_add(bytes);
+        }
+    }
 }
 
 impl TileWork<'_> {

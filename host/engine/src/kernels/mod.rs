@@ -7,7 +7,7 @@
 //! * **One order of arithmetic.** Integer dots are exact. Every float is accumulated in an order fixed by
 //!   the shape of *its own row*: never by the number of rows, the threads or the instruction set. Sums
 //!   across a row use sixteen lanes and one fixed tree, which the narrower paths emulate. Fused
-//!   multiply-add is used everywhere, in software where the processor has none. AVX-512, AVX2 and portable
+//!   multiply-add is used everywhere, in software where the processor has none. AVX-512, AVX-VNNI, AVX2 and portable
 //!   results are equal bit for bit, for finite input.
 //! * **Weights are repacked once** ([`Matrix`]), 16 output rows to a tile, scales kept in f16; the bytes
 //!   of the file are not kept beside them.
@@ -32,7 +32,9 @@ mod lanes;
 mod lanes_x86;
 mod matmul;
 #[cfg(target_arch = "x86_64")]
-mod matmul_x86;
+mod matmul_avx2;
+#[cfg(target_arch = "x86_64")]
+mod matmul_avx512;
 mod matrix;
 mod pool;
 mod rope;
@@ -84,7 +86,9 @@ pub enum KernelError {
         end_col: usize,
     },
     /// The host's fault: `HOMEOSTAT_ISA` names something that is no instruction set.
-    #[error("HOMEOSTAT_ISA is '{0}'; it must be avx512vnni, avx2 or portable, or be unset")]
+    #[error(
+        "HOMEOSTAT_ISA is '{0}'; it must be avx512vnni, avxvnni, avx2 or portable, or be unset"
+    )]
     UnknownIsa(String),
     /// The host's fault: the processor lacks the wished instruction set.
     #[error(

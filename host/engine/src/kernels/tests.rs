@@ -104,7 +104,7 @@ fn reference_weights(format: BlockFormat, bytes: &[u8]) -> Vec<f64> {
 
 /// Every instruction set that can be tested here; names the ones that cannot.
 fn instruction_sets() -> Vec<Isa> {
-    for name in ["avx512vnni", "avx2", "portable"] {
+    for name in ["avx512vnni", "avxvnni", "avx2", "portable"] {
         if Isa::named(name).is_err() {
             eprintln!("skipped: this processor has no {name}, its kernels are not tested here");
         }
@@ -342,6 +342,31 @@ fn rows_are_dequantised_as_the_file_defines_them() {
                     "{format:?} {got} for {exact}"
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn gathered_matrices_give_the_same_bits() {
+    let (cols, rows) = (96, 3);
+    let x = noise(rows * cols, 8);
+    let mut matrices: Vec<Matrix> = [
+        (17, BlockFormat::Q4_1),
+        (64, BlockFormat::Q8_0),
+        (5, BlockFormat::Q4_0),
+    ]
+    .into_iter()
+    .map(|(n, f)| Matrix::repack(f, n, cols, &random_bytes(f, n, cols, 9)).expect("well formed"))
+    .collect();
+    let isa = Isa::available()[0];
+    let before: Vec<Vec<f32>> = matrices
+        .iter()
+        .map(|w| product(isa, 1, w, &x, rows))
+        .collect();
+    for _ in 0..2 {
+        Matrix::gather(&mut matrices.iter_mut().collect::<Vec<_>>());
+        for (w, before) in matrices.iter().zip(&before) {
+            assert_same_bits(&product(isa, 1, w, &x, rows), before, "gathered");
         }
     }
 }
