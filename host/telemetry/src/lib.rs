@@ -18,16 +18,25 @@
 //! telemetry.shutdown();
 //! ```
 
+mod battery;
+mod cgroup;
 mod config;
 mod external;
 pub mod filter;
+#[cfg(test)]
+mod fixture;
+mod hwmon;
 pub mod metabolism;
+mod nvml;
+mod pace;
 mod proc;
+mod rapl;
 mod reading;
 mod sampler;
 mod stats;
 mod sysfs;
 mod telemetry;
+mod thermal_zone;
 
 pub use config::{Config, NvmlLibrary};
 pub use external::{ExternalReading, Refused};

@@ -722,3 +722,492 @@ fn ramp(value: f64, ladder: &Ladder) -> f64 {
     };
     ((value - start) / (end - start)).clamp(0.0, 1.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reading::Reading;
+    use homeostat_hooks::Origin;
+    use std::collections::BTreeSet;
+
+    /// A machine with one GPU that slows down at 87 °C, sampled every 100 ms.
+    struct Bench {
+        machine: StateMachine,
+        readings: Readings,
+        pressure: Pressure,
+        budgets: Vec<Budget>,
+        cap: Option<f64>,
+        now_ms: u64,
+    }
+
+    impl Bench {
+        fn new(profile: Profile) -> Self {
+            Self {
+                machine: StateMachine::new(Thresholds::default(), profile),
+                readings: Readings::default(),
+                pressure: Pressure::default(),
+                budgets: Vec::new(),
+                cap: None,
+                now_ms: 0,
+            }
+        }
+
+        fn record(&mut self, signal: Signal, value: f64) {
+            let reading = Reading::instant(value, self.now_ms, 100);
+            let gpu = self.readings.device("gpu.0", DeviceKind::Gpu);
+            gpu.record(signal, reading).expect("plausible");
+        }
+
+        fn at(&mut self, celsius: f64) -> Metabolism {
+            self.record(Signal::ThermalMargin, 87.0 - celsius);
+            self.observe()
+        }
+
+        fn observe(&mut self) -> Metabolism {
+            let metabolism = self.machine.observe(
+                &Vitals {
+                    readings: &self.readings,
+                    pressure: &self.pressure,
+                    budgets: &self.budgets,
+                    power_cap_watts: self.cap,
+                    forecasts: &BTreeMap::new(),
+                },
+                self.now_ms,
+            );
+            self.now_ms += 100;
+            metabolism
+        }
+
+        /// Holds a condition and gives the last answer.
+        fn hold(
+            &mut self,
+            seconds: f64,
+            mut one: impl FnMut(&mut Self) -> Metabolism,
+        ) -> Metabolism {
+            let ticks = (seconds * 10.0) as usize;
+            let mut last = one(self);
+            for _ in 1..ticks {
+                last = one(self);
+            }
+            last
+        }
+
+        fn changes(&self) -> u64 {
+            self.machine.transitions().iter().flatten().sum()
+        }
+    }
+
+    #[test]
+    fn at_86_degrees_the_machine_is_constrained_by_heat_and_at_50_it_is_nominal() {
+        for profile in [Profile::Datacenter, Profile::Edge, Profile::Mcu] {
+            let hot = Bench::new(profile).at(86.0);
+            assert!(
+                hot.state >= MetabolicState::Constrained,
+                "{profile:?}: {hot:?}"
+            );
+            assert!(hot.causes.thermal && hot.degrade_ratio > 0.0, "{hot:?}");
+            assert_eq!(hot.speculation, SpeculationHint::Avoid);
+            let cool = Bench::new(profile).at(50.0);
+            assert_eq!(cool.state, MetabolicState::Nominal);
+            assert_eq!(cool.causes, Causes::default());
+            assert_eq!((cool.risk > 0.0, cool.degrade_ratio), (false, 0.0));
+        }
+    }
+
+    #[test]
+    fn heat_raises_the_state_within_seconds_and_cooling_lowers_it_step_by_step() {
+        let mut bench = Bench::new(Profile::Edge);
+        bench.hold(5.0, |b| b.at(50.0));
+        let hot = bench.hold(5.0, |b| b.at(86.0));
+        assert_eq!(hot.state, MetabolicState::Critical);
+        let cooled_at = bench.now_ms;
+        let mut seen = vec![(hot.state, cooled_at)];
+        for _ in 0..1_000 {
+            let state = bench.at(50.0).state;
+            if state != seen.last().expect("not empty").0 {
+                seen.push((state, bench.now_ms));
+            }
+        }
+        let states: Vec<_> = seen.iter().map(|(state, _)| *state).collect();
+        assert_eq!(
+            states,
+            [
+                MetabolicState::Critical,
+                MetabolicState::Constrained,
+                MetabolicState::Elevated,
+                MetabolicState::Nominal
+            ]
+        );
+        let waits: Vec<u64> = seen.windows(2).map(|w| w[1].1 - w[0].1).collect();
+        assert!(
+            waits[0] >= 20_000 && waits[1] >= 10_000 && waits[2] >= 10_000,
+            "{waits:?}"
+        );
+    }
+
+    #[test]
+    fn one_hot_sample_among_cool_ones_changes_nothing() {
+        let mut bench = Bench::new(Profile::Edge);
+        for i in 0..600 {
+            bench.at(if i % 10 == 9 { 86.0 } else { 50.0 });
+        }
+        assert_eq!(bench.changes(), 0);
+    }
+
+    #[test]
+    fn a_value_that_swings_inside_the_band_changes_nothing_from_either_side() {
+        // Risk between 0.47 and 0.59: above the exit and below the entry of elevated.
+        let swing = |i: u64| {
+            if (i / 7).is_multiple_of(2) {
+                79.1
+            } else {
+                80.8
+            }
+        };
+        let mut below = Bench::new(Profile::Edge);
+        below.at(50.0);
+        for i in 0..36_000 {
+            below.at(swing(i));
+        }
+        assert_eq!(below.changes(), 0);
+        let mut above = Bench::new(Profile::Edge);
+        above.hold(3.0, |b| b.at(82.0));
+        let entered = above.changes();
+        for i in 0..36_000 {
+            assert_eq!(above.at(swing(i)).state, MetabolicState::Elevated);
+        }
+        assert_eq!(above.changes(), entered);
+    }
+
+    /// SplitMix64 (Steele, Lea, Flood 2014).
+    struct Random(u64);
+
+    impl Random {
+        fn unit(&mut self) -> f64 {
+            self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let mut z = self.0;
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+        }
+    }
+
+    /// Two-node heat: a die on a sink; the load is drawn anew every 3 to 60 s.
+    fn random_hour(seed: u64, mut each: impl FnMut(f64)) {
+        let mut random = Random(seed);
+        let (mut die, mut sink, mut watts, mut until) = (50.0f64, 45.0f64, 0.0, 0.0);
+        for tick in 0..36_000 {
+            let now_s = f64::from(tick) / 10.0;
+            if now_s >= until {
+                watts = 110.0 + 590.0 * random.unit();
+                until = now_s + 3.0 + 57.0 * random.unit();
+            }
+            let flow = (die - sink) / 0.03;
+            die += (watts - flow) / 60.0 * 0.1;
+            sink += (flow - (sink - 38.0) / 0.055) / 1_100.0 * 0.1;
+            each(die.floor());
+        }
+    }
+
+    #[test]
+    fn an_hour_of_random_load_changes_the_state_at_most_sixty_times() {
+        for seed in 1..=8 {
+            let mut bench = Bench::new(Profile::Edge);
+            let mut states = BTreeSet::new();
+            let (mut raw_changes, mut was_hot, mut hottest) = (0, false, 0.0f64);
+            random_hour(seed, |celsius| {
+                states.insert(bench.at(celsius + 6.0).state);
+                let hot = 87.0 - celsius - 6.0 < 6.0;
+                raw_changes += u64::from(hot != was_hot);
+                was_hot = hot;
+                hottest = hottest.max(celsius + 6.0);
+            });
+            println!(
+                "seed {seed}: {} state changes in an hour (a bare threshold: {raw_changes}), \
+                 states {states:?}, hottest {hottest} °C",
+                bench.changes()
+            );
+            assert!(bench.changes() <= 60, "seed {seed}: {}", bench.changes());
+            assert!(states.len() > 1, "seed {seed}: the load never mattered");
+        }
+    }
+
+    #[test]
+    fn the_same_readings_give_the_same_states() {
+        let trace = |seed| {
+            let mut bench = Bench::new(Profile::Edge);
+            let mut all = Vec::new();
+            random_hour(seed, |celsius| all.push(bench.at(celsius)));
+            all
+        };
+        assert_eq!(trace(42), trace(42));
+    }
+
+    #[test]
+    fn under_the_worst_oscillation_the_quiet_time_grows_until_it_holds() {
+        // Cool just long enough to leave, hot just long enough to enter, for an hour.
+        let mut bench = Bench::new(Profile::Edge);
+        let mut cooling = false;
+        let mut seconds = 0u64;
+        for _ in 0..36_000 {
+            let state = bench.at(if cooling { 50.0 } else { 83.0 }).state;
+            seconds += 1;
+            match (cooling, state) {
+                (false, MetabolicState::Nominal) | (true, MetabolicState::Elevated) => {}
+                _ => cooling = !cooling,
+            }
+        }
+        assert!(seconds == 36_000);
+        println!(
+            "worst oscillation: {} state changes in an hour",
+            bench.changes()
+        );
+        assert!(bench.changes() <= 60, "{}", bench.changes());
+    }
+
+    #[test]
+    fn a_lost_thermometer_is_a_cause_and_never_reads_as_cool() {
+        let mut bench = Bench::new(Profile::Edge);
+        bench.hold(3.0, |b| b.at(60.0));
+        let silent = bench.hold(2.0, Bench::observe);
+        assert!(silent.causes.sensor, "{silent:?}");
+        assert_eq!(silent.state, MetabolicState::Constrained);
+        let blind = bench.hold(25.0, Bench::observe);
+        assert!(blind.risk > silent.risk, "the margin is believed to shrink");
+        assert!(blind.degrade_ratio >= 0.5);
+        let gone = bench.hold(30.0, Bench::observe);
+        assert_eq!(
+            gone.state,
+            MetabolicState::Critical,
+            "no device is left to see"
+        );
+        assert!(
+            bench.hold(5.0, |b| b.at(60.0)).causes.sensor,
+            "ten good seconds are asked"
+        );
+        let back = bench.hold(120.0, |b| b.at(60.0));
+        assert_eq!(
+            (back.state, back.causes.sensor),
+            (MetabolicState::Nominal, false)
+        );
+    }
+
+    #[test]
+    fn a_machine_that_never_had_a_thermometer_is_nominal_without_a_hint() {
+        let mut bench = Bench::new(Profile::Edge);
+        let calm = bench.hold(60.0, Bench::observe);
+        assert_eq!(calm.state, MetabolicState::Nominal);
+        assert_eq!(calm.causes, Causes::default());
+        assert_eq!(
+            calm.speculation,
+            SpeculationHint::Neutral,
+            "it does not know"
+        );
+        assert_eq!(calm.since_ms, 59_900);
+    }
+
+    #[test]
+    fn the_hardware_s_own_word_needs_no_waiting() {
+        let mut bench = Bench::new(Profile::Datacenter);
+        bench.hold(3.0, |b| b.at(50.0));
+        let now_ms = bench.now_ms;
+        let gpu = bench.readings.device("gpu.0", DeviceKind::Gpu);
+        let reasons = ThrottleReasons {
+            thermal_hardware: true,
+            ..ThrottleReasons::default()
+        };
+        gpu.record_throttle(reasons, now_ms);
+        let slowed = bench.at(50.0);
+        assert_eq!(slowed.state, MetabolicState::Critical);
+        assert_eq!(slowed.degrade_ratio, 1.0);
+    }
+
+    #[test]
+    fn the_share_grows_with_heat_and_while_heat_stays() {
+        let share = |celsius, seconds| {
+            Bench::new(Profile::Edge)
+                .hold(seconds, |b| b.at(celsius))
+                .degrade_ratio
+        };
+        let by_heat: Vec<f32> = [80.0, 83.0, 85.0, 87.0].map(|c| share(c, 5.0)).to_vec();
+        assert!(by_heat.windows(2).all(|w| w[0] < w[1]), "{by_heat:?}");
+        assert!(share(85.0, 60.0) > share(85.0, 5.0));
+    }
+
+    #[test]
+    fn a_board_at_its_own_power_limit_is_normal_in_a_data_centre_but_a_cap_is_a_promise() {
+        let full_power = |bench: &mut Bench| {
+            bench.record(Signal::Power, 699.0);
+            bench.record(Signal::PowerLimit, 700.0);
+            bench.at(50.0)
+        };
+        let mut bench = Bench::new(Profile::Datacenter);
+        let own = bench.hold(10.0, full_power);
+        assert_eq!(own.state, MetabolicState::Elevated);
+        assert_eq!(own.degrade_ratio, 0.0);
+        bench.cap = Some(600.0);
+        let capped = bench.hold(10.0, full_power);
+        assert_eq!(capped.state, MetabolicState::Critical);
+        assert!(capped.causes.power && capped.degrade_ratio == 1.0);
+    }
+
+    #[test]
+    fn a_spent_budget_of_the_host_is_critical_and_a_tenant_s_is_not_the_host_s_matter() {
+        let budget = |scope: &str, used| Budget {
+            scope: scope.to_owned(),
+            limit: 1_000.0,
+            used,
+            ..Budget::default()
+        };
+        for (used, state) in [
+            (700.0, MetabolicState::Nominal),
+            (800.0, MetabolicState::Elevated),
+            (950.0, MetabolicState::Constrained),
+            (1_000.0, MetabolicState::Critical),
+        ] {
+            let mut bench = Bench::new(Profile::Datacenter);
+            bench.budgets = vec![budget("host", used), budget("tenant-a", 5_000.0)];
+            let seen = bench.hold(2.0, Bench::observe);
+            assert_eq!(seen.state, state, "{used} of 1000");
+            assert_eq!(seen.causes.budget, state > MetabolicState::Nominal);
+        }
+    }
+
+    #[test]
+    fn on_battery_the_edge_saves_and_the_data_centre_does_not_care() {
+        let supply = |charge| Supply {
+            on_battery: true,
+            charge_ratio: Some(charge),
+            ..Supply::default()
+        };
+        for (charge, state) in [
+            (0.9, MetabolicState::Elevated),
+            (0.3, MetabolicState::Constrained),
+            (0.1, MetabolicState::Critical),
+        ] {
+            let mut bench = Bench::new(Profile::Edge);
+            bench.readings.supply = Some(supply(charge));
+            let seen = bench.hold(1.0, Bench::observe);
+            assert_eq!((seen.state, seen.causes.battery), (state, true), "{charge}");
+            let mut bench = Bench::new(Profile::Datacenter);
+            bench.readings.supply = Some(supply(charge));
+            assert_eq!(bench.observe().state, MetabolicState::Nominal);
+        }
+        let mut bench = Bench::new(Profile::Edge);
+        bench.readings.supply = Some(Supply {
+            time_left_s: Some(600),
+            ..supply(0.9)
+        });
+        assert_eq!(bench.observe().state, MetabolicState::Constrained);
+        bench.readings.supply = Some(Supply::default());
+        let on_mains = bench.hold(25.0, Bench::observe);
+        assert_eq!(on_mains.state, MetabolicState::Nominal);
+    }
+
+    #[test]
+    fn memory_pressure_climbs_by_occupancy_and_stalls_and_an_oom_kill_is_critical() {
+        let with = |pressure| {
+            let mut bench = Bench::new(Profile::Datacenter);
+            bench.pressure = pressure;
+            bench.hold(1.0, Bench::observe)
+        };
+        let calm = Pressure {
+            memory_used_bytes: Some(50),
+            memory_limit_bytes: Some(100),
+            kv_used_ratio: Some(0.5),
+            memory_some_ratio: Some(0.0),
+            memory_full_ratio: Some(0.0),
+            cpu_some_ratio: Some(1.0),
+            ..Pressure::default()
+        };
+        assert_eq!(
+            with(calm).state,
+            MetabolicState::Nominal,
+            "CPU pressure is no cause"
+        );
+        let kv = |ratio| Pressure {
+            kv_used_ratio: Some(ratio),
+            ..calm
+        };
+        assert_eq!(with(kv(0.92)).state, MetabolicState::Elevated);
+        assert_eq!(with(kv(0.98)).state, MetabolicState::Constrained);
+        let stalled = Pressure {
+            memory_full_ratio: Some(0.25),
+            ..calm
+        };
+        assert_eq!(with(stalled).state, MetabolicState::Critical);
+        assert!(with(stalled).causes.memory);
+        let mut bench = Bench::new(Profile::Datacenter);
+        bench.readings.oom_kills = Some(4);
+        assert_eq!(
+            bench.observe().state,
+            MetabolicState::Nominal,
+            "those were before us"
+        );
+        bench.readings.oom_kills = Some(5);
+        assert_eq!(bench.observe().state, MetabolicState::Critical);
+    }
+
+    #[test]
+    fn a_gap_in_sampling_is_not_evidence_of_quiet() {
+        let mut bench = Bench::new(Profile::Edge);
+        bench.hold(2.0, |b| b.at(86.0));
+        bench.now_ms += 600_000;
+        let after = bench.at(50.0);
+        assert_eq!(after.state, MetabolicState::Critical);
+        assert_eq!(
+            bench.hold(19.0, |b| b.at(50.0)).state,
+            MetabolicState::Critical
+        );
+    }
+
+    #[test]
+    fn headroom_is_a_reason_to_speculate() {
+        let mut bench = Bench::new(Profile::Edge);
+        assert_eq!(bench.at(60.0).speculation, SpeculationHint::Prefer);
+        assert_eq!(bench.at(75.0).speculation, SpeculationHint::Neutral);
+        bench.record(Signal::Power, 650.0);
+        bench.record(Signal::PowerLimit, 700.0);
+        assert_eq!(bench.at(60.0).speculation, SpeculationHint::Neutral);
+    }
+
+    #[test]
+    fn a_forecast_of_slowdown_counts_before_the_heat_is_there() {
+        let mut bench = Bench::new(Profile::Edge);
+        bench.record(Signal::ThermalMargin, 12.0);
+        let forecast = Forecast {
+            horizon_ms: 20_000,
+            margin_celsius: -1.0,
+            time_to_throttle_ms: Some(18_000),
+            rmse_celsius: 0.5,
+        };
+        let seen = bench.machine.observe(
+            &Vitals {
+                readings: &bench.readings,
+                pressure: &bench.pressure,
+                budgets: &[],
+                power_cap_watts: None,
+                forecasts: &BTreeMap::from([("gpu.0".to_owned(), forecast)]),
+            },
+            0,
+        );
+        assert!(
+            seen.state >= MetabolicState::Constrained && seen.causes.thermal,
+            "{seen:?}"
+        );
+        assert!((seen.risk - 0.9).abs() < 1e-6, "{}", seen.risk);
+    }
+
+    #[test]
+    fn a_modelled_margin_is_believed_like_any_other() {
+        let mut bench = Bench::new(Profile::Edge);
+        let reading = Reading {
+            origin: Origin::Modelled,
+            ..Reading::instant(1.0, 0, 100)
+        };
+        let gpu = bench.readings.device("gpu.0", DeviceKind::Gpu);
+        gpu.record(Signal::ThermalMargin, reading)
+            .expect("plausible");
+        assert!(bench.observe().state >= MetabolicState::Constrained);
+    }
+}

@@ -223,54 +223,20 @@ fn cpu_model(root: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reading::Readings;
-    use crate::stats::Recorder;
-    use std::fs;
-
-    struct Fixture {
-        root: tempfile::TempDir,
-        readings: Readings,
-        recorder: Recorder,
-    }
-
-    impl Fixture {
-        fn new() -> Self {
-            Self {
-                root: tempfile::tempdir().expect("a temporary folder"),
-                readings: Readings::default(),
-                recorder: Recorder::default(),
-            }
-        }
-
-        fn write(&self, path: &str, text: &str) {
-            let path = self.root.path().join(path);
-            fs::create_dir_all(path.parent().expect("has a folder")).expect("made");
-            fs::write(path, text).expect("written");
-        }
-
-        fn read(&mut self, proc: &mut Proc, now_ms: u64) -> bool {
-            proc.read(&mut Tick {
-                now_ms,
-                period_ms: 100,
-                readings: &mut self.readings,
-                recorder: &self.recorder,
-            })
-        }
-    }
+    use crate::fixture::Fixture;
+    use homeostat_hooks::Pressure;
 
     #[test]
     fn cpu_use_is_the_busy_share_of_the_last_interval() {
         let mut fixture = Fixture::new();
         fixture.write("cpuinfo", "processor: 0\nmodel name\t: Tiny CPU @ 1 GHz\n");
         fixture.write("stat", "cpu  1000 0 0 9000 0 0 0 0 0 0\ncpu0 1 2 3 4\n");
-        let mut proc = Proc::new(fixture.root.path());
+        let mut proc = Proc::new(&fixture.path(""));
         fixture.read(&mut proc, 0);
         assert!(fixture.readings.devices.is_empty(), "no interval yet");
         fixture.write("stat", "cpu  1060 0 15 9020 3 0 0 2 0 0\ncpu0 1 2 3 4\n");
         fixture.read(&mut proc, 1_000);
-        let cpu = fixture.readings.devices["cpu.0"]
-            .device("cpu.0", 1_000)
-            .expect("listed");
+        let cpu = fixture.device("cpu.0", 1_000).expect("listed");
         assert_eq!(cpu.model, "Tiny CPU @ 1 GHz");
         let busy = cpu.utilization_ratio.expect("measured");
         assert!((busy.value - 0.75).abs() < 1e-9, "{}", busy.value);
@@ -281,7 +247,7 @@ mod tests {
     #[test]
     fn pressure_is_the_share_of_the_last_second_from_the_totals() {
         let mut fixture = Fixture::new();
-        let mut proc = Proc::new(fixture.root.path());
+        let mut proc = Proc::new(&fixture.path(""));
         for tenth in 0..=20u64 {
             let some = 5_000 * tenth;
             fixture.write(
@@ -301,13 +267,13 @@ mod tests {
     #[test]
     fn a_pressure_file_that_vanishes_leaves_no_value_behind() {
         let mut fixture = Fixture::new();
-        let mut proc = Proc::new(fixture.root.path());
+        let mut proc = Proc::new(&fixture.path(""));
         for now in [0, 500] {
             fixture.write("pressure/cpu", "some avg10=0.00 total=10\n");
             fixture.read(&mut proc, now);
         }
         assert_eq!(fixture.readings.pressure.cpu_some_ratio, Some(0.0));
-        fs::remove_file(fixture.root.path().join("pressure/cpu")).expect("removed");
+        fixture.remove("pressure/cpu");
         fixture.read(&mut proc, 600);
         assert_eq!(fixture.readings.pressure.cpu_some_ratio, None);
     }
@@ -319,7 +285,7 @@ mod tests {
             "meminfo",
             "MemTotal: 1000 kB\nMemFree: 1 kB\nMemAvailable: 400 kB\nSwapTotal: 50 kB\nSwapFree: 20 kB\n",
         );
-        let mut proc = Proc::new(fixture.root.path());
+        let mut proc = Proc::new(&fixture.path(""));
         assert!(fixture.read(&mut proc, 0));
         let pressure = fixture.readings.pressure;
         assert_eq!(pressure.memory_limit_bytes, Some(1000 * 1024));
@@ -338,18 +304,18 @@ mod tests {
         ] {
             fixture.write(path, text);
         }
-        let mut proc = Proc::new(fixture.root.path());
+        let mut proc = Proc::new(&fixture.path(""));
         for now in [0, 1_000] {
             assert!(!fixture.read(&mut proc, now));
         }
         assert!(fixture.readings.devices.is_empty());
-        assert_eq!(fixture.readings.pressure, Default::default());
+        assert_eq!(fixture.readings.pressure, Pressure::default());
     }
 
     #[test]
     fn without_procfs_sysinfo_answers_for_memory() {
         let mut fixture = Fixture::new();
-        let mut proc = Proc::new(fixture.root.path());
+        let mut proc = Proc::new(&fixture.path(""));
         proc.elsewhere = Some(sysinfo::System::new().expect("supported here"));
         assert!(fixture.read(&mut proc, 0));
         let limit = fixture.readings.pressure.memory_limit_bytes.expect("known");

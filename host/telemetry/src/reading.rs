@@ -215,6 +215,17 @@ impl DeviceReadings {
         self.throttle = Some((reasons, at_ms));
     }
 
+    /// Takes over what somebody else read of this device; what they did not read stays.
+    pub fn adopt(&mut self, newer: &DeviceReadings) {
+        for (mine, theirs) in self.readings.iter_mut().zip(newer.readings) {
+            *mine = theirs.or(*mine);
+        }
+        self.throttle = newer.throttle.or(self.throttle);
+        if self.model != newer.model && !newer.model.is_empty() {
+            self.model.clone_from(&newer.model);
+        }
+    }
+
     /// The last value of a signal, however old.
     pub fn last(&self, signal: Signal) -> Option<&Reading> {
         self.readings[signal as usize].as_ref()
@@ -269,13 +280,25 @@ impl DeviceReadings {
     }
 }
 
+/// Memory of the container that the host runs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ContainerMemory {
+    /// Limit, bytes.
+    pub limit_bytes: u64,
+    /// Use without what the kernel can drop at once, bytes.
+    pub used_bytes: Option<u64>,
+}
+
 /// Everything the providers know, between two ticks.
 #[derive(Debug, Clone, Default)]
 pub struct Readings {
     /// Devices by id.
     pub devices: BTreeMap<String, DeviceReadings>,
-    /// Pressure; every provider overwrites its fields at each tick, `None` included.
+    /// Pressure on the whole machine; its provider overwrites all fields at each read,
+    /// `None` included.
     pub pressure: Pressure,
+    /// The container's memory limit and its use, where there is a limit.
+    pub container_memory: Option<ContainerMemory>,
     /// Battery.
     pub supply: Option<Supply>,
     /// Processes that the kernel killed for want of memory, since boot of the container.
@@ -293,6 +316,21 @@ impl Readings {
         self.devices
             .get_mut(id)
             .expect("inserted above if it was missing")
+    }
+
+    /// Pressure as hooks see it: of RAM and the container's limit the smaller counts.
+    pub fn pressure(&self, kv_used_ratio: Option<f32>) -> Pressure {
+        let mut pressure = self.pressure;
+        pressure.kv_used_ratio = kv_used_ratio.filter(|ratio| (0.0..=1.0).contains(ratio));
+        if let Some(container) = self.container_memory
+            && pressure
+                .memory_limit_bytes
+                .is_none_or(|ram| container.limit_bytes < ram)
+        {
+            pressure.memory_limit_bytes = Some(container.limit_bytes);
+            pressure.memory_used_bytes = container.used_bytes;
+        }
+        pressure
     }
 }
 

@@ -10,17 +10,23 @@ use std::time::Instant;
 
 use homeostat_hooks::{Budget, Device, Origin, Snapshot};
 
+use crate::battery::Battery;
+use crate::cgroup::Cgroup;
 use crate::config::Config;
+use crate::hwmon::Hwmon;
 use crate::metabolism::{StateMachine, Vitals};
+use crate::pace::Pace;
 use crate::proc::Proc;
+use crate::rapl::Rapl;
 use crate::reading::{Reading, Readings, Signal};
 use crate::stats::Recorder;
+use crate::thermal_zone::ThermalZone;
 
 /// What a provider gets at a tick.
 pub struct Tick<'a> {
     /// Monotonic time.
     pub now_ms: u64,
-    /// Sampling period.
+    /// Time until this provider is asked again.
     pub period_ms: u32,
     /// Where to write.
     pub readings: &'a mut Readings,
@@ -33,6 +39,12 @@ pub struct Tick<'a> {
 pub trait Provider: Send {
     /// Name in metrics and logs.
     fn name(&self) -> &'static str;
+
+    /// How often it wants to be asked, given the sampling period; asked too expensively it
+    /// is asked less often.
+    fn period_ms(&self, base_ms: u32) -> u32 {
+        base_ms
+    }
 
     /// Reads once. Returns whether it had anything to read; a provider without its sensor
     /// answers `false`, which is no error.
@@ -51,8 +63,7 @@ pub struct Inputs {
 /// Everything between the sensors and the snapshot, without a thread or a clock.
 pub struct Sampler {
     config: Config,
-    period_ms: u32,
-    providers: Vec<Box<dyn Provider>>,
+    providers: Vec<(Box<dyn Provider>, Pace)>,
     readings: Readings,
     machine: StateMachine,
     recorder: Recorder,
@@ -62,14 +73,14 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler over the given providers; later ones win where two write the same field.
     pub fn new(config: Config, providers: Vec<Box<dyn Provider>>, recorder: Recorder) -> Self {
-        let period_ms = config.period_ms.clamp(10, 10_000);
-        for provider in &providers {
-            recorder.period(provider.name(), period_ms);
-        }
+        let base_ms = config.period_ms.clamp(10, 10_000);
+        let pace = |provider: Box<dyn Provider>| {
+            let pace = Pace::new(provider.period_ms(base_ms));
+            (provider, pace)
+        };
         Self {
             machine: StateMachine::new(config.thresholds.clone(), config.profile),
-            period_ms,
-            providers,
+            providers: providers.into_iter().map(pace).collect(),
             readings: Readings::default(),
             recorder,
             sequence: 0,
@@ -79,7 +90,15 @@ impl Sampler {
 
     /// The providers that read files of the kernel, in the order in which they write.
     pub fn file_providers(config: &Config) -> Vec<Box<dyn Provider>> {
-        vec![Box::new(Proc::new(&config.procfs_root))]
+        let (sysfs, procfs) = (&config.sysfs_root, &config.procfs_root);
+        vec![
+            Box::new(Proc::new(procfs)),
+            Box::new(Cgroup::new(sysfs, procfs)),
+            Box::new(Hwmon::new(sysfs)),
+            Box::new(ThermalZone::new(sysfs)),
+            Box::new(Rapl::new(sysfs)),
+            Box::new(Battery::new(sysfs)),
+        ]
     }
 
     /// Readings by the hand of whoever pushed them; see
@@ -90,26 +109,14 @@ impl Sampler {
 
     /// Samples once.
     pub fn tick(&mut self, now_ms: u64, inputs: &Inputs) -> Snapshot {
-        for provider in &mut self.providers {
-            let started = Instant::now();
-            let answered = provider.read(&mut Tick {
-                now_ms,
-                period_ms: self.period_ms,
-                readings: &mut self.readings,
-                recorder: &self.recorder,
-            });
-            self.recorder
-                .read(provider.name(), started.elapsed(), now_ms, answered);
-        }
+        self.ask_providers(now_ms);
         self.complete_margins();
-        self.readings.pressure.kv_used_ratio = inputs
-            .kv_used_ratio
-            .filter(|ratio| (0.0..=1.0).contains(ratio));
+        let pressure = self.readings.pressure(inputs.kv_used_ratio);
         let forecasts = BTreeMap::new();
         let metabolism = self.machine.observe(
             &Vitals {
                 readings: &self.readings,
-                pressure: &self.readings.pressure,
+                pressure: &pressure,
                 budgets: &inputs.budgets,
                 power_cap_watts: self.config.power_cap_watts,
                 forecasts: &forecasts,
@@ -125,11 +132,34 @@ impl Sampler {
             profile: self.config.profile,
             simulated: devices.iter().any(is_simulated),
             devices,
-            pressure: self.readings.pressure,
+            pressure,
             supply: self.readings.supply,
             budgets: inputs.budgets.clone(),
             metabolism,
             attributes: Vec::new(),
+        }
+    }
+
+    fn ask_providers(&mut self, now_ms: u64) {
+        for (provider, pace) in &mut self.providers {
+            if !pace.is_due(now_ms) {
+                continue;
+            }
+            let started = Instant::now();
+            let answered = provider.read(&mut Tick {
+                now_ms,
+                period_ms: pace.period_ms(),
+                readings: &mut self.readings,
+                recorder: &self.recorder,
+            });
+            let took = started.elapsed();
+            pace.polled(now_ms, took);
+            self.recorder.read(
+                provider.name(),
+                took,
+                pace.period_ms(),
+                answered.then_some(now_ms),
+            );
         }
     }
 

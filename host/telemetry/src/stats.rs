@@ -66,8 +66,15 @@ impl Recorder {
         *provider.errors.entry(kind).or_default() += 1;
     }
 
-    /// Counts one read and what it took; `answered` = it gave a value.
-    pub fn read(&self, provider: &'static str, took: Duration, now_ms: u64, answered: bool) {
+    /// Counts one read, what it took and when the next is planned; `answered_ms` = when it
+    /// gave a value, if it did.
+    pub fn read(
+        &self,
+        provider: &'static str,
+        took: Duration,
+        period_ms: u32,
+        answered_ms: Option<u64>,
+    ) {
         let mut recorded = self.lock();
         let provider = recorded.stats.providers.entry(provider).or_default();
         let seconds = took.as_secs_f64();
@@ -75,20 +82,8 @@ impl Recorder {
         provider.read_seconds_total += seconds;
         provider.read_seconds_last = seconds;
         provider.read_seconds_max = provider.read_seconds_max.max(seconds);
-        if answered {
-            provider.answered_ms = Some(now_ms);
-        }
-    }
-
-    /// Tells at which period a provider is polled.
-    pub fn period(&self, provider: &'static str, period_ms: u32) {
-        let mut recorded = self.lock();
-        recorded
-            .stats
-            .providers
-            .entry(provider)
-            .or_default()
-            .period_ms = period_ms;
+        provider.period_ms = period_ms;
+        provider.answered_ms = answered_ms.or(provider.answered_ms);
     }
 
     pub(crate) fn ticked(&self, now_ms: u64, transitions: [[u64; 4]; 4]) {

@@ -10,6 +10,7 @@ use homeostat_hooks::{Budget, Snapshot};
 
 use crate::config::Config;
 use crate::external::{ExternalReading, Mailbox, Refused};
+use crate::nvml::Nvml;
 use crate::sampler::{Inputs, Sampler};
 use crate::stats::{Recorder, Stats};
 
@@ -60,10 +61,14 @@ impl Telemetry {
             mailbox: Mutex::default(),
             recorder: Recorder::default(),
         });
-        let period = Duration::from_millis(u64::from(config.period_ms.clamp(10, 10_000)));
-        let providers = Sampler::file_providers(&config);
+        let mut providers = Sampler::file_providers(&config);
+        let base_ms = config.period_ms.clamp(10, 10_000);
+        if let Some(nvml) = Nvml::start(&config.nvml, shared.epoch, base_ms, &shared.recorder) {
+            providers.push(Box::new(nvml));
+        }
         let mut sampler = Sampler::new(config, providers, shared.recorder.clone());
         shared.sample(&mut sampler);
+        let period = Duration::from_millis(u64::from(base_ms));
         let (stop, stopped) = channel();
         let thread = {
             let shared = Arc::clone(&shared);
