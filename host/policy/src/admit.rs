@@ -285,7 +285,16 @@ fn options_for(
 }
 
 fn compile(with: &Admission<'_>, bytes: &[u8]) -> Result<Component, AdmissionError> {
-    let refuse = |error: wasmtime::Error| AdmissionError::new(Stage::Compile, fault::chain(&error));
+    let refuse = |error: wasmtime::Error| {
+        let text = fault::chain(&error);
+        // Where instances are pooled, what can never fit into the pool ends here.
+        let stage = if text.contains("does not fit in pooling allocator") {
+            Stage::Resources
+        } else {
+            Stage::Compile
+        };
+        AdmissionError::new(stage, text)
+    };
     let component = Component::from_binary(&with.engine.engine, bytes).map_err(refuse)?;
     component.initialize_copy_on_write_image().map_err(refuse)?;
     Ok(component)

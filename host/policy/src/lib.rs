@@ -41,6 +41,11 @@ mod session;
 mod state;
 mod watch;
 
+#[cfg(test)]
+mod guests;
+#[cfg(test)]
+mod tests;
+
 pub mod admit;
 pub mod config;
 pub mod room;

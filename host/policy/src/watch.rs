@@ -36,11 +36,10 @@ pub(crate) struct Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            // The last user of the room may be the watcher itself.
-            if thread.thread().id() != std::thread::current().id() {
-                let _ = thread.join();
-            }
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the watcher of the policy folder had failed");
         }
     }
 }
@@ -80,6 +79,8 @@ pub(crate) fn start(room: &Arc<Room>, dir: PathBuf) -> Option<Watch> {
 struct Stamp {
     modified: Option<SystemTime>,
     len: u64,
+    /// Tells two files of one age and size apart when a link moves between them.
+    file: u64,
 }
 
 /// The content of a component and its options.
@@ -152,14 +153,16 @@ impl Folder {
 
     /// A hook whose file is gone: another file that names it, or what the host came with.
     fn give_back(&mut self, room: &Room, hook: Hook, files: &[(PathBuf, Hook)]) {
-        room.restore(hook);
-        room.note(&[hook], "", true, "its file was removed");
         tracing::info!(hook = hook.as_str(), "the policy's file was removed");
-        for (path, _) in files.iter().filter(|(_, h)| *h == hook) {
-            if let Some(seen) = self.seen.get_mut(path) {
-                *seen = Seen::default();
+        for (path, _) in files.iter().rev().filter(|(_, h)| *h == hook) {
+            let options_path = path.with_extension("toml");
+            let read = read(path, &options_path, room.config.max_component_bytes);
+            if self.offer(room, path, hook, read) {
+                return;
             }
         }
+        room.restore(hook);
+        room.note(&[hook], "", true, "its file was removed");
     }
 
     /// Components in the folder, the one that changed last at the end.
@@ -186,8 +189,8 @@ impl Folder {
     fn look_at(&mut self, room: &Room, path: &Path, hook: Hook) {
         let options_path = path.with_extension("toml");
         let seen = self.seen.entry(path.to_path_buf()).or_default();
-        let Some(stamp) = stamp(path) else { return };
-        let stamps = Some((stamp, stamp_of_options(&options_path)));
+        let Some(stamp) = stamp_of(path) else { return };
+        let stamps = Some((stamp, stamp_of(&options_path)));
         // Settled long ago: the same stamps as when it was offered.
         if seen.stamps == stamps && seen.candidate == seen.offered && seen.offered.is_some() {
             return;
@@ -210,7 +213,8 @@ impl Folder {
         self.offer(room, path, hook, read);
     }
 
-    fn offer(&mut self, room: &Room, path: &Path, hook: Hook, read: Reading) {
+    /// Offers a file to the room; answers whether it serves now.
+    fn offer(&mut self, room: &Room, path: &Path, hook: Hook, read: Reading) -> bool {
         let name = stem(path).to_string();
         let offer = read.and_then(|(_, bytes, text)| {
             let options = parse_options(&text)?;
@@ -223,15 +227,18 @@ impl Folder {
         });
         match offer {
             Ok(offer) => {
-                if let Ok(report) = room.put(&offer) {
-                    for hook in report.hooks {
-                        self.serving.insert(hook, path.to_path_buf());
-                    }
+                let Ok(report) = room.put(&offer) else {
+                    return false;
+                };
+                for hook in report.hooks {
+                    self.serving.insert(hook, path.to_path_buf());
                 }
+                true
             }
             Err(refusal) => {
                 room.note(&[hook], &name, false, &refusal.to_string());
                 tracing::warn!(policy = name, "{refusal}");
+                false
             }
         }
     }
@@ -282,14 +289,15 @@ fn hook_of(path: &Path) -> Option<Hook> {
     Hook::ALL.into_iter().find(|hook| hook.as_str() == word)
 }
 
-fn stamp(path: &Path) -> Option<Stamp> {
+fn stamp_of(path: &Path) -> Option<Stamp> {
     let meta = fs::metadata(path).ok()?;
+    #[cfg(unix)]
+    let file = std::os::unix::fs::MetadataExt::ino(&meta);
+    #[cfg(not(unix))]
+    let file = 0;
     Some(Stamp {
         modified: meta.modified().ok(),
         len: meta.len(),
+        file,
     })
-}
-
-fn stamp_of_options(path: &Path) -> Option<Stamp> {
-    stamp(path)
 }
