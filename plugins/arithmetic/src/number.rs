@@ -116,7 +116,8 @@ impl Number {
         }
     }
 
-    pub(crate) fn add(self, other: Self) -> Result<Self, Error> {
+    /// The sum, exact where both numbers are.
+    pub fn add(self, other: Self) -> Result<Self, Error> {
         let exact = |(a, b): (i128, i128), (c, d): (i128, i128)| {
             let g = gcd(b, d);
             let left = a.checked_mul(d / g)?;
@@ -124,6 +125,11 @@ impl Number {
             Some((left.checked_add(right)?, b.checked_mul(d / g)?))
         };
         self.with(other, exact, |a, b| a + b)
+    }
+
+    /// The difference, exact where both numbers are.
+    pub fn subtract(self, other: Self) -> Result<Self, Error> {
+        self.add(other.negate()?)
     }
 
     pub(crate) fn negate(self) -> Result<Self, Error> {

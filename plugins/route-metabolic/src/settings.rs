@@ -1,0 +1,111 @@
+//! Profiles are presets of prices, not code; an operator's settings change single ones.
+
+use homeostat_sdk::{Error, Profile, Result};
+
+/// Everything that an operator can turn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Settings {
+    /// Which preset the rest began as.
+    pub profile: Profile,
+    /// Price of the largest tier's effort on a machine that lacks nothing, as the share of
+    /// good answers that one gives up to save it.
+    pub energy_price: f32,
+    /// Price of ten seconds of waiting, in the same currency.
+    pub latency_price: f32,
+    /// Price of one US dollar per thousand requests, in the same currency.
+    pub money_price: f32,
+    /// Steps of a plan at most.
+    pub steps_max: usize,
+    /// Confidence from which an answer is accepted, before pressure lowers it.
+    pub accept_threshold: f32,
+    /// When drafts are worth trying.
+    pub speculation: Speculation,
+    /// Whether arithmetic, units and dates are answered without a model.
+    pub direct_answers: bool,
+}
+
+/// When drafts are worth trying.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Speculation {
+    /// Unless the host advises against it.
+    Always,
+    /// With thermal headroom, or when the host advises it.
+    Conditional,
+    /// Never.
+    Off,
+}
+
+impl Settings {
+    /// The preset of a profile. Datacenter: quality first, deep cascades. Edge: balanced.
+    /// MCU: efficiency first, one step, no drafts.
+    pub fn preset(profile: Profile) -> Self {
+        let edge = Self {
+            profile,
+            energy_price: 0.25,
+            latency_price: 0.05,
+            money_price: 0.02,
+            steps_max: 2,
+            accept_threshold: 0.55,
+            speculation: Speculation::Conditional,
+            direct_answers: true,
+        };
+        match profile {
+            Profile::Edge => edge,
+            Profile::Datacenter => Self {
+                energy_price: 0.05,
+                latency_price: 0.1,
+                money_price: 0.005,
+                steps_max: 3,
+                accept_threshold: 0.7,
+                speculation: Speculation::Always,
+                ..edge
+            },
+            Profile::Mcu => Self {
+                energy_price: 0.7,
+                latency_price: 0.02,
+                money_price: 0.05,
+                steps_max: 1,
+                accept_threshold: 0.4,
+                speculation: Speculation::Off,
+                ..edge
+            },
+        }
+    }
+
+    /// The preset of the machine's profile with the operator's settings on top. A setting
+    /// that cannot be read is an error: a router that ignored it would seem to obey.
+    pub fn read(machine: Profile, config: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let profile = match config("profile").as_deref() {
+            None => machine,
+            Some("datacenter") => Profile::Datacenter,
+            Some("edge") => Profile::Edge,
+            Some("mcu") => Profile::Mcu,
+            Some(other) => return wrong("profile", other, "datacenter, edge or mcu"),
+        };
+        let mut settings = Self::preset(profile);
+        if let Some(factor) = config("energy-price") {
+            settings.energy_price *= match factor.parse::<f32>() {
+                Ok(f) if (0.0..=100.0).contains(&f) => f,
+                _ => return wrong("energy-price", &factor, "a factor from 0 to 100"),
+            };
+        }
+        if let Some(threshold) = config("accept-threshold") {
+            settings.accept_threshold = match threshold.parse::<f32>() {
+                Ok(t) if (0.0..=1.0).contains(&t) => t,
+                _ => return wrong("accept-threshold", &threshold, "0 to 1"),
+            };
+        }
+        settings.direct_answers = match config("direct-answers").as_deref() {
+            None | Some("on") => true,
+            Some("off") => false,
+            Some(other) => return wrong("direct-answers", other, "on or off"),
+        };
+        Ok(settings)
+    }
+}
+
+fn wrong<T>(key: &str, value: &str, expected: &str) -> Result<T> {
+    Err(Error::InvalidArgument(format!(
+        "setting {key} is {value:?}, expected {expected}"
+    )))
+}
