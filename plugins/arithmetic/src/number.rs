@@ -207,8 +207,8 @@ impl Number {
         }
     }
 
-    /// Whether `stated`, written with that many decimals, is this number or its rounding.
-    /// A share of the last decimal's half forgives truncation instead of rounding.
+    /// Whether `stated`, written with that many decimals, is this number, its rounding, or
+    /// what is left when the further decimals are dropped.
     pub fn agrees_with(self, stated: Self, decimals: u32) -> bool {
         if let (Self::Exact(..), Self::Exact(..)) = (self, stated)
             && self == stated
@@ -221,7 +221,8 @@ impl Number {
         if decimals == 0 && exact_whole {
             return difference == 0.0;
         }
-        difference < last_place * (1.0 + 1e-9)
+        // More decimals than floating point holds cannot be compared.
+        difference < last_place.max(1e-12 * self.to_f64().abs()) * (1.0 + 1e-9)
     }
 }
 
