@@ -13,7 +13,7 @@ use homeostat_hooks::{
     Answer, Classification, Decision, GenerateOptions, Generated, Hook, Message, ModelError,
     Models, Policies, Request, Role, Session, Snapshot, TierView,
 };
-use homeostat_policy::{Offer, PolicyRoom, RoomConfig};
+use homeostat_policy::{Grant, Offer, PolicyOptions, PolicyRoom, RoomConfig};
 
 struct NoModels;
 
@@ -138,6 +138,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let report = room.put(Offer {
         name: "bench".into(),
         bytes: bytes.clone(),
+        options: PolicyOptions {
+            grants: Some(vec![Grant::Models, Grant::Keyvalue, Grant::Config]),
+            ..PolicyOptions::default()
+        },
         ..Offer::default()
     })?;
     println!(
@@ -179,7 +183,9 @@ mod bare {
 
     use super::*;
     use wasmtime::component::{Component, Linker};
-    use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
+    use wasmtime::{
+        Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store,
+    };
 
     wasmtime::component::bindgen!({ path: "../../wit", world: "full-policy" });
 
@@ -191,8 +197,11 @@ mod bare {
     fn engine() -> wasmtime::Result<Engine> {
         let mut config = Config::new();
         let mut pool = PoolingAllocationConfig::new();
-        pool.linear_memory_keep_resident(1 << 20)
-            .table_keep_resident(1 << 20);
+        if PoolingAllocationConfig::is_pagemap_scan_available() {
+            pool.pagemap_scan(Enabled::Auto)
+                .linear_memory_keep_resident(4 << 20)
+                .table_keep_resident(4 << 20);
+        }
         config
             .epoch_interruption(true)
             .concurrency_support(false)
@@ -328,6 +337,14 @@ mod bare {
         macro_rules! bare {
             ($name:expr, $indices:ty, |$guest:ident, $store:ident| $call:expr) => {{
                 let indices = <$indices>::new(&pre)?;
+                let mut s = store();
+                let instance = pre.instantiate(&mut s)?;
+                let $guest = indices.load(&mut s, &instance)?;
+                let $store = &mut s;
+                if let Err(error) = $call {
+                    println!("{}: not measured bare: {}", $name, error.root_cause());
+                    continue;
+                }
                 let fresh = measure(calls, || {
                     let mut s = store();
                     let instance = pre.instantiate(&mut s).expect("an instance");

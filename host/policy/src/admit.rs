@@ -244,11 +244,12 @@ pub(crate) fn admit(
     Ok((Arc::new(policy), report))
 }
 
-fn micros_since(started: Instant) -> u64 {
+/// Microseconds since then.
+pub(crate) fn micros_since(started: Instant) -> u64 {
     u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-pub(crate) fn hex(bytes: &[u8]) -> String {
+fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 

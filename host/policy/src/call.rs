@@ -130,6 +130,9 @@ impl Instance {
         store.set_hostcall_fuel(
             usize::try_from(policy.limits().hostcall_bytes).unwrap_or(usize::MAX),
         );
+        // The host's table refuses first, with an error value; this bounds handles that
+        // the parts of a component pass among themselves.
+        store.set_max_component_handles(2 * policy.limits().handles as usize);
         store.set_epoch_deadline(ticks_until(deadline));
         store.data_mut().begin_call(deadline);
         let raw = policy.pre.instantiate(&mut store).map_err(|error| {

@@ -35,7 +35,8 @@ pub struct RoomConfig {
     /// pooling advisories of 2026 were about.
     pub pooling: bool,
     /// Bytes of a used memory slot that are cleared in place instead of being given back
-    /// to the system, which saves the page faults of the next instance.
+    /// to the system, which saves the page faults of the next instance. Only where the
+    /// kernel can tell which pages were touched (Linux 6.7 and later).
     pub keep_resident_bytes: usize,
     /// Stack of a guest. 512 KiB is wasmtime's default; host threads have 2 MiB.
     pub stack_bytes: usize,
@@ -64,7 +65,7 @@ impl Default for RoomConfig {
             instances: 64,
             wait_ms: 50,
             pooling: true,
-            keep_resident_bytes: 1 << 20,
+            keep_resident_bytes: 4 << 20,
             stack_bytes: 512 << 10,
             max_component_bytes: 64 << 20,
             keep_generations: 3,

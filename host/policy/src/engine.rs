@@ -11,7 +11,8 @@
 use std::time::Duration;
 
 use wasmtime::{
-    Config, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Strategy,
+    Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
+    Strategy,
 };
 
 use crate::config::RoomConfig;
@@ -88,6 +89,12 @@ fn engine_config(room: &RoomConfig, pooling: bool) -> Config {
         .relaxed_simd_deterministic(true);
     if pooling {
         let live = room.instances + ADMISSION_INSTANCES;
+        // Where the kernel can tell which pages were touched (Linux 6.7), these are
+        // cleared in place: 14 µs for a fresh instance and its call, against 24 µs for
+        // giving them back. Where it cannot, clearing in place means clearing all of
+        // them, which is slower than giving them back.
+        let scan = PoolingAllocationConfig::is_pagemap_scan_available();
+        let keep_resident = if scan { room.keep_resident_bytes } else { 0 };
         let mut pool = PoolingAllocationConfig::new();
         pool.total_component_instances(live)
             .total_core_instances(live.saturating_mul(CORE_INSTANCES_MAX))
@@ -103,8 +110,9 @@ fn engine_config(room: &RoomConfig, pooling: bool) -> Config {
             .table_elements(room.limits.table_elements as usize)
             .max_component_instance_size(4 << 20)
             .max_core_instance_size(4 << 20)
-            .linear_memory_keep_resident(room.keep_resident_bytes)
-            .table_keep_resident(room.keep_resident_bytes);
+            .pagemap_scan(Enabled::Auto)
+            .linear_memory_keep_resident(keep_resident)
+            .table_keep_resident(keep_resident);
         config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     }
     config

@@ -279,6 +279,7 @@ pub(crate) fn check_exports(
     shape: &Shape,
     asked: Option<&[Hook]>,
 ) -> Result<Vec<Hook>, AdmissionError> {
+    let asked = asked.unwrap_or_default();
     let mut exported = Vec::new();
     for export in &shape.exports {
         let Some(name) = split(export).filter(|n| n.package == "homeostat:policy") else {
@@ -308,7 +309,7 @@ pub(crate) fn check_exports(
              see wit/worlds.wit"
         )));
     }
-    for hook in asked.unwrap_or_default() {
+    for hook in asked {
         if !exported.contains(hook) {
             return Err(AdmissionError::new(
                 Stage::World,
@@ -320,5 +321,12 @@ pub(crate) fn check_exports(
             )));
         }
     }
-    Ok(asked.map_or(exported, <[Hook]>::to_vec))
+    let mut hooks = if asked.is_empty() {
+        exported
+    } else {
+        asked.to_vec()
+    };
+    hooks.sort_unstable();
+    hooks.dedup();
+    Ok(hooks)
 }

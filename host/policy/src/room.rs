@@ -11,7 +11,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use homeostat_hooks::{Hook, Models, Policies, Request, Session, Snapshot};
 
-use crate::admit::{self, Admission, AdmissionError, Offer, Report, Stage};
+use crate::admit::{self, Admission, AdmissionError, Offer, Report, Stage, micros_since};
 use crate::breaker::Breaker;
 use crate::call::Policy;
 use crate::config::RoomConfig;
@@ -181,6 +181,19 @@ impl PolicyRoom {
     }
 }
 
+#[cfg(test)]
+impl PolicyRoom {
+    /// Keeps every admission waiting.
+    pub(crate) fn hold_admission(&self) -> MutexGuard<'_, ()> {
+        self.room.one_admission()
+    }
+
+    /// The newest component that came for this hook, counted from 1.
+    pub(crate) fn newest_ticket(&self, hook: Hook) -> u64 {
+        self.room.newest[hook as usize].load(Relaxed)
+    }
+}
+
 impl Policies for PolicyRoom {
     fn begin(&self, request: Arc<Request>, snapshot: Arc<Snapshot>) -> Box<dyn Session> {
         Box::new(RoomSession::new(Arc::clone(&self.room), request, snapshot))
@@ -243,7 +256,7 @@ impl Room {
         }
         let started = Instant::now();
         report.generations = self.set(&free, Some(&policy));
-        report.swap_micros = Some(started.elapsed().as_micros() as u64);
+        report.swap_micros = Some(micros_since(started));
         Ok(report)
     }
 
@@ -267,8 +280,7 @@ impl Room {
             Ok((policy, mut report)) => {
                 let started = Instant::now();
                 report.generations = self.set(&report.hooks, Some(&policy));
-                let time = started.elapsed();
-                report.swap_micros = Some(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+                report.swap_micros = Some(micros_since(started));
                 let text = format!("admitted in {} ms", report.compile_micros / 1000);
                 self.note(&report.hooks, &offer.name, true, &text);
                 tracing::info!(policy = offer.name, hooks = ?report.hooks, "{text}");
@@ -345,7 +357,7 @@ impl Room {
     }
 
     fn rollback(&self, hook: Hook) -> Result<SlotStatus, NothingKept> {
-        {
+        let name = {
             let mut books = self.books();
             let book = &mut books[hook as usize];
             let kept = book.kept.pop_back().ok_or(NothingKept(hook))?;
@@ -354,8 +366,9 @@ impl Room {
             let generation = self.generation(hook, &kept.policy, old.as_ref(), book);
             table.set(hook, Some(generation));
             self.exchange(table);
-        }
-        self.note(&[hook], "", true, "rolled back");
+            kept.policy.name().to_string()
+        };
+        self.note(&[hook], &name, true, "rolled back");
         Ok(self.status(hook))
     }
 

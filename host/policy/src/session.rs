@@ -48,8 +48,18 @@ struct Question<'a, T> {
 struct Failure<T> {
     fault: Fault,
     proposal: Option<T>,
-    /// The policy never ran: the host had no instance for it.
-    full: bool,
+    why: Why,
+}
+
+/// Whose doing a failure is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// The policy ran and failed.
+    Policy,
+    /// The host had no instance for it.
+    Full,
+    /// Its breaker is open, so it was not asked.
+    LeftAlone,
 }
 
 impl RoomSession {
@@ -77,7 +87,12 @@ impl RoomSession {
         let (value, by, fault) = match outcome {
             Ok(value) => (value, component(&generation, false), None),
             Err(failure) => {
-                self.count(&generation, |c| c.fault(failure.fault.kind));
+                self.count(&generation, |c| match failure.why {
+                    Why::LeftAlone => {
+                        c.left_alone.fetch_add(1, Relaxed);
+                    }
+                    Why::Policy | Why::Full => c.fault(failure.fault.kind),
+                });
                 let (value, by) = self.instead(&generation, &mut question, failure.proposal);
                 (value, by, Some(failure.fault))
             }
@@ -108,13 +123,13 @@ impl RoomSession {
             return Err(Failure {
                 fault,
                 proposal: None,
-                full: false,
+                why: Why::LeftAlone,
             });
         }
         let outcome = self.try_policy(&generation.policy, question, Some(generation));
         match &outcome {
             Ok(_) => generation.breaker.succeeded(),
-            Err(failure) if failure.full => generation.breaker.undecided(),
+            Err(failure) if failure.why == Why::Full => generation.breaker.undecided(),
             Err(failure) => {
                 tracing::debug!(
                     policy = generation.policy.name(),
@@ -138,14 +153,11 @@ impl RoomSession {
         question: &mut Question<'_, T>,
         counted: Option<&Generation>,
     ) -> Result<T, Failure<T>> {
-        let failure = |fault, full| Failure {
+        let (index, deadline) = self.instance(policy).map_err(|(fault, why)| Failure {
             fault,
             proposal: None,
-            full,
-        };
-        let (index, deadline) = self
-            .instance(policy)
-            .map_err(|(fault, full)| failure(fault, full))?;
+            why,
+        })?;
         let instance = &mut self.instances[index];
         let answer = (question.ask)(instance, deadline).and_then(|answer| {
             (question.check)(&answer).map_err(|error| Fault::new(FaultKind::Invalid, error.0))?;
@@ -161,7 +173,7 @@ impl RoomSession {
         let outcome = answer.map_err(|fault| Failure {
             proposal: last_valid(instance.take_proposals(), question),
             fault,
-            full: false,
+            why: Why::Policy,
         });
         if instance.is_broken() || !self.needed_after(question.hook, policy) {
             self.instances.swap_remove(index);
@@ -170,7 +182,7 @@ impl RoomSession {
     }
 
     /// The instance of this policy, made if there is none, and the deadline of the call.
-    fn instance(&mut self, policy: &Arc<Policy>) -> Result<(usize, Instant), (Fault, bool)> {
+    fn instance(&mut self, policy: &Arc<Policy>) -> Result<(usize, Instant), (Fault, Why)> {
         if let Some(index) = self.instances.iter().position(|i| i.is_of(policy)) {
             return Ok((index, policy.deadline()));
         }
@@ -182,15 +194,15 @@ impl RoomSession {
                 "no instance free within {wait_ms} ms: {} are at work (policies.instances)",
                 self.room.config.instances
             );
-            return Err((Fault::new(FaultKind::Deadline, text), true));
+            return Err((Fault::new(FaultKind::Deadline, text), Why::Full));
         };
         if waited {
             self.room.waits.fetch_add(1, Relaxed);
         }
         // The time to make the instance is the policy's: its initialisation runs in it.
         let deadline = policy.deadline();
-        let instance =
-            Instance::new(policy, &self.asked, permit, deadline).map_err(|fault| (fault, false))?;
+        let instance = Instance::new(policy, &self.asked, permit, deadline)
+            .map_err(|fault| (fault, Why::Policy))?;
         self.instances.push(instance);
         Ok((self.instances.len() - 1, deadline))
     }

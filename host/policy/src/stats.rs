@@ -109,6 +109,7 @@ pub(crate) struct Counters {
     pub times: Histogram,
     pub faults: [AtomicU64; 5],
     pub fallbacks: AtomicU64,
+    pub left_alone: AtomicU64,
     pub proposed: AtomicU64,
     pub log_bytes_dropped: AtomicU64,
 }
@@ -129,6 +130,7 @@ impl Counters {
                 .map(|(kind, n)| (kind.as_str(), n.load(Relaxed)))
                 .collect(),
             fallbacks: self.fallbacks.load(Relaxed),
+            left_alone: self.left_alone.load(Relaxed),
             proposed: self.proposed.load(Relaxed),
             log_bytes_dropped: self.log_bytes_dropped.load(Relaxed),
         }
@@ -144,6 +146,8 @@ pub struct CounterStats {
     pub faults: BTreeMap<&'static str, u64>,
     /// Answers given by a fallback.
     pub fallbacks: u64,
+    /// Of those, the ones for which the policy was not asked: its breaker was open.
+    pub left_alone: u64,
     /// Answers taken from a proposal because the call did not end.
     pub proposed: u64,
     /// Log text that was over the limit.

@@ -415,6 +415,115 @@ fn one_policys_deadline_does_not_interrupt_another() {
     assert_eq!(room.stats().hooks["route"].faults.values().sum::<u64>(), 0);
 }
 
+const SCORE: &str = r#"
+  (import "homeostat:policy/models@0.1.0" "open" (func $open (param i32 i32 i32)))
+  (import "homeostat:policy/models@0.1.0" "[method]model.score"
+    (func $score (param i32 i32 i32 i32 i32 i32)))"#;
+const TINY: &str = r#"(data (i32.const 3000) "tiny")"#;
+
+#[test]
+fn a_host_call_that_waits_gets_what_is_left_of_the_deadline() {
+    let wait = "(call $open (i32.const 3000) (i32.const 4) (i32.const 4096))
+        (if (i32.load8_u (i32.const 4096)) (then unreachable))
+        (loop $l
+          (call $score (i32.load (i32.const 4100)) (i32.const 0) (i32.const 1)
+            (i32.const 0) (i32.const 1) (i32.const 4128))
+          (br $l))";
+    let room = room();
+    let guest = guests::classifier_when(7, SCORE, TINY, wait);
+    room.put(granted("waits", guest, &[Grant::Models])).unwrap();
+    let reply = classify(&room, 7);
+    assert_fault(&room, &reply, FaultKind::Deadline);
+}
+
+#[test]
+fn handles_that_are_never_given_back_end_at_the_limit_and_with_the_instance() {
+    // Opens until it is refused; anything but error.limit-exceeded (case 3) is a trap.
+    let leak = "(loop $l
+          (call $open (i32.const 3000) (i32.const 4) (i32.const 4096))
+          (br_if $l (i32.eqz (i32.load8_u (i32.const 4096)))))
+        (if (i32.ne (i32.load8_u (i32.const 4100)) (i32.const 3)) (then unreachable))";
+    let room = room();
+    let guest = guests::classifier_when(7, SCORE, TINY, leak);
+    room.put(granted("leaks", guest, &[Grant::Models])).unwrap();
+    for _ in 0..3 {
+        let reply = classify(&room, 7);
+        assert!(is_component(&reply), "{:?}", reply.fault);
+    }
+}
+
+/// The contract with as much of WASI 0.2 as a guest needs to sleep and to leave.
+fn contract_with_wasi() -> tempfile::TempDir {
+    let dir = changed_contract(
+        "world classify-policy {",
+        "world wasi-policy {
+             include classify-policy;
+             import wasi:clocks/monotonic-clock@0.2.3;
+             import wasi:cli/exit@0.2.3;
+             import wasi:cli/environment@0.2.3;
+         }
+         world classify-policy {",
+    );
+    for (package, text) in [
+        (
+            "io",
+            "package wasi:io@0.2.3;
+                interface poll { resource pollable { block: func(); } }",
+        ),
+        (
+            "clocks",
+            "package wasi:clocks@0.2.3;
+                interface monotonic-clock {
+                    use wasi:io/poll@0.2.3.{pollable};
+                    subscribe-duration: func(when: u64) -> pollable;
+                }",
+        ),
+        (
+            "cli",
+            "package wasi:cli@0.2.3;
+                interface exit { exit: func(status: result); }
+                interface environment {
+                    get-environment: func() -> list<tuple<string, string>>;
+                }",
+        ),
+    ] {
+        let deps = dir.path().join("deps").join(package);
+        std::fs::create_dir_all(&deps).unwrap();
+        std::fs::write(deps.join("all.wit"), text).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn wasi_is_an_empty_world_in_which_nobody_sleeps_past_the_deadline() {
+    let wit = contract_with_wasi();
+    let head = r#"
+      (import "wasi:clocks/monotonic-clock@0.2.3" "subscribe-duration"
+        (func $alarm (param i64) (result i32)))
+      (import "wasi:io/poll@0.2.3" "[method]pollable.block" (func $block (param i32)))
+      (import "wasi:cli/exit@0.2.3" "exit" (func $exit (param i32)))
+      (import "wasi:cli/environment@0.2.3" "get-environment" (func $environment (param i32)))"#;
+    let cases = "
+      (if (i32.eq (call $id_len (local.get 0)) (i32.const 7))
+        (then (call $block (call $alarm (i64.const 3600000000000)))
+              (loop $l (br $l))))
+      (if (i32.eq (call $id_len (local.get 0)) (i32.const 9)) (then (call $exit (i32.const 1))))
+      (if (i32.eq (call $id_len (local.get 0)) (i32.const 10))
+        (then (call $environment (i32.const 4096))
+              (if (i32.load (i32.const 4100)) (then unreachable))))";
+    let text = guests::classifier_text(head, "", cases);
+    let guest = guests::component_of(wit.path(), "wasi-policy", &text);
+    let room = room();
+    room.put(offer("wasi", guest)).unwrap();
+    let reply = classify(&room, 10);
+    assert!(is_component(&reply), "{:?}", reply.fault);
+    let left = classify(&room, 9).fault.unwrap();
+    assert_eq!(left.kind, FaultKind::Trap);
+    assert!(left.detail.contains("exit(1)"), "{left}");
+    let reply = classify(&room, 7);
+    assert_eq!(reply.fault.unwrap().kind, FaultKind::Deadline);
+}
+
 // ---- bounds of the room ----------------------------------------------------------------
 
 #[test]
@@ -455,6 +564,11 @@ fn a_policy_that_keeps_failing_is_left_alone_and_tried_again_later() {
     }
     let alone = classify(&room, 8);
     assert!(alone.fault.unwrap().detail.contains("left alone"));
+    let stats = &room.stats().hooks["classify"];
+    assert_eq!(
+        (stats.faults["trap"], stats.left_alone, stats.fallbacks),
+        (5, 1, 6)
+    );
     clock.store(1000, Ordering::Relaxed);
     assert!(is_component(&classify(&room, 8)), "the trial succeeds");
     assert!(is_component(&classify(&room, 8)), "and closes the breaker");
@@ -888,6 +1002,33 @@ fn a_refused_component_leaves_the_running_one_and_status_shows_both() {
     assert_eq!((attempt.policy.as_str(), attempt.accepted), ("bad", false));
     assert!(attempt.text.contains("not WebAssembly"));
     assert_eq!(routed(&room), "good");
+}
+
+#[test]
+fn of_two_components_that_come_while_one_is_admitted_the_newer_wins() {
+    let room = Arc::new(room());
+    let busy = room.hold_admission();
+    let put = |text: &'static str| {
+        let room = Arc::clone(&room);
+        std::thread::spawn(move || {
+            let mut offer = offer(text, guests::router(text));
+            offer.hooks = Some(vec![Hook::Route]);
+            room.put(offer)
+        })
+    };
+    let waiting = |n| {
+        while room.newest_ticket(Hook::Route) < n {
+            std::thread::yield_now();
+        }
+    };
+    let older = put("older");
+    waiting(1);
+    let newer = put("newer");
+    waiting(2);
+    drop(busy);
+    assert_eq!(older.join().unwrap().unwrap_err().stage, Stage::Superseded);
+    assert!(newer.join().unwrap().is_ok());
+    assert_eq!(routed(&room), "newer");
 }
 
 #[test]
