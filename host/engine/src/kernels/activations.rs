@@ -1,6 +1,6 @@
-//! Activations as the integer kernels want them: signed bytes in blocks of 32 with one f32 scale, eight
-//! rows side by side so that a tile kernel walks one pointer. Normalisation and SiLU are fused into the
-//! quantisation: the normalised row is never written as floats.
+//! Activations as the integer kernels want them: signed bytes in blocks of 32 with one f32 scale,
+//! eight rows side by side so that a tile kernel walks one pointer. Normalisation and SiLU are
+//! fused into the quantisation: the normalised row is never written as floats.
 //!
 //! It refuses to grow: capacity is given once, so no step allocates.
 
@@ -21,7 +21,8 @@ pub(super) struct BlockGroup {
     pub(super) scale: [f32; GROUP_ROWS],
     /// scale * sum of q: what the `m` of Q4_1 is multiplied with.
     pub(super) scaled_sum: [f32; GROUP_ROWS],
-    /// -128 * sum of q: undoes the +128 of stored Q8 weights; a sixteenth of it undoes the +8 of Q4_0.
+    /// -128 * sum of q: undoes the +128 of stored Q8 weights; a sixteenth of it undoes the +8 of
+    /// Q4_0.
     pub(super) offset: [i32; GROUP_ROWS],
 }
 
@@ -33,7 +34,8 @@ pub struct Activations {
 }
 
 impl Activations {
-    /// Room for `rows` rows of `cols` columns, or any other shape of rows and cols within both limits.
+    /// Room for `rows` rows of `cols` columns, or any other shape of rows and cols within both
+    /// limits.
     pub fn with_capacity(rows: usize, cols: usize) -> Self {
         let empty = BlockGroup {
             quants: [[0; QUANT_BLOCK]; GROUP_ROWS],

@@ -1,12 +1,13 @@
-//! Attention of a ragged batch over paged keys and values: prefill chunks, decode rows and draft rows of any
-//! mixture of sequences, one row of queries each.
+//! Attention of a ragged batch over paged keys and values: prefill chunks, decode rows and draft
+//! rows of any mixture of sequences, one row of queries each.
 //!
-//! A row's keys are cut at every multiple of 256 positions. Inside such a *span* the scores come first, then
-//! one softmax, then the weighted values key by key; spans are folded together in order, in the manner of
-//! FlashAttention (Dao et al. 2022). The cut depends on nothing but positions, so a row gets the same bits
-//! alone, in a batch, in any chunk, on any number of threads. What does depend on the batch is only who
-//! computes what beside whom: the heads of a kv head and up to a dozen rows of one sequence share each
-//! load of K and V, and the spans of a long, lonely row may go to different threads.
+//! A row's keys are cut at every multiple of 256 positions. Inside such a *span* the scores come
+//! first, then one softmax, then the weighted values key by key; spans are folded together in
+//! order, in the manner of FlashAttention (Dao et al. 2022). The cut depends on nothing but
+//! positions, so a row gets the same bits alone, in a batch, in any chunk, on any number of
+//! threads. What does depend on the batch is only who computes what beside whom: the heads of a kv
+//! head and up to a dozen rows of one sequence share each load of K and V, and the spans of a long,
+//! lonely row may go to different threads.
 //!
 //! It refuses ring buffers: a sliding window is a window over the same blocks.
 
@@ -38,15 +39,16 @@ pub struct AttentionShape {
     pub softcap: Option<f32>,
 }
 
-/// One row of queries: its position in its sequence and where that sequence's blocks are. It sees the keys
-/// of positions `0..=position`, which must have been written.
+/// One row of queries: its position in its sequence and where that sequence's blocks are. It sees
+/// the keys of positions `0..=position`, which must have been written.
 #[derive(Debug, Clone, Copy)]
 pub struct RowMeta<'a> {
     pub position: usize,
     pub block_table: &'a [u32],
 }
 
-/// Working memory that is kept between calls, so that a step allocates only when a batch is the longest yet.
+/// Working memory that is kept between calls, so that a step allocates only when a batch is the
+/// longest yet.
 #[derive(Debug, Default)]
 pub struct AttentionScratch {
     groups: Vec<Group>,
@@ -71,8 +73,8 @@ impl Group {
 /// `q` and `out` are row-major, one row per entry of `rows`, of `heads` x `head_dim`.
 ///
 /// # Panics
-/// If shapes do not fit, the heads are no multiple of the kv heads, the head size exceeds 256, or a block
-/// table is too short or names a block that the store does not have.
+/// If shapes do not fit, the heads are no multiple of the kv heads, the head size exceeds 256, or a
+/// block table is too short or names a block that the store does not have.
 #[allow(
     clippy::too_many_arguments,
     reason = "the shape, the inputs, the output and where to compute them"
@@ -139,7 +141,8 @@ impl AttentionScratch {
                 .map_or(0, |w| (row.position + 1).saturating_sub(w.max(1)));
             if let Some(group) = self.groups.last_mut() {
                 let before = &rows[i - 1];
-                // A window would give each row its own first key; then every row is a group of its own.
+                // A window would give each row its own first key; then every row is a group of its
+                // own.
                 let joins = group.rows < most
                     && shape.window.is_none()
                     && std::ptr::eq(before.block_table, row.block_table)
@@ -216,8 +219,8 @@ impl<'a> AttentionJob<'a> {
         }
     }
 
-    /// Few units and long contexts: every span of a unit is a part of its own, and is folded afterwards in
-    /// the order in which [`Work::Whole`] would have folded it.
+    /// Few units and long contexts: every span of a unit is a part of its own, and is folded
+    /// afterwards in the order in which [`Work::Whole`] would have folded it.
     fn run_spans(&self, pool: &mut Pool, spans: usize, partials: &mut Vec<f32>) {
         let stride = MAX_PAIRS * (self.kv.head_dim() + 2);
         let needed = self.units() * spans * stride;
@@ -265,8 +268,8 @@ enum Work {
     Fold { from: *const f32, stride: usize },
 }
 
-/// What a span, or several folded spans, know of one pair: the greatest score, the sum of e^(score - greatest)
-/// and the values weighted with it. In memory: `[greatest][sum][values x d]` per pair.
+/// What a span, or several folded spans, know of one pair: the greatest score, the sum of e^(score
+/// - greatest) and the values weighted with it. In memory: `[greatest][sum][values x d]` per pair.
 type Partial = [f32; MAX_PAIRS * (MAX_HEAD_DIM + 2)];
 
 struct Buffers {
@@ -351,9 +354,9 @@ impl Kernel for RunUnit<'_> {
         };
         let step = unit.head_dim() + 2;
         let spans = unit.group.spans();
-        // SAFETY: q, scores and partials hold MAX_PAIRS rows of the greatest size and `pairs` is at most
-        // MAX_PAIRS; `to` and `from` lead to partials of the same layout; `out` holds every pair's vector and
-        // this unit alone writes them.
+        // SAFETY: q, scores and partials hold MAX_PAIRS rows of the greatest size and `pairs` is at
+        // most MAX_PAIRS; `to` and `from` lead to partials of the same layout; `out` holds every
+        // pair's vector and this unit alone writes them.
         unsafe {
             match self.work {
                 Work::Span { span, to } => {
@@ -383,8 +386,8 @@ impl Kernel for RunUnit<'_> {
     }
 }
 
-/// Copies the queries, multiplied with the scale, dimension by dimension: `q[i][pair]`, so that all pairs of a
-/// dimension lie side by side.
+/// Copies the queries, multiplied with the scale, dimension by dimension: `q[i][pair]`, so that all
+/// pairs of a dimension lie side by side.
 ///
 /// # Safety
 /// `q` has room for the greatest number of pairs and dimensions.
@@ -517,8 +520,8 @@ unsafe fn add_span<S: Lanes>(s: S, unit: &Unit<'_>, span: usize, scores: *const 
     }
 }
 
-/// Scores of 32 keys for `pairs` queries; a dimension of `q` has stride [`MAX_PAIRS`], a row of `out` stride
-/// [`SPAN`]. Meanwhile the `d` x 32 f16 at `ahead` are fetched.
+/// Scores of 32 keys for `pairs` queries; a dimension of `q` has stride [`MAX_PAIRS`], a row of
+/// `out` stride [`SPAN`]. Meanwhile the `d` x 32 f16 at `ahead` are fetched.
 ///
 /// # Safety
 /// `keys` holds `d` x 32 f16, `q` and `out` hold `pairs` rows.
@@ -606,8 +609,8 @@ unsafe fn score_keys<S: Lanes, const P: usize, const K: usize>(
     }
 }
 
-/// Turns the scores of one pair into weights and writes greatest score and sum of weights to `to[0..2]`.
-/// Keys outside `seen` get weight 0 up to the next multiple of sixteen.
+/// Turns the scores of one pair into weights and writes greatest score and sum of weights to
+/// `to[0..2]`. Keys outside `seen` get weight 0 up to the next multiple of sixteen.
 ///
 /// # Safety
 /// `scores` holds a span, `to` two floats.
@@ -781,8 +784,8 @@ unsafe fn add_slab<S: Lanes, const P: usize, const W: usize>(
     }
 }
 
-/// Folds the partial results of one span into `folded`, for the pairs that see the span. The first span is
-/// seen by all: by definition without a window, and with one each group is a single row.
+/// Folds the partial results of one span into `folded`, for the pairs that see the span. The first
+/// span is seen by all: by definition without a window, and with one each group is a single row.
 ///
 /// # Safety
 /// `partial` and `folded` hold `pairs` partial results.
@@ -841,7 +844,8 @@ unsafe fn store_result<S: Lanes>(s: S, unit: &Unit<'_>, pair: usize, folded: *co
         let out = unit.job.out.add(unit.vector_at(pair));
         let factor = s.splat(1.0 / *folded.add(1));
         for i in (0..unit.head_dim()).step_by(LANES) {
-            // Adding zero makes -0 (a sum that has underflowed) the +0 that it is beside a key without weight.
+            // Adding zero makes -0 (a sum that has underflowed) the +0 that it is beside a key
+            // without weight.
             let x = s.mul(s.load(folded.add(2 + i)), factor);
             s.store(out.add(i), s.add(x, s.splat(0.0)));
         }

@@ -1,7 +1,8 @@
-//! Zeroed memory on cache lines and, when it is large, on huge pages. `Vec` with an over-aligned element
-//! would do the first, but it touches every page when it zeroes; a KV store must stay unmapped until used.
-//! Huge pages matter because a pass over the weights of a small model otherwise misses the TLB at every
-//! page: 10 to 30 % of the bandwidth that a core can get out of its last-level cache.
+//! Zeroed memory on cache lines and, when it is large, on huge pages. `Vec` with an over-aligned
+//! element would do the first, but it touches every page when it zeroes; a KV store must stay
+//! unmapped until used. Huge pages matter because a pass over the weights of a small model
+//! otherwise misses the TLB at every page: 10 to 30 % of the bandwidth that a core can get out of
+//! its last-level cache.
 
 /// A fixed, zeroed run of bytes whose first byte is 64-aligned.
 pub(super) struct AlignedBytes {

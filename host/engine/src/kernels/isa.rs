@@ -1,10 +1,11 @@
-//! Which vector instructions to use. A value of [`Isa`] is a *proof*: it can only be made by asking the
-//! processor, so that the kernels may be called from safe code. It refuses to guess and to downgrade
-//! silently: a wish that cannot be met is an error.
+//! Which vector instructions to use. A value of [`Isa`] is a *proof*: it can only be made by asking
+//! the processor, so that the kernels may be called from safe code. It refuses to guess and to
+//! downgrade silently: a wish that cannot be met is an error.
 
 use super::KernelError;
 
-/// An instruction set that this processor is known to have. Results do not depend on it, only speed does.
+/// An instruction set that this processor is known to have. Results do not depend on it, only speed
+/// does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Isa(pub(super) Level);
 
@@ -20,13 +21,15 @@ pub(super) enum Level {
 }
 
 impl Isa {
-    /// Environment variable that forces a lower instruction set: `avx512vnni`, `avxvnni`, `avx2` or `portable`.
+    /// Environment variable that forces a lower instruction set: `avx512vnni`, `avxvnni`, `avx2` or
+    /// `portable`.
     pub const ENV: &'static str = "HOMEOSTAT_ISA";
 
     /// The best instruction set of this processor, or the one that [`Isa::ENV`] asks for.
     ///
     /// # Errors
-    /// [`KernelError::UnknownIsa`], [`KernelError::UnsupportedIsa`]: both are the host's configuration.
+    /// [`KernelError::UnknownIsa`], [`KernelError::UnsupportedIsa`]: both are the host's
+    /// configuration.
     pub fn detect() -> Result<Isa, KernelError> {
         match std::env::var_os(Self::ENV) {
             None => Ok(Self::available()[0]),

@@ -1,6 +1,7 @@
-//! The keys and values of every layer, in blocks of 32 tokens: `[layer][block][kv head][K d x 32 | V 32 x d]`
-//! in f16. Keys lie transposed, so that one load holds the same dimension of sixteen keys and a score needs
-//! no sum across lanes; values lie as rows. It refuses to know who owns a block: the block pool does.
+//! The keys and values of every layer, in blocks of 32 tokens: `[layer][block][kv head][K d x 32 |
+//! V 32 x d]` in f16. Keys lie transposed, so that one load holds the same dimension of sixteen
+//! keys and a score needs no sum across lanes; values lie as rows. It refuses to know who owns a
+//! block: the block pool does.
 
 use super::bytes::AlignedBytes;
 use super::isa::Isa;
@@ -9,8 +10,8 @@ use super::lanes::{Kernel, LANES, Lanes, with_lanes};
 /// Tokens of one block.
 pub const BLOCK_TOKENS: usize = 32;
 
-/// The greatest f16. Anything beyond is stored as this, and NaN too: what lies in a block may be read under
-/// a zero weight by another row, and zero times infinity must not become its business.
+/// The greatest f16. Anything beyond is stored as this, and NaN too: what lies in a block may be
+/// read under a zero weight by another row, and zero times infinity must not become its business.
 const GREATEST: f32 = 65504.0;
 
 /// All blocks of all layers. Memory is zeroed and becomes resident when first written.
@@ -164,7 +165,8 @@ impl KvView<'_> {
         self.store.head_dim
     }
 
-    /// The transposed keys (`head_dim` x 32) and then the values (32 x `head_dim`) of a head's block.
+    /// The transposed keys (`head_dim` x 32) and then the values (32 x `head_dim`) of a head's
+    /// block.
     pub(super) fn head(&self, block: u32, kv_head: usize) -> *const u16 {
         debug_assert!(kv_head < self.store.kv_heads);
         let at = self.store.head_at(self.layer, block as usize, kv_head);
@@ -189,7 +191,8 @@ impl Kernel for Write<'_> {
         let d = self.head_dim;
         let heads = self.k.chunks_exact(d).zip(self.v.chunks_exact(d));
         for (head, (k, v)) in heads.enumerate() {
-            // SAFETY: the block holds K and V of every head; `offset` < 32, so both ends lie inside.
+            // SAFETY: the block holds K and V of every head; `offset` < 32, so both ends lie
+            // inside.
             let (keys, values) = unsafe {
                 let keys = self.block.add(head * 2 * BLOCK_TOKENS * d);
                 (
@@ -199,8 +202,9 @@ impl Kernel for Write<'_> {
             };
             for i in (0..d).step_by(LANES) {
                 let mut column = [0u16; LANES];
-                // SAFETY: `d` is a multiple of 16, so sixteen floats of `k` and `v` are readable at `i` and
-                // sixteen f16 of the value row are writable there; a key goes to its own row of 32 each.
+                // SAFETY: `d` is a multiple of 16, so sixteen floats of `k` and `v` are readable at
+                // `i` and sixteen f16 of the value row are writable there; a key goes to its own
+                // row of 32 each.
                 unsafe {
                     s.store_f16(values.add(i), finite(s, s.load(v.as_ptr().add(i))));
                     s.store_f16(column.as_mut_ptr(), finite(s, s.load(k.as_ptr().add(i))));

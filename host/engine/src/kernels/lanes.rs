@@ -1,7 +1,7 @@
-//! Sixteen float lanes, whatever the machine has. Kernels that are not integer dots are written once over
-//! [`Lanes`]; each instruction set supplies the sixteen lanes, so all paths do the same operations in the
-//! same order by construction. It refuses operations whose result may differ between processors
-//! (approximate reciprocals, flush-to-zero, unordered sums).
+//! Sixteen float lanes, whatever the machine has. Kernels that are not integer dots are written
+//! once over [`Lanes`]; each instruction set supplies the sixteen lanes, so all paths do the same
+//! operations in the same order by construction. It refuses operations whose result may differ
+//! between processors (approximate reciprocals, flush-to-zero, unordered sums).
 //!
 //! An implementor is a token: it is made only after the processor has been asked, which is why the
 //! arithmetic methods are safe. Loads and stores take pointers and are not.
@@ -63,8 +63,8 @@ pub(super) trait Lanes: Copy {
     fn greatest(self, a: Self::F) -> f32;
 }
 
-/// A computation over lanes. `run` must be `#[inline(always)]`: it is compiled once inside a function of
-/// each instruction set.
+/// A computation over lanes. `run` must be `#[inline(always)]`: it is compiled once inside a
+/// function of each instruction set.
 pub(super) trait Kernel {
     type Out;
     fn run<S: Lanes>(self, s: S) -> Self::Out;

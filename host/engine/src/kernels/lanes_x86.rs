@@ -1,5 +1,5 @@
-//! Sixteen lanes on x86-64: one 512-bit register, or two of 256 bits. Every operation is IEEE or exact, so
-//! both give the bits of the portable lanes.
+//! Sixteen lanes on x86-64: one 512-bit register, or two of 256 bits. Every operation is IEEE or
+//! exact, so both give the bits of the portable lanes.
 
 use std::arch::x86_64::*;
 
@@ -8,8 +8,8 @@ use super::lanes::{Kernel, Lanes};
 /// Wraps one intrinsic call.
 macro_rules! op {
     ($e:expr) => {
-        // SAFETY: the token `self` exists only inside `run_avx512` or `run_avx2`, whose callers have asked
-        // the processor; pointers are the caller's promise.
+        // SAFETY: the token `self` exists only inside `run_avx512` or `run_avx2`, whose callers
+        // have asked the processor; pointers are the caller's promise.
         unsafe { $e }
     };
 }
@@ -59,7 +59,8 @@ fn greatest_of_eight(a: __m256) -> f32 {
 #[inline(always)]
 fn sum_of_bytes(q: __m128i) -> i32 {
     op!({
-        // Sums of absolute differences work on unsigned bytes: shift by 128 and take 16 * 128 off again.
+        // Sums of absolute differences work on unsigned bytes: shift by 128 and take 16 * 128 off
+        // again.
         let sums = _mm_sad_epu8(_mm_xor_si128(q, _mm_set1_epi8(-128)), _mm_setzero_si128());
         _mm_cvtsi128_si32(sums) + _mm_extract_epi32::<2>(sums) - 16 * 128
     })

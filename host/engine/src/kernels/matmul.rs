@@ -1,5 +1,6 @@
-//! Matrix products: quantised rows times tiles of sixteen outputs. One region covers a whole group of
-//! matrices that share their input (Q, K and V; gate and up), cut into parts of a few microseconds.
+//! Matrix products: quantised rows times tiles of sixteen outputs. One region covers a whole group
+//! of matrices that share their input (Q, K and V; gate and up), cut into parts of a few
+//! microseconds.
 //!
 //! What one output is, in every path and for every number of rows:
 //!
@@ -40,7 +41,8 @@ pub fn matmul(
     multiply(isa, pool, &mut [(w, out)], x, rows, accumulate);
 }
 
-/// Several products of the same input in one parallel region; each `out` is `rows` x its own `w.rows()`.
+/// Several products of the same input in one parallel region; each `out` is `rows` x its own
+/// `w.rows()`.
 ///
 /// # Panics
 /// If the shapes do not fit or there are more than eight matrices.
@@ -69,8 +71,8 @@ struct Region<'a> {
     accumulate: bool,
 }
 
-// SAFETY: the pointers lead to disjoint `out` slices that `multiply` borrows mutably for the whole region,
-// and every part writes only the columns of its own tiles.
+// SAFETY: the pointers lead to disjoint `out` slices that `multiply` borrows mutably for the whole
+// region, and every part writes only the columns of its own tiles.
 unsafe impl Sync for Region<'_> {}
 
 fn multiply(
@@ -194,8 +196,9 @@ pub(super) const Q4_1: u8 = 1;
 #[cfg(target_arch = "x86_64")]
 pub(super) const Q8_0: u8 = 2;
 
-/// How far ahead of the block at work its successors are fetched: some 150 ns of work. Tiles and gathered
-/// matrices follow each other in memory, so this reaches into the next tile and the next matrix.
+/// How far ahead of the block at work its successors are fetched: some 150 ns of work. Tiles and
+/// gathered matrices follow each other in memory, so this reaches into the next tile and the next
+/// matrix.
 #[cfg(target_arch = "x86_64")]
 const FETCH_AHEAD: usize = 4096;
 
@@ -207,8 +210,8 @@ impl TileWork<'_> {
         self.scales.as_ptr().wrapping_add(FETCH_AHEAD)
     }
 
-    /// Asks for the cache lines of one block and steps over it. Beyond the end of the weights the processor
-    /// ignores the address.
+    /// Asks for the cache lines of one block and steps over it. Beyond the end of the weights the
+    /// processor ignores the address.
     #[inline(always)]
     pub(super) fn fetch_block(&self, at: &mut *const u8) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

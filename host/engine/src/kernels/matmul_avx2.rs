@@ -1,6 +1,6 @@
-//! The tile kernels of 256 bits: eight outputs and up to four rows at once, because sixteen registers hold no
-//! more. There are two ways to the exact integer dot: plain AVX2, and AVX-VNNI, which the desktop processors
-//! that have no AVX-512 have since 2021.
+//! The tile kernels of 256 bits: eight outputs and up to four rows at once, because sixteen
+//! registers hold no more. There are two ways to the exact integer dot: plain AVX2, and AVX-VNNI,
+//! which the desktop processors that have no AVX-512 have since 2021.
 
 use std::arch::x86_64::*;
 
@@ -31,7 +31,8 @@ trait Dot {
     /// # Safety
     /// The processor has the features of this way.
     unsafe fn unpack_bytes(w: __m256i) -> __m256i;
-    /// The dots of eight outputs with one row, less the constant that the format adds to its weights.
+    /// The dots of eight outputs with one row, less the constant that the format adds to its
+    /// weights.
     ///
     /// # Safety
     /// As above.
@@ -99,8 +100,8 @@ unsafe fn half_tile<D: Dot, const FORMAT: u8, const M: usize>(
 ) {
     let (mut scales, mut quants) = (work.scales.as_ptr(), work.quants.as_ptr());
     let mut fetched = work.fetch_from();
-    // SAFETY: the features are there; a tile holds scales and quants of as many blocks as the row has, and a
-    // half is eight of sixteen lanes.
+    // SAFETY: the features are there; a tile holds scales and quants of as many blocks as the row
+    // has, and a half is eight of sixteen lanes.
     unsafe {
         let mut acc = [_mm256_setzero_ps(); M];
         for x in work.x {
@@ -137,7 +138,8 @@ unsafe fn half_tile<D: Dot, const FORMAT: u8, const M: usize>(
 /// As [`Dot`]; a block's quants are readable at `quants`, from this half on.
 #[inline(always)]
 unsafe fn unpack<D: Dot, const FORMAT: u8>(quants: *const u8) -> [__m256i; 8] {
-    // SAFETY: the features are there; one 64-byte step of a block at a time, of which this is a half.
+    // SAFETY: the features are there; one 64-byte step of a block at a time, of which this is a
+    // half.
     unsafe {
         let mask = _mm256_set1_epi8(15);
         let mut w = [_mm256_setzero_si256(); 8];

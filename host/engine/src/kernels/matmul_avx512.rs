@@ -1,5 +1,6 @@
-//! The tile kernel for AVX-512 VNNI: sixteen outputs and up to eight rows at once. Integers are exact, so only
-//! the few float operations at the end of a block have an order to keep, the one that `matmul` states.
+//! The tile kernel for AVX-512 VNNI: sixteen outputs and up to eight rows at once. Integers are
+//! exact, so only the few float operations at the end of a block have an order to keep, the one
+//! that `matmul` states.
 
 use std::arch::x86_64::*;
 
@@ -26,13 +27,14 @@ pub(super) unsafe fn avx512(work: &TileWork<'_>) {
     unsafe { for_rows!(1, 2, 3, 4, 5, 6, 7, 8) }
 }
 
-/// `dots[row] += w[step] · x[row][step]`, as one instruction with one place in the order. As an intrinsic it
-/// is moved: the compiler then does a row after the other, and each waits for its own last product, which
-/// costs four rows a third of their speed.
+/// `dots[row] += w[step] · x[row][step]`, as one instruction with one place in the order. As an
+/// intrinsic it is moved: the compiler then does a row after the other, and each waits for its own
+/// last product, which costs four rows a third of their speed.
 macro_rules! dot_step {
     ($step:literal, $row:literal, $m:ident, $dots:ident, $w:ident, $quants:ident) => {
         if $row < $m {
-            // SAFETY: reads four bytes of the eight times 32 at `quants`; the function has the feature.
+            // SAFETY: reads four bytes of the eight times 32 at `quants`; the function has the
+            // feature.
             unsafe {
                 std::arch::asm!(
                     "vpdpbusd {dots}, {w}, dword ptr [{quants} + {at}]{{1to16}}",

@@ -1,5 +1,6 @@
-//! Weight matrices, repacked for integer dot products. A tile is 16 output rows; inside a tile the columns
-//! go by blocks of 32, so that one 64-byte load holds the next four columns of all sixteen rows:
+//! Weight matrices, repacked for integer dot products. A tile is 16 output rows; inside a tile the
+//! columns go by blocks of 32, so that one 64-byte load holds the next four columns of all sixteen
+//! rows:
 //!
 //! ```text
 //! tile = scales [block][16 x f16 d (then 16 x f16 m for Q4_1)], padded to 64 bytes
@@ -7,8 +8,9 @@
 //!                       Q8: 8 x 64 bytes, stored as q + 128]
 //! ```
 //!
-//! The tiles take exactly as many bytes as the file's blocks (plus padding of the last tile). It refuses
-//! formats without an integer kernel; F32, F16 and BF16 are quantised to Q8_0 on the way in.
+//! The tiles take exactly as many bytes as the file's blocks (plus padding of the last tile). It
+//! refuses formats without an integer kernel; F32, F16 and BF16 are quantised to Q8_0 on the way
+//! in.
 
 use std::sync::Arc;
 
@@ -20,8 +22,8 @@ use super::{KernelError, QUANT_BLOCK};
 /// Rows of one tile.
 pub(super) const TILE_ROWS: usize = 16;
 
-/// How the bytes of a matrix are stored in a GGUF or safetensors file. The quantised ones are ggml's:
-/// blocks of 32 columns with little-endian f16 scales.
+/// How the bytes of a matrix are stored in a GGUF or safetensors file. The quantised ones are
+/// ggml's: blocks of 32 columns with little-endian f16 scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockFormat {
     /// 18 bytes: d, 16 bytes of nibbles; w = d * (q - 8).
@@ -105,9 +107,9 @@ impl Matrix {
     /// Repacks the row-major blocks of a file.
     ///
     /// # Errors
-    /// [`KernelError::UnsupportedShape`] if `cols_in` is not a positive multiple of 32 or there is no row,
-    /// [`KernelError::WrongByteLength`], [`KernelError::BadNumber`] for a scale or weight that is not
-    /// finite: all the model's fault.
+    /// [`KernelError::UnsupportedShape`] if `cols_in` is not a positive multiple of 32 or there is
+    /// no row, [`KernelError::WrongByteLength`], [`KernelError::BadNumber`] for a scale or weight
+    /// that is not finite: all the model's fault.
     pub fn repack(
         format: BlockFormat,
         rows_out: usize,
@@ -229,8 +231,9 @@ impl Matrix {
         }
     }
 
-    /// Moves matrices side by side into one stretch of memory, on huge pages where the system has them.
-    /// Called once after loading, in the order of use, it makes a pass over the model one linear walk.
+    /// Moves matrices side by side into one stretch of memory, on huge pages where the system has
+    /// them. Called once after loading, in the order of use, it makes a pass over the model one
+    /// linear walk.
     pub fn gather(matrices: &mut [&mut Matrix]) {
         let mut slab = AlignedBytes::zeroed(matrices.iter().map(|m| m.bytes()).sum());
         let mut rest = &mut slab[..];
@@ -345,8 +348,8 @@ fn floats(format: BlockFormat, bytes: &[u8]) -> [f32; QUANT_BLOCK] {
     })
 }
 
-/// Q8_0 of one block. The quants are taken against the *rounded* scale, which halves the error of the
-/// scale's own rounding.
+/// Q8_0 of one block. The quants are taken against the *rounded* scale, which halves the error of
+/// the scale's own rounding.
 fn quantize_weights(x: &[f32; QUANT_BLOCK]) -> Option<(f16, [i8; QUANT_BLOCK])> {
     if !x.iter().all(|x| x.is_finite()) {
         return None;

@@ -1,25 +1,26 @@
 //! The CPU kernels: everything in a forward pass that touches every weight or every cached key.
 //!
-//! They exist because nobody else's fit: small models have hidden sizes that are multiples of 32 but not
-//! of 256, speculation wants eight rows for little more than the price of one, and the engine promises
-//! that a sequence gets the same bytes alone, in a batch, after a prefix hit and under speculation. So:
+//! They exist because nobody else's fit: small models have hidden sizes that are multiples of 32
+//! but not of 256, speculation wants eight rows for little more than the price of one, and the
+//! engine promises that a sequence gets the same bytes alone, in a batch, after a prefix hit and
+//! under speculation. So:
 //!
 //! * **One order of arithmetic.** Integer dots are exact. Every float is accumulated in an order fixed by
 //!   the shape of *its own row*: never by the number of rows, the threads or the instruction set. Sums
 //!   across a row use sixteen lanes and one fixed tree, which the narrower paths emulate. Fused
-//!   multiply-add is used everywhere, in software where the processor has none. AVX-512, AVX-VNNI, AVX2 and portable
-//!   results are equal bit for bit, for finite input.
+//!   multiply-add is used everywhere, in software where the processor has none. AVX-512, AVX-VNNI,
+//!   AVX2 and portable results are equal bit for bit, for finite input.
 //! * **Weights are repacked once** ([`Matrix`]), 16 output rows to a tile, scales kept in f16; the bytes
 //!   of the file are not kept beside them.
 //! * **No allocation and no barrier on the path** beyond one fork and join per parallel region, and none
 //!   with one thread ([`Pool`]).
 //!
-//! It refuses to know models: no layer, no tokenizer, no sampling. It does not check floats: a NaN that
-//! comes in goes out. Shapes are the engine's own and are asserted; the bytes of a model file are
-//! somebody else's and give a [`KernelError`].
+//! It refuses to know models: no layer, no tokenizer, no sampling. It does not check floats: a NaN
+//! that comes in goes out. Shapes are the engine's own and are asserted; the bytes of a model file
+//! are somebody else's and give a [`KernelError`].
 #![allow(
     unsafe_code,
-    reason = "vector instructions, shared output slices and paged pointers; each block argues its safety"
+    reason = "vector instructions, shared output slices, paged pointers; each block argues its safety"
 )]
 
 mod activations;

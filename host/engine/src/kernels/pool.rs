@@ -1,10 +1,12 @@
-//! The compute threads. On a machine with two shared cores a spin barrier is the slowest instruction there
-//! is: one stolen core stalls all others. So there is no barrier here. A region is a number of parts; who is
-//! awake takes the next part; the region ends when every part is *done*, not when every thread has arrived.
-//! A worker that was pre-empted before it took a part holds nothing and is not waited for.
+//! The compute threads. On a machine with two shared cores a spin barrier is the slowest
+//! instruction there is: one stolen core stalls all others. So there is no barrier here. A region
+//! is a number of parts; who is awake takes the next part; the region ends when every part is
+//! *done*, not when every thread has arrived. A worker that was pre-empted before it took a part
+//! holds nothing and is not waited for.
 //!
-//! With one thread `run` is a plain loop. It refuses nested regions (`run` takes `&mut self`) and it refuses
-//! to decide how many threads are worth it: the engine measures its steps and calls `set_threads`.
+//! With one thread `run` is a plain loop. It refuses nested regions (`run` takes `&mut self`) and
+//! it refuses to decide how many threads are worth it: the engine measures its steps and calls
+//! `set_threads`.
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,8 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
-/// Rounds of `spin_loop` before a worker parks: some 20 µs, the gap between two regions of a step with
-/// room to spare. Between steps it parks, so an idle engine burns nothing.
+/// Rounds of `spin_loop` before a worker parks: some 20 µs, the gap between two regions of a step
+/// with room to spare. Between steps it parks, so an idle engine burns nothing.
 const SPIN_ROUNDS: u32 = 500;
 
 /// Rounds before the caller, waiting for somebody's last part, offers its core to the scheduler.
@@ -52,10 +54,10 @@ struct Job {
     parts: usize,
 }
 
-// SAFETY: `job` is the only field that is not Sync by itself. The caller writes it when `completed` says
-// that every part taken so far is done; a worker reads it only between taking a part (a read-modify-write of
-// `remaining` that follows the caller's release store) and completing it. So no read meets a write, and the
-// body it points to is Sync and outlives the region.
+// SAFETY: `job` is the only field that is not Sync by itself. The caller writes it when `completed`
+// says that every part taken so far is done; a worker reads it only between taking a part (a
+// read-modify-write of `remaining` that follows the caller's release store) and completing it. So
+// no read meets a write, and the body it points to is Sync and outlives the region.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the pointer is only dereferenced inside a region.
 unsafe impl Send for Shared {}
@@ -101,15 +103,17 @@ impl Pool {
         self.shared.active.load(Ordering::Relaxed)
     }
 
-    /// Uses `threads` threads from the next region on, at least 1 and at most [`Pool::max_threads`].
+    /// Uses `threads` threads from the next region on, at least 1 and at most
+    /// [`Pool::max_threads`].
     pub fn set_threads(&mut self, threads: usize) {
         self.shared
             .active
             .store(threads.clamp(1, self.max_threads()), Ordering::Relaxed);
     }
 
-    /// Calls `body(0) … body(parts - 1)`, each once, in any order and on any active thread; returns when all
-    /// are done. The caller's writes are visible to the parts and the parts' writes to the caller.
+    /// Calls `body(0) … body(parts - 1)`, each once, in any order and on any active thread; returns
+    /// when all are done. The caller's writes are visible to the parts and the parts' writes to the
+    /// caller.
     ///
     /// # Panics
     /// If a part panics; the other parts are finished first.
@@ -132,14 +136,15 @@ impl Pool {
             shared.remaining.0.load(Ordering::Relaxed) <= 0,
             "regions do not overlap"
         );
-        // SAFETY: only the lifetime changes. `run` returns, and `body` ends, after every part is done, and
-        // nobody follows this pointer without holding a part.
+        // SAFETY: only the lifetime changes. `run` returns, and `body` ends, after every part is
+        // done, and nobody follows this pointer without holding a part.
         let body: &Body<'static> = unsafe { std::mem::transmute(body) };
         // SAFETY: no part is out, so nobody reads the cell (see `Sync for Shared`).
         unsafe { *shared.job.get() = Job { body, parts } };
         shared.completed.0.store(0, Ordering::Relaxed);
         let parts = isize::try_from(parts).expect("parts are counted in thousands");
-        // Sequentially consistent with a worker's `parked` store: either it sees the parts or we see it.
+        // Sequentially consistent with a worker's `parked` store: either it sees the parts or we
+        // see it.
         shared.remaining.0.store(parts, Ordering::SeqCst);
         let workers = shared.active.load(Ordering::Relaxed) - 1;
         for (parked, worker) in shared.parked.iter().zip(&self.workers).take(workers) {
@@ -207,7 +212,8 @@ impl Shared {
             if left <= 0 {
                 return;
             }
-            // SAFETY: this thread holds a part, so the caller does not write the cell, and the body lives.
+            // SAFETY: this thread holds a part, so the caller does not write the cell, and the body
+            // lives.
             let (job, body) = unsafe {
                 let job = *self.job.get();
                 (job, &*job.body)

@@ -1,7 +1,8 @@
-//! Rotary position embedding (Su et al. 2021, "RoFormer") with precomputed angles. The two pairings are both
-//! here because silently using the wrong one gives fluent text for thirty tokens and nonsense after: GGUF
-//! llama files have permuted Q and K for the interleaved one, safetensors and most other models have not.
-//! Plain Rust, compiled once: no instruction set can change a bit of it.
+//! Rotary position embedding (Su et al. 2021, "RoFormer") with precomputed angles. The two pairings
+//! are both here because silently using the wrong one gives fluent text for thirty tokens and
+//! nonsense after: GGUF llama files have permuted Q and K for the interleaved one, safetensors and
+//! most other models have not. Plain Rust, compiled once: no instruction set can change a bit of
+//! it.
 
 /// Which two elements of a head are rotated together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,9 +23,9 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// Angles for positions `0..positions`: `position / (base^(2 i / rotary_dim) * factor_i)`. `factors` are
-    /// the divisors of a GGUF `rope_freqs.weight` (Llama 3 scaling); empty means 1. Elements of a head from
-    /// `rotary_dim` on are not rotated.
+    /// Angles for positions `0..positions`: `position / (base^(2 i / rotary_dim) * factor_i)`.
+    /// `factors` are the divisors of a GGUF `rope_freqs.weight` (Llama 3 scaling); empty means 1.
+    /// Elements of a head from `rotary_dim` on are not rotated.
     ///
     /// # Panics
     /// If `rotary_dim` is odd or `factors` is neither empty nor `rotary_dim / 2` long.
@@ -71,7 +72,8 @@ impl RopeTable {
 /// Rotates every head of one token: `x` is `heads` x `head_dim`, in place.
 ///
 /// # Panics
-/// If the position is beyond the table, or `head_dim` is smaller than the rotary size or does not divide `x`.
+/// If the position is beyond the table, or `head_dim` is smaller than the rotary size or does not
+/// divide `x`.
 pub fn rope_in_place(table: &RopeTable, x: &mut [f32], head_dim: usize, position: usize) {
     let pairs = table.pairs;
     assert!(

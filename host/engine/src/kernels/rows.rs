@@ -1,11 +1,11 @@
-//! What is done to whole rows of floats between the matrix products: norm, softmax, residual. Sums run over
-//! sixteen lanes and one fixed tree, so a row's result depends on that row alone.
+//! What is done to whole rows of floats between the matrix products: norm, softmax, residual. Sums
+//! run over sixteen lanes and one fixed tree, so a row's result depends on that row alone.
 
 use super::isa::Isa;
 use super::lanes::{Kernel, LANES, Lanes, exp, with_lanes};
 
-/// `out = x / rms(x) * weight`, row by row, `rms(x) = sqrt(mean(x²) + eps)`; `x` and `out` are row-major
-/// with `weight.len()` columns, a multiple of 16.
+/// `out = x / rms(x) * weight`, row by row, `rms(x) = sqrt(mean(x²) + eps)`; `x` and `out` are
+/// row-major with `weight.len()` columns, a multiple of 16.
 ///
 /// # Panics
 /// If the lengths do not fit.
@@ -86,9 +86,9 @@ pub fn add_in_place(x: &mut [f32], y: &[f32]) {
     }
 }
 
-/// Turns scores into probabilities, `e^(x - max) / sum`, over the whole slice (any length). A score of minus
-/// infinity becomes 0. Returns the natural logarithm of the sum of e^x, which turns a score into a
-/// log-probability.
+/// Turns scores into probabilities, `e^(x - max) / sum`, over the whole slice (any length). A score
+/// of minus infinity becomes 0. Returns the natural logarithm of the sum of e^x, which turns a
+/// score into a log-probability.
 pub fn softmax_in_place(isa: Isa, x: &mut [f32]) -> f32 {
     with_lanes(isa, Softmax { x })
 }

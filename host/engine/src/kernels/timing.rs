@@ -1,6 +1,6 @@
-//! How long does a pass over a small model take? Run by hand:
-//! `cargo test --release -p homeostat-engine kernels::timing -- --ignored --nocapture --test-threads 1`.
-//! It prints and asserts nothing about time: the machine is shared.
+//! How long does a pass over a small model take? Run by hand: `cargo test --release -p
+//! homeostat-engine kernels::timing -- --ignored --nocapture --test-threads 1`. It prints and
+//! asserts nothing about time: the machine is shared.
 
 use std::time::Instant;
 
