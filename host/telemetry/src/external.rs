@@ -13,6 +13,9 @@ use crate::reading::{Absurd, DeviceReadings, Reading, Readings, Signal};
 
 /// Devices that may be pushed; each costs about 600 bytes in every snapshot.
 pub const MAX_EXTERNAL_DEVICES: usize = 32;
+/// A device of which nothing was heard for this long was taken away on purpose. Until
+/// then its silence counts as that of a lost sensor.
+pub const FORGET_MS: u64 = 600_000;
 /// Longest id, in bytes.
 pub const MAX_ID_BYTES: usize = 64;
 
@@ -93,12 +96,16 @@ impl Mailbox {
     }
 
     /// Copies what was pushed beside what was read.
-    pub fn deliver(&self, readings: &mut Readings) {
-        for (name, device) in &self.devices {
-            readings
-                .devices
-                .insert(format!("external.{name}"), device.clone());
-        }
+    pub fn deliver(&mut self, readings: &mut Readings, now_ms: u64) {
+        self.devices.retain(|name, device| {
+            let id = format!("external.{name}");
+            if device.silent_ms(now_ms) > FORGET_MS {
+                readings.devices.remove(&id);
+                return false;
+            }
+            readings.device(&id, device.kind).adopt(device);
+            true
+        });
     }
 }
 
@@ -125,7 +132,7 @@ mod tests {
             .push(vec![watts("strip", 412.5)], 50)
             .expect("taken");
         let mut readings = Readings::default();
-        mailbox.deliver(&mut readings);
+        mailbox.deliver(&mut readings, 100);
         let strip = &readings.devices["external.strip"];
         assert_eq!(strip.last(Signal::Power).expect("there").value, 412.5);
     }
@@ -140,8 +147,19 @@ mod tests {
             "{message}"
         );
         let mut readings = Readings::default();
-        mailbox.deliver(&mut readings);
+        mailbox.deliver(&mut readings, 100);
         assert!(readings.devices.is_empty());
+    }
+
+    #[test]
+    fn a_device_that_is_silent_for_long_is_forgotten_and_leaves_its_place() {
+        let mut mailbox = Mailbox::default();
+        mailbox.push(vec![watts("strip", 1.0)], 0).expect("taken");
+        let mut readings = Readings::default();
+        mailbox.deliver(&mut readings, FORGET_MS);
+        assert!(readings.devices.contains_key("external.strip"));
+        mailbox.deliver(&mut readings, FORGET_MS + 1);
+        assert!(readings.devices.is_empty() && mailbox.devices.is_empty());
     }
 
     #[test]

@@ -17,8 +17,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use homeostat_hooks::{
-    Budget, BudgetUnit, Causes, DeviceKind, Forecast, MetabolicState, Metabolism, Pressure,
-    Profile, SpeculationHint, Supply, ThrottleReasons,
+    Budget, BudgetUnit, Causes, DeviceKind, MetabolicState, Metabolism, Pressure, Profile,
+    SpeculationHint, Supply, ThrottleReasons,
 };
 
 use crate::filter::{Ema, GAP_MS};
@@ -39,8 +39,6 @@ const FALL_MEMORY_MS: u64 = 30_000;
 /// [`MAX_STRETCH`] times: under the worst oscillation 10 s become 320 s.
 const RETURN_MS: u64 = 120_000;
 const MAX_STRETCH: u64 = 32;
-/// A slowdown forecast closer than this is treated as heat that is already there.
-const NEAR_THROTTLE_MS: u32 = 30_000;
 /// Battery time left below which quality must not cost energy any more.
 const SHORT_BATTERY_S: u32 = 20 * 60;
 
@@ -151,8 +149,6 @@ pub struct Vitals<'a> {
     pub budgets: &'a [Budget],
     /// The operator's cap.
     pub power_cap_watts: Option<f64>,
-    /// Forecasts by device id.
-    pub forecasts: &'a BTreeMap<String, Forecast>,
 }
 
 /// What one cause claims at one moment.
@@ -271,7 +267,9 @@ impl Heat {
     fn new() -> Self {
         Self {
             risk: Ema::asymmetric(1_000, 10_000),
-            margin: Ema::new(2_000),
+            // Smoothed over the steps of an integer thermometer, but a margin that
+            // vanishes is believed within a few samples.
+            margin: Ema::asymmetric(2_000, 200),
             integral: 0.0,
             thermal_bits: VecDeque::new(),
         }
@@ -465,19 +463,12 @@ impl StateMachine {
             };
             let heat = self.heat.entry(id.clone()).or_insert_with(Heat::new);
             let bits = fresh_throttle(device, now_ms);
-            let forecast = vitals.forecasts.get(id);
             let slowed = bits.thermal_software || bits.thermal_hardware;
-            let risk = raw_risk(margin, heat.throttled_ratio(slowed, now_ms), forecast, span);
+            let risk = raw_risk(margin, heat.throttled_ratio(slowed, now_ms), span);
             let risk = heat.risk.update(risk, now_ms);
             let share = heat.share(margin, target, elapsed_ms, now_ms);
 
             view.evidence.weigh(&self.thresholds.risk, risk, 3);
-            if forecast
-                .and_then(|f| f.time_to_throttle_ms)
-                .is_some_and(|t| t < NEAR_THROTTLE_MS)
-            {
-                view.evidence.claim(2);
-            }
             if margin <= self.thresholds.critical_margin_celsius {
                 view.evidence.claim(3);
             }
@@ -565,7 +556,8 @@ impl StateMachine {
         let mut share = 0.0f64;
         evidence.claim(1);
         if let Some(charge) = supply.charge_ratio {
-            let drained = 1.0 - f64::from(charge);
+            // A firmware's charge is whole percents; 32 bits hold them a little short.
+            let drained = 1.0 - (f64::from(charge) * 1000.0).round() / 1000.0;
             evidence.weigh(&self.thresholds.battery, drained, 3);
             share = share.max(((drained - 0.5) / 0.4).clamp(0.0, 1.0));
         }
@@ -658,16 +650,13 @@ fn fresh_throttle(device: &DeviceReadings, now_ms: u64) -> ThrottleReasons {
     device.throttle(now_ms).unwrap_or_default()
 }
 
-/// The largest of: risk now, risk 20 s ahead (a little discounted, it is a guess), and the
-/// device's own word that heat slows it.
-fn raw_risk(margin: f64, throttled: f64, forecast: Option<&Forecast>, span: f64) -> f64 {
-    let risk = |margin: f64| (1.0 - margin / span).clamp(0.0, 1.0);
-    let future = forecast.map_or(0.0, |f| 0.9 * risk(f64::from(f.margin_celsius)));
+/// Risk by margin or by the device's own word that heat slows it, the larger.
+fn raw_risk(margin: f64, throttled: f64, span: f64) -> f64 {
     let slowed = match throttled {
         t if t > 0.0 => 0.6 + 0.4 * t,
         _ => 0.0,
     };
-    risk(margin).max(future).max(slowed)
+    (1.0 - margin / span).clamp(0.0, 1.0).max(slowed)
 }
 
 /// Power drawn over the operator's cap or over the host's budget in watts, the worse.
@@ -770,7 +759,6 @@ mod tests {
                     pressure: &self.pressure,
                     budgets: &self.budgets,
                     power_cap_watts: self.cap,
-                    forecasts: &BTreeMap::new(),
                 },
                 self.now_ms,
             );
@@ -1169,33 +1157,6 @@ mod tests {
         bench.record(Signal::Power, 650.0);
         bench.record(Signal::PowerLimit, 700.0);
         assert_eq!(bench.at(60.0).speculation, SpeculationHint::Neutral);
-    }
-
-    #[test]
-    fn a_forecast_of_slowdown_counts_before_the_heat_is_there() {
-        let mut bench = Bench::new(Profile::Edge);
-        bench.record(Signal::ThermalMargin, 12.0);
-        let forecast = Forecast {
-            horizon_ms: 20_000,
-            margin_celsius: -1.0,
-            time_to_throttle_ms: Some(18_000),
-            rmse_celsius: 0.5,
-        };
-        let seen = bench.machine.observe(
-            &Vitals {
-                readings: &bench.readings,
-                pressure: &bench.pressure,
-                budgets: &[],
-                power_cap_watts: None,
-                forecasts: &BTreeMap::from([("gpu.0".to_owned(), forecast)]),
-            },
-            0,
-        );
-        assert!(
-            seen.state >= MetabolicState::Constrained && seen.causes.thermal,
-            "{seen:?}"
-        );
-        assert!((seen.risk - 0.9).abs() < 1e-6, "{}", seen.risk);
     }
 
     #[test]

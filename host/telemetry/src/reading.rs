@@ -215,6 +215,12 @@ impl DeviceReadings {
         self.throttle = Some((reasons, at_ms));
     }
 
+    /// Time since anything was read of this device.
+    pub fn silent_ms(&self, now_ms: u64) -> u64 {
+        let ages = self.readings.iter().flatten().map(|r| r.age_ms(now_ms));
+        ages.min().unwrap_or(u64::MAX)
+    }
+
     /// Takes over what somebody else read of this device; what they did not read stays.
     pub fn adopt(&mut self, newer: &DeviceReadings) {
         for (mine, theirs) in self.readings.iter_mut().zip(newer.readings) {

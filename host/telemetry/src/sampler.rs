@@ -5,7 +5,6 @@
 //! sampler refuses to decide anything beyond the metabolic state: which tier answers is a
 //! policy's business.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use homeostat_hooks::{Budget, Device, Origin, Snapshot};
@@ -112,14 +111,12 @@ impl Sampler {
         self.ask_providers(now_ms);
         self.complete_margins();
         let pressure = self.readings.pressure(inputs.kv_used_ratio);
-        let forecasts = BTreeMap::new();
         let metabolism = self.machine.observe(
             &Vitals {
                 readings: &self.readings,
                 pressure: &pressure,
                 budgets: &inputs.budgets,
                 power_cap_watts: self.config.power_cap_watts,
-                forecasts: &forecasts,
             },
             now_ms,
         );

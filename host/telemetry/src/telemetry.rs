@@ -31,11 +31,12 @@ impl Shared {
     }
 
     fn sample(&self, sampler: &mut Sampler) {
+        let now_ms = self.now_ms();
         self.mailbox
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .deliver(sampler.readings_mut());
-        let snapshot = sampler.tick(self.now_ms(), &self.inputs.load());
+            .deliver(sampler.readings_mut(), now_ms);
+        let snapshot = sampler.tick(now_ms, &self.inputs.load());
         self.snapshot.store(Arc::new(snapshot));
     }
 }

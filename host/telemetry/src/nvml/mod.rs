@@ -33,6 +33,9 @@ use worker::{Backoff, Phase, Slot, View};
 /// loaded board takes milliseconds.
 pub const CALL_LIMIT_MS: u64 = 2_000;
 
+/// Longest time for opening or closing the library.
+pub const OPEN_LIMIT_MS: u64 = 30_000;
+
 /// Workers that may be stuck at once; each is one thread with its stack.
 pub const MAX_ABANDONED: usize = 4;
 
@@ -117,15 +120,13 @@ impl Nvml {
         self.abandoned
             .retain(|slot| !slot.finished.load(Ordering::Acquire));
         if let Some(slot) = &self.worker {
-            let since = slot.in_call_since_ms.load(Ordering::Acquire);
-            if now_ms.saturating_sub(since) <= CALL_LIMIT_MS {
+            if now_ms <= slot.due_back_ms.load(Ordering::Acquire) {
                 return;
             }
             slot.stop.store(true, Ordering::Release);
             self.recorder.error("nvml", "timeout");
             let pause_ms = self.backoff.next_ms();
             tracing::warn!(
-                in_call_ms = now_ms - since,
                 pause_ms,
                 "the NVIDIA driver does not answer; its devices count as lost until it does"
             );

@@ -11,6 +11,7 @@ use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 
 use crate::nvml::card::Card;
+use crate::nvml::{CALL_LIMIT_MS, OPEN_LIMIT_MS};
 use crate::pace::Pace;
 use crate::reading::DeviceReadings;
 use crate::stats::Recorder;
@@ -56,8 +57,8 @@ pub(super) struct Slot {
     base_ms: u32,
     pub recorder: Recorder,
     pub view: ArcSwap<View>,
-    /// When the present call began; `u64::MAX` outside of calls.
-    pub in_call_since_ms: AtomicU64,
+    /// When the present call must be over; `u64::MAX` outside of calls.
+    pub due_back_ms: AtomicU64,
     pub stop: AtomicBool,
     pub finished: AtomicBool,
 }
@@ -72,7 +73,7 @@ impl Slot {
                 phase: Phase::Opening,
                 cards: Vec::new(),
             }),
-            in_call_since_ms: AtomicU64::new(u64::MAX),
+            due_back_ms: AtomicU64::new(u64::MAX),
             stop: AtomicBool::new(false),
             finished: AtomicBool::new(false),
         }
@@ -89,10 +90,27 @@ impl Slot {
     /// Makes one call into the library under the eyes of the watchdog and counts its
     /// failure.
     pub fn call<T>(&self, call: impl FnOnce() -> Result<T, NvmlError>) -> Result<T, NvmlError> {
-        self.in_call_since_ms
-            .store(self.now_ms(), Ordering::Release);
+        self.call_within(CALL_LIMIT_MS, call)
+    }
+
+    /// Opening and closing the library start and stop devices, which takes seconds each
+    /// where no other program keeps them awake.
+    fn open_or_close<T>(
+        &self,
+        call: impl FnOnce() -> Result<T, NvmlError>,
+    ) -> Result<T, NvmlError> {
+        self.call_within(OPEN_LIMIT_MS, call)
+    }
+
+    fn call_within<T>(
+        &self,
+        limit_ms: u64,
+        call: impl FnOnce() -> Result<T, NvmlError>,
+    ) -> Result<T, NvmlError> {
+        self.due_back_ms
+            .store(self.now_ms() + limit_ms, Ordering::Release);
         let answer = call();
-        self.in_call_since_ms.store(u64::MAX, Ordering::Release);
+        self.due_back_ms.store(u64::MAX, Ordering::Release);
         if let Err(error) = &answer {
             self.recorder.error("nvml", kind(error));
         }
@@ -195,7 +213,7 @@ fn session(
     if let Some(path) = library {
         builder.lib_path(path.as_os_str());
     }
-    let nvml = match slot.call(|| builder.init()) {
+    let nvml = match slot.open_or_close(|| builder.init()) {
         Ok(nvml) => nvml,
         Err(NvmlError::LibloadingError(error)) => {
             tracing::info!(%error, "no NVIDIA library, hence no NVIDIA devices");
@@ -206,7 +224,7 @@ fn session(
     let ended = serve(slot, &nvml, backoff, known_devices);
     // Closing may block like any other call, so the watchdog looks on. Its failure is
     // counted and otherwise without consequence: the library is opened anew or not at all.
-    let _ = slot.call(|| nvml.shutdown());
+    let _ = slot.open_or_close(|| nvml.shutdown());
     ended
 }
 
