@@ -378,6 +378,11 @@ impl Room {
         self.set(&[hook], embedded.as_ref());
     }
 
+    /// The number of the generation that serves a hook.
+    pub fn active(&self, hook: Hook) -> Option<u64> {
+        self.table.load().get(hook).map(|g| g.number)
+    }
+
     pub fn status(&self, hook: Hook) -> SlotStatus {
         let books = self.books();
         let book = &books[hook as usize];

@@ -1138,6 +1138,22 @@ fn files_load_swap_and_leave_and_the_embedded_policy_comes_back() {
 }
 
 #[test]
+fn removing_a_file_leaves_what_was_put_by_hand_since() {
+    let folder = Folder::new();
+    folder.write("route.wasm", &guests::router("file"));
+    folder.room.watch();
+    folder
+        .room
+        .put(offer("hand", guests::router("by hand")))
+        .unwrap();
+    std::fs::remove_file(folder.dir.path().join("route.wasm")).unwrap();
+    // A later change of the folder is seen after the removal was.
+    folder.write("classify.wasm", &guests::classifier("", "", ""));
+    folder.until("seen", |room| is_component(&classify(room, 7)));
+    assert_eq!(routed(&folder.room), "by hand");
+}
+
+#[test]
 fn a_copy_in_progress_is_not_a_broken_policy_and_a_broken_one_changes_nothing() {
     let folder = Folder::new();
     folder.room.watch();

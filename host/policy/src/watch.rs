@@ -3,7 +3,8 @@
 //! The rule, for people: `<hook>.wasm` or `<hook>-<name>.wasm` serves that hook;
 //! `<same stem>.toml` beside it holds its options, and may name several hooks. Copying a
 //! file in loads it, replacing it swaps it, removing it brings back what the host came
-//! with. Where two files name one hook, the one that changed last wins.
+//! with, unless something else was put there since. Where two files name one hook, the
+//! one that changed last wins.
 //!
 //! A file counts when two looks in a row saw the same bytes, so a copy in progress is
 //! never taken for a broken policy; a link that is pointed elsewhere is a changed file. A
@@ -103,8 +104,8 @@ struct Seen {
 struct Folder {
     dir: PathBuf,
     seen: BTreeMap<PathBuf, Seen>,
-    /// Which file serves which hook.
-    serving: BTreeMap<Hook, PathBuf>,
+    /// Which file was put at which hook, and as which generation.
+    serving: BTreeMap<Hook, (PathBuf, u64)>,
     unreadable: bool,
 }
 
@@ -139,15 +140,17 @@ impl Folder {
         }
         self.seen
             .retain(|path, _| files.iter().any(|(p, _)| p == path));
-        let gone: Vec<Hook> = self
+        let gone: Vec<(Hook, u64)> = self
             .serving
             .iter()
-            .filter(|(_, path)| !files.iter().any(|(p, _)| p == *path))
-            .map(|(hook, _)| *hook)
+            .filter(|(_, (path, _))| !files.iter().any(|(p, _)| p == path))
+            .map(|(hook, (_, generation))| (*hook, *generation))
             .collect();
-        for hook in gone {
+        for (hook, generation) in gone {
             self.serving.remove(&hook);
-            self.give_back(room, hook, &files);
+            if room.active(hook) == Some(generation) {
+                self.give_back(room, hook, &files);
+            }
         }
     }
 
@@ -230,8 +233,8 @@ impl Folder {
                 let Ok(report) = room.put(&offer) else {
                     return false;
                 };
-                for hook in report.hooks {
-                    self.serving.insert(hook, path.to_path_buf());
+                for (hook, generation) in report.hooks.iter().zip(report.generations) {
+                    self.serving.insert(*hook, (path.to_path_buf(), generation));
                 }
                 true
             }
