@@ -17,8 +17,10 @@ run: models
 setup:
 	@.ci/setup build
 
+# The selection matters: cargo picks the features of shared packages by what is built
+# together, and with this one `make test` finds everything as `make run` has left it.
 build: setup
-	$(CARGO) build --release --locked -p homeostat
+	$(CARGO) build --release --locked --workspace --exclude homeostat-tests
 
 models: build
 	$(HOMEOSTAT) models pull
@@ -37,7 +39,6 @@ unit: models
 
 e2e: models
 	@.ci/setup test
-	$(CARGO) build --release --locked -p homeostat-fake-nvml
 	$(PYTEST) tests/e2e -q
 
 bench: models
