@@ -11,11 +11,17 @@ const POLICIES: [&str; 3] = ["classify-lexical", "route-metabolic", "validate-fa
 fn main() {
     let here = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let out = PathBuf::from(std::env::var("OUT_DIR").expect("cargo sets it"));
-    let root = here.ancestors().nth(2).expect("the crate is two folders deep");
+    let root = here
+        .ancestors()
+        .nth(2)
+        .expect("the crate is two folders deep");
     for watched in ["plugins", "sdk/rust", "wit"] {
         println!("cargo::rerun-if-changed={}", root.join(watched).display());
     }
-    let crates: Vec<PathBuf> = POLICIES.iter().map(|p| root.join("plugins").join(p)).collect();
+    let crates: Vec<PathBuf> = POLICIES
+        .iter()
+        .map(|p| root.join("plugins").join(p))
+        .collect();
     let crates: Vec<&Path> = crates.iter().map(PathBuf::as_path).collect();
     let options = Options {
         target_dir: out.join("policies"),

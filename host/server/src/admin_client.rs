@@ -38,7 +38,9 @@ pub fn ask(host: &HostArgs, method: &str, path: &str, body: Vec<u8>) -> Result<V
             .map_err(|_| Failure::Failed(format!("{base} did not answer within {TIMEOUT:?}")))?
             .map_err(|e| {
                 let why = with_causes(&e);
-                Failure::Failed(format!("{base} cannot be reached: {why}; is the host running?"))
+                Failure::Failed(format!(
+                    "{base} cannot be reached: {why}; is the host running?"
+                ))
             })?;
         let status = response.status();
         let body = read_body(response.into_body(), ANSWER_BYTES_MAX)

@@ -95,7 +95,11 @@ fn print_slot(slot: &Value) {
             "{name}@{} ({}){}",
             generation["generation"],
             digest.get(..12).unwrap_or(digest),
-            if open { ", left alone: it keeps failing" } else { "" }
+            if open {
+                ", left alone: it keeps failing"
+            } else {
+                ""
+            }
         )
     };
     let active = match &slot["active"] {
@@ -159,7 +163,10 @@ fn shelf(config: &Config) -> Result<(Manifests, ModelCache), Failure> {
 
 /// Models of the manifests that a configuration loads.
 fn needed(config: &Config) -> Vec<String> {
-    let tiers = config.tiers.iter().filter(|t| t.kind == TierKind::Local && t.path.is_none());
+    let tiers = config
+        .tiers
+        .iter()
+        .filter(|t| t.kind == TierKind::Local && t.path.is_none());
     let mut names: Vec<String> = tiers.filter_map(|t| t.model.clone()).collect();
     if config.encoder.enabled && config.encoder.path.is_none() {
         names.push(config.encoder.model.clone());
@@ -242,7 +249,10 @@ pub fn explain(id: Option<&str>, json: bool, host: &HostArgs) -> Result<(), Fail
         for line in answer["decisions"].as_array().into_iter().flatten() {
             let ending = line["ending"]["ending"].as_str().unwrap_or("?");
             let id = line["id"].as_str().unwrap_or("?");
-            println!("{id}  {ending}  steps {}  {} ms", line["steps"], line["total_ms"]);
+            println!(
+                "{id}  {ending}  steps {}  {} ms",
+                line["steps"], line["total_ms"]
+            );
         }
         return Ok(());
     };
@@ -286,7 +296,11 @@ fn story(record: &Value) -> String {
             text(&step["tier"]),
             step["completion_tokens"],
             step["total_ms"],
-            if step["sent"] == true { ", sent" } else { ", not sent" },
+            if step["sent"] == true {
+                ", sent"
+            } else {
+                ", not sent"
+            },
             match &step["error"] {
                 Value::Null => String::new(),
                 error => format!(": {}", text(&error["message"])),
@@ -355,8 +369,14 @@ mod tests {
         });
         let text = story(&record);
         for word in [
-            "chatcmpl-1", "nominal", "classify  built-in", "built-in instead of mine@4 (trap: unreachable)",
-            "step 0    small: 5 tokens", "validate  facts@1", "note      cut", "ending    sent small",
+            "chatcmpl-1",
+            "nominal",
+            "classify  built-in",
+            "built-in instead of mine@4 (trap: unreachable)",
+            "step 0    small: 5 tokens",
+            "validate  facts@1",
+            "note      cut",
+            "ending    sent small",
         ] {
             assert!(text.contains(word), "{text}\n{word}");
         }

@@ -66,6 +66,7 @@ impl Default for Config {
                 kind: TierKind::Local,
                 model: Some("smollm2-135m-instruct".into()),
                 quality: (0.6, 0.25, 0.1),
+                system: Some(String::new()),
                 ..TierConfig::default()
             }],
             policies: RoomConfig::default(),
@@ -115,8 +116,8 @@ pub struct SamplingConfig {
 impl Default for SamplingConfig {
     fn default() -> Self {
         Self {
-            temperature: 0.2,
-            top_p: 0.9,
+            temperature: 0.0,
+            top_p: 1.0,
         }
     }
 }
@@ -174,6 +175,7 @@ pub struct TierConfig {
     pub usd_per_mtok_prompt: Option<f64>,
     pub usd_per_mtok_output: Option<f64>,
     pub joules_per_token: Option<f64>,
+    pub system: Option<String>,
     pub threads: Option<usize>,
     pub kv_bytes: u64,
     pub max_sequences: usize,
@@ -203,6 +205,7 @@ impl Default for TierConfig {
             usd_per_mtok_prompt: None,
             usd_per_mtok_output: None,
             joules_per_token: None,
+            system: None,
             threads: None,
             kv_bytes: 256 << 20,
             max_sequences: 32,
@@ -336,10 +339,16 @@ impl Config {
     fn check(&self) -> Result<(), String> {
         let s = &self.sampling;
         if !(0.0..=2.0).contains(&s.temperature) {
-            return Err(format!("sampling.temperature is {}, expected 0 to 2", s.temperature));
+            return Err(format!(
+                "sampling.temperature is {}, expected 0 to 2",
+                s.temperature
+            ));
         }
         if !(s.top_p > 0.0 && s.top_p <= 1.0) {
-            return Err(format!("sampling.top_p is {}, expected above 0, up to 1", s.top_p));
+            return Err(format!(
+                "sampling.top_p is {}, expected above 0, up to 1",
+                s.top_p
+            ));
         }
         if self.server.max_concurrent_requests == 0 {
             return Err("server.max_concurrent_requests is 0: nobody could ask anything".into());
@@ -361,7 +370,10 @@ impl Config {
             }
         }
         if self.encoder.enabled && !ids.insert(&self.encoder.id) {
-            return Err(format!("encoder.id {:?} is also a tier's id", self.encoder.id));
+            return Err(format!(
+                "encoder.id {:?} is also a tier's id",
+                self.encoder.id
+            ));
         }
         Ok(())
     }
@@ -379,7 +391,9 @@ impl TierConfig {
         let wrong = |what: String| Err(format!("tier {}: {what}", self.id));
         let (a, b, c) = self.quality;
         if ![a, b, c].iter().all(|q| (0.0..=1.0).contains(q)) {
-            return wrong(format!("quality is [{a}, {b}, {c}], expected shares from 0 to 1"));
+            return wrong(format!(
+                "quality is [{a}, {b}, {c}], expected shares from 0 to 1"
+            ));
         }
         if self.max_tokens == 0 {
             return wrong("max_tokens is 0, expected at least 1".into());
@@ -394,8 +408,8 @@ impl TierConfig {
                 }
             }
             TierKind::Remote => {
-                if self.path.is_some() {
-                    return wrong("path is for kind = \"local\"".into());
+                if self.path.is_some() || self.system.is_some() {
+                    return wrong("path and system are for kind = \"local\"".into());
                 }
                 if self.model.is_none() {
                     return wrong("model is missing: the model's name on that server".into());
@@ -417,7 +431,11 @@ impl TierConfig {
 /// toml's error with its line, and the nearest known key where a key is unknown.
 fn syntax_error(file: &str, text: &str, error: &toml::de::Error) -> ConfigError {
     let start = error.span().map_or(0, |s| s.start.min(text.len()));
-    let line = text.as_bytes()[..start].iter().filter(|b| **b == b'\n').count() + 1;
+    let line = text.as_bytes()[..start]
+        .iter()
+        .filter(|b| **b == b'\n')
+        .count()
+        + 1;
     let message = unknown_key(error.message()).unwrap_or_else(|| error.message().to_string());
     ConfigError::Syntax {
         file: file.into(),
@@ -478,7 +496,9 @@ mod tests {
                     if value.as_table().is_some_and(|t| all_empty(t)) {
                         continue;
                     }
-                    let other = there.get(key).unwrap_or_else(|| panic!("{path} is missing"));
+                    let other = there
+                        .get(key)
+                        .unwrap_or_else(|| panic!("{path} is missing"));
                     missing(&path, value, other);
                 }
             }
@@ -497,11 +517,26 @@ mod tests {
 
     #[test]
     fn a_misspelt_key_is_refused_with_its_line_and_the_nearest_known_one() {
-        refused("\n[server]\nlisten_on = \"x\"", &["test.toml, line 3", "`listen_on`"]);
-        refused("[server]\nmax_boddy_bytes = 1", &["line 2", "did you mean `max_body_bytes`?"]);
-        refused("[polices]", &["line 1", "`polices`", "did you mean `policies`?"]);
-        refused("[policies.limits]\ndeadline = 1", &["line 2", "did you mean `deadline_ms`?"]);
-        refused("[[tiers]]\nid=\"a\"\nmodell=\"x\"", &["line 3", "did you mean `model`?"]);
+        refused(
+            "\n[server]\nlisten_on = \"x\"",
+            &["test.toml, line 3", "`listen_on`"],
+        );
+        refused(
+            "[server]\nmax_boddy_bytes = 1",
+            &["line 2", "did you mean `max_body_bytes`?"],
+        );
+        refused(
+            "[polices]",
+            &["line 1", "`polices`", "did you mean `policies`?"],
+        );
+        refused(
+            "[policies.limits]\ndeadline = 1",
+            &["line 2", "did you mean `deadline_ms`?"],
+        );
+        refused(
+            "[[tiers]]\nid=\"a\"\nmodell=\"x\"",
+            &["line 3", "did you mean `model`?"],
+        );
         refused("[log]\nzzzzzzzz = 1", &["known here: format, level"]);
     }
 
@@ -515,15 +550,24 @@ mod tests {
     #[test]
     fn tiers_that_cannot_work_are_refused_by_name() {
         refused("tiers = []", &["nothing to answer with"]);
-        refused("[[tiers]]\nid = \"auto\"\nmodel = \"x\"", &["auto", "taken"]);
+        refused(
+            "[[tiers]]\nid = \"auto\"\nmodel = \"x\"",
+            &["auto", "taken"],
+        );
         refused("[[tiers]]\nid = \"a b\"", &["a b", "letters"]);
         refused("[[tiers]]\nid = \"a\"", &["tier a", "model", "path"]);
         let remote = "[[tiers]]\nid = \"big\"\nkind = \"remote\"\nmodel = \"m\"\n";
         refused(remote, &["tier big", "url is \"\""]);
-        refused(&format!("{remote}url = \"ftp://x\""), &["ftp://x", "http://"]);
+        refused(
+            &format!("{remote}url = \"ftp://x\""),
+            &["ftp://x", "http://"],
+        );
         let good = format!("{remote}url = \"https://x/v1\"");
         assert!(Config::parse("t", &good).is_ok());
         refused(&format!("{good}\n{good}"), &["big", "taken"]);
-        refused(&format!("{good}\nquality = [2.0, 0, 0]"), &["quality", "from 0 to 1"]);
+        refused(
+            &format!("{good}\nquality = [2.0, 0, 0]"),
+            &["quality", "from 0 to 1"],
+        );
     }
 }

@@ -43,7 +43,11 @@ impl House {
     pub fn model_names(&self) -> Vec<String> {
         let tiers = self.cascade.tiers().iter().map(|t| t.id().to_string());
         let encoder = self.encoder.iter().map(|e| e.id().to_string());
-        ["auto".to_string()].into_iter().chain(tiers).chain(encoder).collect()
+        ["auto".to_string()]
+            .into_iter()
+            .chain(tiers)
+            .chain(encoder)
+            .collect()
     }
 
     /// From now on this host is not ready.
@@ -89,7 +93,9 @@ impl Door {
             max_body_bytes: config.max_body_bytes,
             max_concurrent: config.max_concurrent_requests,
             permits: Arc::new(Semaphore::new(config.max_concurrent_requests)),
-            keys: keys.map(|(k, tenant)| (digest(k), tenant.clone())).collect(),
+            keys: keys
+                .map(|(k, tenant)| (digest(k), tenant.clone()))
+                .collect(),
             admin: match &config.admin_token {
                 Some(token) => AdminDoor::LoopbackWithToken(digest(token)),
                 None if config.listen.ip().is_loopback() => AdminDoor::Loopback,
@@ -127,7 +133,9 @@ impl Door {
             Err(ApiError::new(status, "authentication_error", what).code("invalid_api_key"))
         };
         match bearer {
-            None => refused("this host asks for an API key: send it as Authorization: Bearer <key>"),
+            None => {
+                refused("this host asks for an API key: send it as Authorization: Bearer <key>")
+            }
             Some(key) => match self.keys.get(&digest(key)) {
                 Some(tenant) => Ok(Some(tenant)),
                 None => refused("this API key is not known here"),
@@ -137,11 +145,9 @@ impl Door {
 
     /// Whether a peer may use the admin API.
     pub fn admin(&self, peer_is_loopback: bool, bearer: Option<&str>) -> Result<(), ApiError> {
-        let refused = |status, kind, what: &str| {
-            Err(ApiError::new(status, kind, what).code("admin_denied"))
-        };
-        let forbidden =
-            |what| refused(axum::http::StatusCode::FORBIDDEN, "permission_error", what);
+        let refused =
+            |status, kind, what: &str| Err(ApiError::new(status, kind, what).code("admin_denied"));
+        let forbidden = |what| refused(axum::http::StatusCode::FORBIDDEN, "permission_error", what);
         if !peer_is_loopback {
             return forbidden("the admin API answers on the loopback interface only");
         }

@@ -1,5 +1,7 @@
 //! Structured logs: one line per request, on standard error.
 
+use std::io::IsTerminal;
+
 use homeostat_cascade::{DecisionRecord, Ending};
 use tracing_subscriber::EnvFilter;
 
@@ -12,6 +14,7 @@ pub fn start(config: &LogConfig) -> Result<(), String> {
         .map_err(|e| format!("log.level {configured:?} is no filter: {e}"))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     let started = match config.format {
         LogFormat::Text => builder.try_init(),

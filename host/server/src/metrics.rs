@@ -6,7 +6,11 @@
 //! would be a lie. Engine figures have vLLM's names with our prefix.
 
 use homeostat_cascade::{DecisionRecord, Ending, StepRecord};
-use homeostat_hooks::{AnsweredBy, Device, Endpoint, Hook, HookReply, MetabolicState, Snapshot};
+use homeostat_engine::EngineHandle;
+use homeostat_hooks::{
+    AnsweredBy, Device, Endpoint, Hook, HookReply, MetabolicState, Snapshot, TierView,
+};
+use homeostat_policy::RoomStats;
 use prometheus::{
     Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder,
 };
@@ -43,10 +47,15 @@ pub struct Metrics {
     generation_tokens: IntCounterVec,
     escalations: IntCounterVec,
     tier_failures: IntCounterVec,
-    hook_calls: IntCounterVec,
-    hook_faults: IntCounterVec,
-    hook_fallbacks: IntCounterVec,
-    hook_seconds: HistogramVec,
+    hooks: HookMetrics,
+}
+
+/// Counters of hook calls, by hook and policy.
+struct HookMetrics {
+    calls: IntCounterVec,
+    faults: IntCounterVec,
+    fallbacks: IntCounterVec,
+    seconds: HistogramVec,
 }
 
 impl Metrics {
@@ -56,7 +65,6 @@ impl Metrics {
         let time = |name: &str, help: &str, labels: &[&str], buckets: &[f64]| {
             histogram(&r, name, help, labels, buckets)
         };
-        let hook = ["hook", "policy"];
         Ok(Self {
             http_requests: count(
                 "homeostat_http_requests_total",
@@ -106,23 +114,7 @@ impl Metrics {
                 "Steps that failed, by tier and error code.",
                 &["tier", "code"],
             )?,
-            hook_calls: count("homeostat_hook_calls_total", "Hook calls.", &hook)?,
-            hook_faults: count(
-                "homeostat_hook_faults_total",
-                "Faults of policies: trap, deadline, memory, invalid, denied.",
-                &["hook", "policy", "kind"],
-            )?,
-            hook_fallbacks: count(
-                "homeostat_hook_fallbacks_total",
-                "Hook calls that a fallback answered, by the policy that failed.",
-                &hook,
-            )?,
-            hook_seconds: time(
-                "homeostat_hook_duration_seconds",
-                "Time of a hook call, waiting for an instance included.",
-                &hook,
-                &HOOK_SECONDS,
-            )?,
+            hooks: HookMetrics::new(&r)?,
             registry: r,
         })
     }
@@ -149,10 +141,10 @@ impl Metrics {
             first.observe(f64::from(ms) / 1e3);
         }
         if let Some(reply) = &record.classification {
-            self.hook(Hook::Classify, reply);
+            self.hooks.record(Hook::Classify, reply);
         }
         if let Some(reply) = &record.decision {
-            self.hook(Hook::Route, reply);
+            self.hooks.record(Hook::Route, reply);
         }
         for step in &record.steps {
             self.step(step);
@@ -175,30 +167,12 @@ impl Metrics {
             self.escalations.with_label_values(&[tier]).inc();
         }
         if let Some(reply) = &step.verdict {
-            self.hook(Hook::Validate, reply);
+            self.hooks.record(Hook::Validate, reply);
         }
         if let (Some(first), true) = (step.ttft_ms, step.completion_tokens > 1) {
             let rest = f64::from(step.total_ms.saturating_sub(first)) / 1e3;
             let mean = rest / f64::from(step.completion_tokens - 1);
             self.tpot_seconds.with_label_values(&[tier]).observe(mean);
-        }
-    }
-
-    fn hook<T>(&self, hook: Hook, reply: &HookReply<T>) {
-        let policy = match &reply.by {
-            AnsweredBy::BuiltIn => "built-in",
-            AnsweredBy::Component { name, .. } | AnsweredBy::Fallback { name, .. } => name.as_str(),
-        };
-        let labels = [hook.as_str(), policy];
-        self.hook_calls.with_label_values(&labels).inc();
-        let seconds = self.hook_seconds.with_label_values(&labels);
-        seconds.observe(reply.micros as f64 / 1e6);
-        if let Some(fault) = &reply.fault {
-            let labels = [hook.as_str(), policy, fault.kind.as_str()];
-            self.hook_faults.with_label_values(&labels).inc();
-        }
-        if matches!(reply.by, AnsweredBy::Fallback { .. }) {
-            self.hook_fallbacks.with_label_values(&labels).inc();
         }
     }
 
@@ -210,6 +184,48 @@ impl Metrics {
         TextEncoder::new()
             .encode_to_string(&families)
             .map_err(|e| format!("metrics: {e}"))
+    }
+}
+
+impl HookMetrics {
+    fn new(r: &Registry) -> Result<Self> {
+        let labels = ["hook", "policy"];
+        let fallbacks = "Hook calls that a fallback answered, by the policy that failed.";
+        Ok(Self {
+            calls: counter(r, "homeostat_hook_calls_total", "Hook calls.", &labels)?,
+            faults: counter(
+                r,
+                "homeostat_hook_faults_total",
+                "Faults of policies: trap, deadline, memory, invalid, denied.",
+                &["hook", "policy", "kind"],
+            )?,
+            fallbacks: counter(r, "homeostat_hook_fallbacks_total", fallbacks, &labels)?,
+            seconds: histogram(
+                r,
+                "homeostat_hook_duration_seconds",
+                "Time of a hook call, waiting for an instance included.",
+                &labels,
+                &HOOK_SECONDS,
+            )?,
+        })
+    }
+
+    fn record<T>(&self, hook: Hook, reply: &HookReply<T>) {
+        let policy = match &reply.by {
+            AnsweredBy::BuiltIn => "built-in",
+            AnsweredBy::Component { name, .. } | AnsweredBy::Fallback { name, .. } => name.as_str(),
+        };
+        let labels = [hook.as_str(), policy];
+        self.calls.with_label_values(&labels).inc();
+        let seconds = self.seconds.with_label_values(&labels);
+        seconds.observe(reply.micros as f64 / 1e6);
+        if let Some(fault) = &reply.fault {
+            let labels = [hook.as_str(), policy, fault.kind.as_str()];
+            self.faults.with_label_values(&labels).inc();
+        }
+        if matches!(reply.by, AnsweredBy::Fallback { .. }) {
+            self.fallbacks.with_label_values(&labels).inc();
+        }
     }
 }
 
@@ -247,33 +263,90 @@ fn ending(ending: &Ending) -> (&str, &'static str) {
 fn gauges(house: &House) -> Result<Registry> {
     let mut now = Moment::default();
     for tier in house.cascade.tiers() {
-        let view = tier.view();
-        let id = view.id.as_str();
-        now.set("homeostat_tier_ready", "Whether a tier answers.", &[("tier", id)], f64::from(view.ready))?;
-        let running = f64::from(view.num_requests_running);
-        now.set("homeostat_num_requests_running", "Sequences running.", &[("tier", id)], running)?;
-        let waiting = f64::from(view.num_requests_waiting);
-        now.set("homeostat_num_requests_waiting", "Sequences waiting.", &[("tier", id)], waiting)?;
+        load(&mut now, &tier.view())?;
     }
     for tier in &house.local_tiers {
-        let stats = tier.engine().stats();
-        let id = [("tier", tier.engine().info().name.as_str())];
-        let usage = stats.kv_cache_usage;
-        now.set("homeostat_kv_cache_usage_perc", "Used share of the KV cache, 0 to 1.", &id, usage)?;
-        let preempted = stats.num_preemptions_total as f64;
-        now.set("homeostat_num_preemptions", "Preemptions since the start.", &id, preempted)?;
+        engine(&mut now, tier.engine())?;
     }
-    let room = house.policies.stats();
-    now.set("homeostat_policy_swaps", "Swaps since the start.", &[], room.swaps.count as f64)?;
-    now.set("homeostat_policy_refused", "Components refused since the start.", &[], room.refused as f64)?;
-    now.set("homeostat_policy_instances", "Instances alive.", &[], f64::from(room.instances))?;
-    for generation in room.generations.iter().filter(|g| g.active) {
-        let labels = [("hook", generation.hook.as_str()), ("policy", &generation.policy)];
-        let number = generation.generation as f64;
-        now.set("homeostat_policy_generation", "Generation that serves a hook.", &labels, number)?;
-    }
+    policies(&mut now, &house.policies.stats())?;
     machine(&mut now, &(house.snapshots)())?;
     Ok(now.registry)
+}
+
+fn load(now: &mut Moment, view: &TierView) -> Result<()> {
+    let id = [("tier", view.id.as_str())];
+    for (name, help, value) in [
+        (
+            "homeostat_tier_ready",
+            "Whether a tier answers.",
+            f64::from(view.ready),
+        ),
+        (
+            "homeostat_num_requests_running",
+            "Sequences running.",
+            view.num_requests_running.into(),
+        ),
+        (
+            "homeostat_num_requests_waiting",
+            "Sequences waiting.",
+            view.num_requests_waiting.into(),
+        ),
+    ] {
+        now.set(name, help, &id, value)?;
+    }
+    Ok(())
+}
+
+fn engine(now: &mut Moment, engine: &EngineHandle) -> Result<()> {
+    let stats = engine.stats();
+    let id = [("tier", engine.info().name.as_str())];
+    let share = "Used share of the KV cache, 0 to 1.";
+    now.set(
+        "homeostat_kv_cache_usage_perc",
+        share,
+        &id,
+        stats.kv_cache_usage,
+    )?;
+    let preempted = stats.num_preemptions_total as f64;
+    now.set(
+        "homeostat_num_preemptions",
+        "Preemptions since the start.",
+        &id,
+        preempted,
+    )
+}
+
+fn policies(now: &mut Moment, room: &RoomStats) -> Result<()> {
+    for (name, help, value) in [
+        (
+            "homeostat_policy_swaps",
+            "Swaps since the start.",
+            room.swaps.count as f64,
+        ),
+        (
+            "homeostat_policy_refused",
+            "Components refused since the start.",
+            room.refused as f64,
+        ),
+        (
+            "homeostat_policy_instances",
+            "Instances alive.",
+            room.instances.into(),
+        ),
+    ] {
+        now.set(name, help, &[], value)?;
+    }
+    for active in room.generations.iter().filter(|g| g.active) {
+        let labels = [("hook", active.hook.as_str()), ("policy", &active.policy)];
+        let help = "Generation that serves a hook.";
+        now.set(
+            "homeostat_policy_generation",
+            help,
+            &labels,
+            active.generation as f64,
+        )?;
+    }
+    Ok(())
 }
 
 fn machine(now: &mut Moment, snapshot: &Snapshot) -> Result<()> {
@@ -288,7 +361,12 @@ fn machine(now: &mut Moment, snapshot: &Snapshot) -> Result<()> {
         ("io", "some", p.io_some_ratio),
     ] {
         let labels = [("resource", resource), ("kind", kind)];
-        now.maybe("homeostat_hw_pressure_ratio", "Share of time that tasks waited.", &labels, value.map(f64::from))?;
+        now.maybe(
+            "homeostat_hw_pressure_ratio",
+            "Share of time that tasks waited.",
+            &labels,
+            value.map(f64::from),
+        )?;
     }
     let m = &snapshot.metabolism;
     let all = [
@@ -299,27 +377,82 @@ fn machine(now: &mut Moment, snapshot: &Snapshot) -> Result<()> {
     ];
     for (state, word) in all {
         let here = f64::from(m.state == state);
-        now.set("homeostat_metabolic_state", "1 for the present state.", &[("state", word)], here)?;
+        now.set(
+            "homeostat_metabolic_state",
+            "1 for the present state.",
+            &[("state", word)],
+            here,
+        )?;
     }
-    now.set("homeostat_metabolic_risk", "Risk of slowdown, 0 to 1.", &[], m.risk.into())?;
+    now.set(
+        "homeostat_metabolic_risk",
+        "Risk of slowdown, 0 to 1.",
+        &[],
+        m.risk.into(),
+    )?;
     let degrade = m.degrade_ratio.into();
-    now.set("homeostat_degrade_ratio", "Share of traffic that should move down.", &[], degrade)
+    now.set(
+        "homeostat_degrade_ratio",
+        "Share of traffic that should move down.",
+        &[],
+        degrade,
+    )
 }
 
 fn device(now: &mut Moment, d: &Device) -> Result<()> {
     let id = [("device", d.id.as_str())];
     let value = |s: Option<homeostat_hooks::Sample>| s.map(|s| s.value);
     for (name, help, value) in [
-        ("homeostat_hw_temperature_celsius", "Core temperature.", value(d.temperature_celsius)),
-        ("homeostat_hw_memory_temperature_celsius", "Memory temperature.", value(d.memory_temperature_celsius)),
-        ("homeostat_hw_thermal_margin_celsius", "Distance to the first slowdown.", value(d.thermal_margin_celsius)),
-        ("homeostat_hw_power_watts", "Power drawn.", value(d.power_watts)),
-        ("homeostat_hw_power_limit_watts", "Power limit in force.", value(d.power_limit_watts)),
-        ("homeostat_hw_energy_joules", "Energy since the host started.", value(d.energy_joules)),
-        ("homeostat_hw_utilization_ratio", "Busy share, 0 to 1.", value(d.utilization_ratio)),
-        ("homeostat_hw_clock_ratio", "Clock as a share of its maximum.", value(d.clock_ratio)),
-        ("homeostat_hw_memory_used_bytes", "Memory in use.", d.memory_used_bytes.map(|b| b as f64)),
-        ("homeostat_hw_memory_total_bytes", "Memory in all.", d.memory_total_bytes.map(|b| b as f64)),
+        (
+            "homeostat_hw_temperature_celsius",
+            "Core temperature.",
+            value(d.temperature_celsius),
+        ),
+        (
+            "homeostat_hw_memory_temperature_celsius",
+            "Memory temperature.",
+            value(d.memory_temperature_celsius),
+        ),
+        (
+            "homeostat_hw_thermal_margin_celsius",
+            "Distance to the first slowdown.",
+            value(d.thermal_margin_celsius),
+        ),
+        (
+            "homeostat_hw_power_watts",
+            "Power drawn.",
+            value(d.power_watts),
+        ),
+        (
+            "homeostat_hw_power_limit_watts",
+            "Power limit in force.",
+            value(d.power_limit_watts),
+        ),
+        (
+            "homeostat_hw_energy_joules",
+            "Energy since the host started.",
+            value(d.energy_joules),
+        ),
+        (
+            "homeostat_hw_utilization_ratio",
+            "Busy share, 0 to 1.",
+            value(d.utilization_ratio),
+        ),
+        (
+            "homeostat_hw_clock_ratio",
+            "Clock as a share of its maximum.",
+            value(d.clock_ratio),
+        ),
+        (
+            "homeostat_hw_memory_used_bytes",
+            "Memory in use.",
+            d.memory_used_bytes.map(|b| b as f64),
+        ),
+        (
+            "homeostat_hw_memory_total_bytes",
+            "Memory in all.",
+            d.memory_total_bytes.map(|b| b as f64),
+        ),
     ] {
         now.maybe(name, help, &id, value)?;
     }

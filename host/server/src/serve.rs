@@ -22,7 +22,9 @@ use crate::house::{Door, House, Snapshots, unix_seconds};
 use crate::metrics::Metrics;
 use crate::models::{Manifests, ModelCache};
 use crate::openai::request::SamplingDefaults;
-use crate::tiers::{Embedder, HostModels, LocalEncoder, LocalTier, RemoteConfig, RemoteTier};
+use crate::tiers::{
+    Embedder, HostModels, LocalEncoder, LocalTier, RemoteConfig, RemoteTier, Wishes,
+};
 use crate::{Failure, embedded, http, log};
 
 /// How often the occupation of the KV cache is told to telemetry: as often as it samples.
@@ -234,7 +236,11 @@ fn tiers(config: &Config, engines: &Engines) -> Result<Tiers, Failure> {
                     gives_logprobs: true,
                     ..described(tier)
                 };
-                local.push(Arc::new(LocalTier::new(view, engine, tier.max_tokens)));
+                let wishes = Wishes {
+                    max_tokens: tier.max_tokens,
+                    system: tier.system.clone(),
+                };
+                local.push(Arc::new(LocalTier::new(view, engine, wishes)));
             }
             TierKind::Remote => remote.push(Arc::new(RemoteTier::start(remote_config(tier)?))),
         }
@@ -418,7 +424,8 @@ mod tests {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (sender, signals) = mpsc::channel(2);
         let house = testing::house(|_| {});
-        let served = tokio::spawn(async move { run(house, listener, drain, signals).await.unwrap() });
+        let served =
+            tokio::spawn(async move { run(house, listener, drain, signals).await.unwrap() });
         (url, sender, served)
     }
 
@@ -455,7 +462,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_drain_ends_when_its_time_is_over_or_at_the_second_signal() {
-        for (drain, signals) in [(Duration::from_millis(50), 1), (Duration::from_secs(600), 2)] {
+        for (drain, signals) in [
+            (Duration::from_millis(50), 1),
+            (Duration::from_secs(600), 2),
+        ] {
             let (url, signal, served) = started(drain).await;
             let response = stream_of(&url, "forever").await;
             assert_eq!(response.status(), 200);

@@ -34,7 +34,11 @@ pub async fn guard(
     house.door.admin(from_loopback(&request), bearer(headers))?;
     if headers.contains_key(header::ORIGIN) {
         let what = "the admin API does not answer to pages in a browser";
-        return Err(ApiError::new(StatusCode::FORBIDDEN, "permission_error", what));
+        return Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "permission_error",
+            what,
+        ));
     }
     Ok(next.run(request).await)
 }

@@ -22,8 +22,9 @@ pub async fn json(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes
                 shown(essence)
             );
             let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-            return Err(ApiError::new(status, "invalid_request_error", what)
-                .code("unsupported_media_type"));
+            return Err(
+                ApiError::new(status, "invalid_request_error", what).code("unsupported_media_type")
+            );
         }
     }
     bytes(headers, body, limit).await
@@ -57,9 +58,7 @@ pub async fn bytes(headers: &HeaderMap, body: Body, limit: usize) -> Result<Byte
             "the body has {bytes} bytes, this host reads at most {limit} (server.max_body_bytes)"
         );
         let status = StatusCode::PAYLOAD_TOO_LARGE;
-        return Err(
-            ApiError::new(status, "invalid_request_error", what).code("request_too_large")
-        );
+        return Err(ApiError::new(status, "invalid_request_error", what).code("request_too_large"));
     }
     Ok(read.into())
 }

@@ -63,7 +63,8 @@ fn embed(encoder: &dyn Embedder, asked: &AskedEmbeddings) -> Result<String, ApiE
     for (i, text) in texts.iter().enumerate() {
         let tokens = encoder.count_tokens(text).map_err(ApiError::host)?;
         if tokens > limit {
-            let what = format!("input[{i}] has {tokens} tokens, this encoder reads at most {limit}");
+            let what =
+                format!("input[{i}] has {tokens} tokens, this encoder reads at most {limit}");
             return Err(ApiError::invalid("input", what).code("context_length_exceeded"));
         }
         prompt_tokens += tokens as u32;

@@ -61,7 +61,10 @@ pub fn router(house: Arc<House>) -> Router {
         .route("/v1/models/{*id}", get(models::one));
     let for_operators = Router::new()
         .route("/admin/v1/policies", get(admin::list))
-        .route("/admin/v1/policies/{hook}", put(admin::put).delete(admin::unload))
+        .route(
+            "/admin/v1/policies/{hook}",
+            put(admin::put).delete(admin::unload),
+        )
         .route("/admin/v1/policies/{hook}/rollback", post(admin::rollback))
         .route("/admin/v1/decisions", get(admin::decisions))
         .route("/admin/v1/decisions/{id}", get(admin::decision))

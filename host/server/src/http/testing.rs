@@ -110,7 +110,12 @@ fn answer(call: &GenerateCall) -> Result<TokenStream, TierError> {
         "full" => Err(refused(TierFault::Tier, "queue_full", "256 wait", true)),
         "long" => {
             let both = "the prompt has 120 tokens, the context is 100";
-            Err(refused(TierFault::Client, "context_length_exceeded", both, false))
+            Err(refused(
+                TierFault::Client,
+                "context_length_exceeded",
+                both,
+                false,
+            ))
         }
         "panic" => panic!("a tier that panics"),
         "break" => {
@@ -136,7 +141,10 @@ fn answer(call: &GenerateCall) -> Result<TokenStream, TierError> {
             Ok(counted(first.chain(second).chain(end)))
         }
         words => {
-            let seed = call.sampling.seed.map_or(String::new(), |s| format!(" {s}"));
+            let seed = call
+                .sampling
+                .seed
+                .map_or(String::new(), |s| format!(" {s}"));
             let text = format!("{words}{seed}");
             let mut events: Vec<_> = text.split_inclusive(' ').map(|w| Ok(token(w))).collect();
             let n = events.len() as u32;

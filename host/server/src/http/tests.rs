@@ -69,13 +69,19 @@ async fn an_answer_says_who_gave_it_in_headers_and_body() {
     assert_eq!(status, 200, "{text}");
     let body = json_of(&text);
     assert_eq!(body["choices"][0]["message"]["content"], "one two 5");
-    assert_eq!(body["usage"], json!({"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14}));
+    assert_eq!(
+        body["usage"],
+        json!({"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14})
+    );
     assert_eq!(body["model"], "small");
     let id = headers["x-request-id"].to_str().unwrap();
     assert!(id.starts_with("chatcmpl-"));
     assert_eq!(body["id"], id);
     assert_eq!(body["homeostat"]["tier"], "small");
-    assert_eq!(body["homeostat"]["decision"], format!("/admin/v1/decisions/{id}"));
+    assert_eq!(
+        body["homeostat"]["decision"],
+        format!("/admin/v1/decisions/{id}")
+    );
     assert_eq!(headers["x-homeostat-tier"], "small");
     let policy = headers["x-homeostat-policy"].to_str().unwrap();
     assert!(policy.contains("classify=built-in") && policy.contains("route=built-in"));
@@ -109,11 +115,21 @@ async fn a_stream_looks_as_openai_writes_it() {
     let about = r#""homeostat":{"tier":"small","escalations":0,"fallback":false"#;
     let decision = r#""decision":"/admin/v1/decisions/ID"}"#;
     let expected = [
-        format!(r#"{chunk}[{{"index":0,"delta":{{"role":"assistant","content":""}},"logprobs":null,"finish_reason":null}}],"usage":null,{about},{decision}}}"#),
-        format!(r#"{chunk}[{{"index":0,"delta":{{"content":"héllo "}},"logprobs":null,"finish_reason":null}}],"usage":null}}"#),
-        format!(r#"{chunk}[{{"index":0,"delta":{{"content":"wörld"}},"logprobs":null,"finish_reason":null}}],"usage":null}}"#),
-        format!(r#"{chunk}[{{"index":0,"delta":{{}},"logprobs":null,"finish_reason":"stop"}}],"usage":null}}"#),
-        format!(r#"{chunk}[],"usage":{{"prompt_tokens":11,"completion_tokens":2,"total_tokens":13}},{about},"generated_tokens_all_steps":2,{decision}}}"#),
+        format!(
+            r#"{chunk}[{{"index":0,"delta":{{"role":"assistant","content":""}},"logprobs":null,"finish_reason":null}}],"usage":null,{about},{decision}}}"#
+        ),
+        format!(
+            r#"{chunk}[{{"index":0,"delta":{{"content":"héllo "}},"logprobs":null,"finish_reason":null}}],"usage":null}}"#
+        ),
+        format!(
+            r#"{chunk}[{{"index":0,"delta":{{"content":"wörld"}},"logprobs":null,"finish_reason":null}}],"usage":null}}"#
+        ),
+        format!(
+            r#"{chunk}[{{"index":0,"delta":{{}},"logprobs":null,"finish_reason":"stop"}}],"usage":null}}"#
+        ),
+        format!(
+            r#"{chunk}[],"usage":{{"prompt_tokens":11,"completion_tokens":2,"total_tokens":13}},{about},"generated_tokens_all_steps":2,{decision}}}"#
+        ),
         "data: [DONE]".into(),
     ];
     assert_eq!(golden(&headers, &text), expected.join("\n\n") + "\n\n");
@@ -140,7 +156,13 @@ async fn several_answers_stream_together_and_differ_by_their_seed() {
     let body = json_of(&text);
     assert_eq!(body["choices"][1]["message"]["content"], "x 41");
     assert_eq!(body["usage"]["completion_tokens"], 4);
-    assert_eq!(body["homeostat"]["more_decisions"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        body["homeostat"]["more_decisions"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
 }
 
 #[tokio::test]
@@ -164,10 +186,18 @@ async fn a_completion_continues_raw_text() {
     assert_eq!(body["object"], "text_completion");
     assert_eq!(body["choices"][0]["text"], "Once upon");
     assert_eq!(body["choices"][0]["logprobs"]["text_offset"], json!([0, 5]));
-    assert!(headers["x-request-id"].to_str().unwrap().starts_with("cmpl-"));
+    assert!(
+        headers["x-request-id"]
+            .to_str()
+            .unwrap()
+            .starts_with("cmpl-")
+    );
     let body = r#"{"prompt":"Once","stream":true}"#;
     let (_, _, text) = send(&house, request("POST", "/v1/completions", body)).await;
-    assert!(text.contains(r#""choices":[{"index":0,"text":"Once","logprobs":null,"#), "{text}");
+    assert!(
+        text.contains(r#""choices":[{"index":0,"text":"Once","logprobs":null,"#),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -178,7 +208,10 @@ async fn bad_bodies_are_refused_before_anything_else_happens() {
         (b"", vec!["empty"]),
         (b"\xff", vec!["UTF-8", "byte 0"]),
         (b"{\"messages\":[]}", vec!["messages", "at least one"]),
-        (b"{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"top_p\":7}", vec!["top_p", "7"]),
+        (
+            b"{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"top_p\":7}",
+            vec!["top_p", "7"],
+        ),
     ] {
         let answer = send(&house, request("POST", CHAT, Bytes::from_static(body))).await;
         refused(&answer, 400, &words);
@@ -214,8 +247,13 @@ async fn a_body_that_is_too_long_is_refused_with_both_numbers_and_read_to_its_en
 async fn a_wrong_content_type_is_named() {
     let house = house(|_| {});
     let mut form = request("POST", CHAT, chat_body("a", ""));
-    form.headers_mut().insert("content-type", "text/plain".parse().unwrap());
-    refused(&send(&house, form).await, 415, &["text/plain", "application/json"]);
+    form.headers_mut()
+        .insert("content-type", "text/plain".parse().unwrap());
+    refused(
+        &send(&house, form).await,
+        415,
+        &["text/plain", "application/json"],
+    );
     let mut charset = request("POST", CHAT, chat_body("a", ""));
     let kind = "application/json; charset=utf-8".parse().unwrap();
     charset.headers_mut().insert("content-type", kind);
@@ -229,7 +267,11 @@ async fn a_wrong_content_type_is_named() {
 async fn unknown_paths_and_methods_are_answered_with_what_there_is() {
     let house = house(|_| {});
     let answer = send(&house, request("POST", "/v1/chat/completion", "")).await;
-    refused(&answer, 404, &["/v1/chat/completion", "did you mean /v1/chat/completions?"]);
+    refused(
+        &answer,
+        404,
+        &["/v1/chat/completion", "did you mean /v1/chat/completions?"],
+    );
     let answer = send(&house, request("GET", CHAT, "")).await;
     refused(&answer, 405, &["GET", CHAT]);
     assert_eq!(answer.1["allow"], "POST");
@@ -251,7 +293,10 @@ async fn a_failure_in_the_middle_of_a_stream_is_the_last_thing_it_says() {
     assert_eq!(status, 200);
     let lines: Vec<&str> = text.lines().filter(|l| !l.is_empty()).collect();
     assert!(text.contains("Hello "));
-    assert!(lines[lines.len() - 2].contains(r#""error":{"message":"the wire was cut""#), "{text}");
+    assert!(
+        lines[lines.len() - 2].contains(r#""error":{"message":"the wire was cut""#),
+        "{text}"
+    );
     assert_eq!(lines[lines.len() - 1], "data: [DONE]");
     assert!(!text.contains(r#""finish_reason":"stop""#));
 }
@@ -283,7 +328,9 @@ async fn a_client_that_leaves_ends_the_generation_and_frees_its_place() {
     drop(stream);
     // Generous: the test hangs here if nobody cancels.
     for _ in 0..6000 {
-        let free = send(&house, request("POST", CHAT, chat_body("a", ""))).await.0;
+        let free = send(&house, request("POST", CHAT, chat_body("a", "")))
+            .await
+            .0;
         if OPEN_STREAMS.load(Ordering::SeqCst) < open && free == 200 {
             return;
         }
@@ -298,11 +345,21 @@ async fn a_host_with_keys_serves_their_owners_only() {
         c.api_keys.insert("sk-1".into(), "acme".into());
     });
     for path in [CHAT, "/v1/completions", "/v1/embeddings"] {
-        refused(&send(&house, request("POST", path, "")).await, 401, &["API key"]);
+        refused(
+            &send(&house, request("POST", path, "")).await,
+            401,
+            &["API key"],
+        );
     }
-    refused(&send(&house, request("GET", "/v1/models", "")).await, 401, &["API key"]);
+    refused(
+        &send(&house, request("GET", "/v1/models", "")).await,
+        401,
+        &["API key"],
+    );
     let mut known = request("POST", CHAT, chat_body("a", ""));
-    known.headers_mut().insert("authorization", "Bearer sk-1".parse().unwrap());
+    known
+        .headers_mut()
+        .insert("authorization", "Bearer sk-1".parse().unwrap());
     let (status, headers, _) = send(&house, known).await;
     assert_eq!(status, 200);
     let id = headers["x-request-id"].to_str().unwrap();
@@ -351,7 +408,12 @@ async fn a_deadline_is_a_number_of_milliseconds() {
 #[tokio::test]
 async fn the_admin_api_is_closed_to_other_machines_and_to_browsers() {
     let house = house(|_| {});
-    assert_eq!(send(&house, request("GET", "/admin/v1/policies", "")).await.0, 200);
+    assert_eq!(
+        send(&house, request("GET", "/admin/v1/policies", ""))
+            .await
+            .0,
+        200
+    );
     let mut far = request("GET", "/admin/v1/policies", "");
     let peer = SocketAddr::from(([10, 0, 0, 1], 4000));
     far.extensions_mut().insert(ConnectInfo(peer));
@@ -360,20 +422,29 @@ async fn the_admin_api_is_closed_to_other_machines_and_to_browsers() {
     nobody.extensions_mut().remove::<ConnectInfo<SocketAddr>>();
     refused(&send(&house, nobody).await, 403, &["loopback"]);
     let mut page = request("POST", "/admin/v1/policies/route/rollback", "");
-    page.headers_mut().insert("origin", "http://evil".parse().unwrap());
+    page.headers_mut()
+        .insert("origin", "http://evil".parse().unwrap());
     refused(&send(&house, page).await, 403, &["browser"]);
 }
 
 #[tokio::test]
 async fn what_is_no_policy_is_refused_and_nothing_changes() {
     let house = house(|_| {});
-    let put = send(&house, request("PUT", "/admin/v1/policies/route", "I am no policy")).await;
+    let put = send(
+        &house,
+        request("PUT", "/admin/v1/policies/route", "I am no policy"),
+    )
+    .await;
     let error = refused(&put, 422, &["refused at"]);
     assert!(error["code"].as_str().unwrap().starts_with("refused_at_"));
     let put = send(&house, request("PUT", "/admin/v1/policies/router", "")).await;
     refused(&put, 404, &["router", "classify, route, validate"]);
     let named = "/admin/v1/policies/route?name=..%2Fx";
-    refused(&send(&house, request("PUT", named, "")).await, 400, &["name"]);
+    refused(
+        &send(&house, request("PUT", named, "")).await,
+        400,
+        &["name"],
+    );
     let large = request("PUT", "/admin/v1/policies/route", vec![0; (1 << 20) + 1]);
     refused(&send(&house, large).await, 413, &["1048576"]);
     let nothing = request("POST", "/admin/v1/policies/route/rollback", "");
@@ -381,7 +452,13 @@ async fn what_is_no_policy_is_refused_and_nothing_changes() {
     let (_, _, list) = send(&house, request("GET", "/admin/v1/policies", "")).await;
     let slots = json_of(&list)["policies"].clone();
     assert_eq!(slots.as_array().unwrap().len(), 3);
-    assert!(slots.as_array().unwrap().iter().all(|s| s["active"].is_null()));
+    assert!(
+        slots
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|s| s["active"].is_null())
+    );
 }
 
 #[tokio::test]
@@ -398,7 +475,10 @@ async fn models_are_listed_and_found_by_name() {
     assert_eq!(ids, ["auto", "small", "lengths"]);
     for id in ids {
         let (status, _, text) = send(&house, request("GET", &format!("/v1/models/{id}"), "")).await;
-        assert_eq!((status.as_u16(), json_of(&text)["id"].as_str()), (200, Some(id)));
+        assert_eq!(
+            (status.as_u16(), json_of(&text)["id"].as_str()),
+            (200, Some(id))
+        );
     }
     let unknown = send(&house, request("GET", "/v1/models/gpt-9", "")).await;
     refused(&unknown, 404, &["gpt-9", "small"]);
@@ -420,7 +500,11 @@ async fn texts_are_embedded_and_one_that_is_too_long_is_refused_with_both_number
     let error = refused(&answer, 400, &["input[1]", "19", "10"]);
     assert_eq!(error["code"], "context_length_exceeded");
     let other = r#"{"model":"gpt-9","input":"a"}"#;
-    refused(&send(&house, request("POST", path, other)).await, 404, &["gpt-9", "lengths"]);
+    refused(
+        &send(&house, request("POST", path, other)).await,
+        404,
+        &["gpt-9", "lengths"],
+    );
 }
 
 #[tokio::test]
@@ -440,7 +524,12 @@ async fn metrics_count_requests_and_have_no_line_for_what_is_not_measured() {
     send(&house, request("GET", "/v1/nothing", "")).await;
     let (status, headers, text) = send(&house, request("GET", "/metrics", "")).await;
     assert_eq!(status, 200);
-    assert!(headers["content-type"].to_str().unwrap().starts_with("text/plain"));
+    assert!(
+        headers["content-type"]
+            .to_str()
+            .unwrap()
+            .starts_with("text/plain")
+    );
     for line in [
         r#"homeostat_requests_total{ending="sent",endpoint="chat",tier="small"} 1"#,
         r#"homeostat_generation_tokens_total{sent="true",tier="small"} 2"#,

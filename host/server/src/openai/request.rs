@@ -89,10 +89,7 @@ impl Asked {
         let mut asked = Self::shared(&mut fields, Endpoint::Completion, defaults)?;
         asked.prompt = Prompt::Raw(raw_prompt(&mut fields)?);
         fields.refuse("echo", "the prompt is not repeated by this server")?;
-        fields.refuse(
-            "suffix",
-            "text is continued, not filled in, by this server",
-        )?;
+        fields.refuse("suffix", "text is continued, not filled in, by this server")?;
         if let Some(best_of) = fields.integer("best_of", 1..=N_MAX)?
             && best_of != i64::from(asked.n)
         {
@@ -348,7 +345,8 @@ fn response_format(fields: &mut Fields, asked: &mut Asked) -> Result<(), ApiErro
         ("json_schema", ResponseFormat::JsonSchema),
     ];
     asked.response_format = format.word("type", &kinds)?.ok_or_else(|| {
-        let what = "response_format.type is missing, expected one of text, json_object, json_schema";
+        let what =
+            "response_format.type is missing, expected one of text, json_object, json_schema";
         ApiError::invalid("response_format.type", what)
     })?;
     if asked.response_format == ResponseFormat::JsonSchema {
@@ -489,7 +487,8 @@ mod tests {
     };
 
     fn chat(extra: &str) -> Result<Asked, ApiError> {
-        let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"hi"}}]{extra}}}"#);
+        let body =
+            format!(r#"{{"model":"m","messages":[{{"role":"user","content":"hi"}}]{extra}}}"#);
         Asked::chat(body.as_bytes(), DEFAULTS)
     }
 
@@ -530,28 +529,68 @@ mod tests {
     #[test]
     fn impossible_parameters_are_named_with_value_and_range() {
         for (extra, param, words) in [
-            (r#","temperature":3.5"#, "temperature", ["3.5", "from 0 to 2"]),
-            (r#","temperature":"hot""#, "temperature", ["\"hot\"", "number"]),
+            (
+                r#","temperature":3.5"#,
+                "temperature",
+                ["3.5", "from 0 to 2"],
+            ),
+            (
+                r#","temperature":"hot""#,
+                "temperature",
+                ["\"hot\"", "number"],
+            ),
             (r#","top_p":0"#, "top_p", ["is 0", "above 0"]),
             (r#","top_p":1.5"#, "top_p", ["1.5", "from 0 to 1"]),
             (r#","max_tokens":0"#, "max_tokens", ["is 0", "from 1"]),
             (r#","max_tokens":1.5"#, "max_tokens", ["1.5", "whole"]),
             (r#","n":9"#, "n", ["9", "from 1 to 8"]),
             (r#","n":true"#, "n", ["true", "whole number"]),
-            (r#","presence_penalty":-3"#, "presence_penalty", ["-3", "-2 to 2"]),
+            (
+                r#","presence_penalty":-3"#,
+                "presence_penalty",
+                ["-3", "-2 to 2"],
+            ),
             (r#","logprobs":1"#, "logprobs", ["1", "true or false"]),
-            (r#","top_logprobs":2"#, "top_logprobs", ["without", "logprobs"]),
+            (
+                r#","top_logprobs":2"#,
+                "top_logprobs",
+                ["without", "logprobs"],
+            ),
             (r#","stream":"yes""#, "stream", ["yes", "true or false"]),
-            (r#","stream_options":{}"#, "stream_options", ["without", "stream"]),
+            (
+                r#","stream_options":{}"#,
+                "stream_options",
+                ["without", "stream"],
+            ),
             (r#","stop":[1]"#, "stop", ["a number", "string"]),
             (r#","stop":"""#, "stop", ["empty", "every answer"]),
-            (r#","logit_bias":{"x":1}"#, "logit_bias", ["\"x\"", "token id"]),
+            (
+                r#","logit_bias":{"x":1}"#,
+                "logit_bias",
+                ["\"x\"", "token id"],
+            ),
             (r#","logit_bias":{"1":101}"#, "logit_bias", ["101", "100"]),
             (r#","seed":"a""#, "seed", ["\"a\"", "whole"]),
-            (r#","response_format":{"type":"xml"}"#, "response_format.type", ["xml", "json_object"]),
-            (r#","response_format":{}"#, "response_format.type", ["missing", "text"]),
-            (r#","max_tokens":3,"max_completion_tokens":4"#, "max_tokens", ["3", "4"]),
-            (r#","metadata":{"a":1}"#, "metadata.a", ["a number", "string"]),
+            (
+                r#","response_format":{"type":"xml"}"#,
+                "response_format.type",
+                ["xml", "json_object"],
+            ),
+            (
+                r#","response_format":{}"#,
+                "response_format.type",
+                ["missing", "text"],
+            ),
+            (
+                r#","max_tokens":3,"max_completion_tokens":4"#,
+                "max_tokens",
+                ["3", "4"],
+            ),
+            (
+                r#","metadata":{"a":1}"#,
+                "metadata.a",
+                ["a number", "string"],
+            ),
         ] {
             refused(chat(extra), param, &words);
         }
@@ -561,13 +600,33 @@ mod tests {
     fn what_this_server_cannot_do_is_refused_and_not_forgotten() {
         let tools = r#","tools":[{"type":"function"}]"#;
         refused(chat(tools), "tools", &["tools are not supported"]);
-        refused(chat(r#","tool_choice":"required""#), "tool_choice", &["not supported"]);
-        refused(chat(r#","modalities":["audio"]"#), "modalities", &["text only"]);
+        refused(
+            chat(r#","tool_choice":"required""#),
+            "tool_choice",
+            &["not supported"],
+        );
+        refused(
+            chat(r#","modalities":["audio"]"#),
+            "modalities",
+            &["text only"],
+        );
         assert!(chat(r#","tools":[],"tool_choice":"auto""#).is_ok());
-        refused(completion(r#""prompt":"a","echo":true"#), "echo", &["repeated"]);
-        refused(completion(r#""prompt":"a","best_of":3"#), "best_of", &["3", "1"]);
+        refused(
+            completion(r#""prompt":"a","echo":true"#),
+            "echo",
+            &["repeated"],
+        );
+        refused(
+            completion(r#""prompt":"a","best_of":3"#),
+            "best_of",
+            &["3", "1"],
+        );
         refused(completion(r#""prompt":[1,2]"#), "prompt", &["token ids"]);
-        refused(completion(r#""prompt":["a","b"]"#), "prompt", &["array of 2"]);
+        refused(
+            completion(r#""prompt":["a","b"]"#),
+            "prompt",
+            &["array of 2"],
+        );
         refused(completion(r#""prompt":"""#), "prompt", &["empty"]);
         refused(completion(""), "prompt", &["missing"]);
     }
@@ -580,14 +639,26 @@ mod tests {
         refused(chat("[]"), "messages", &["empty"]);
         refused(chat("{}"), "messages", &["array"]);
         refused(chat(r#"["hi"]"#), "messages[0]", &["a string", "object"]);
-        refused(chat(r#"[{"content":"a"}]"#), "messages[0].role", &["missing", "user"]);
+        refused(
+            chat(r#"[{"content":"a"}]"#),
+            "messages[0].role",
+            &["missing", "user"],
+        );
         refused(
             chat(r#"[{"role":"user","content":"a"},{"role":"robot","content":"a"}]"#),
             "messages[1].role",
             &["robot", "assistant"],
         );
-        refused(chat(r#"[{"role":"user"}]"#), "messages[0].content", &["missing"]);
-        refused(chat(r#"[{"role":"user","content":7}]"#), "messages[0].content", &["a number"]);
+        refused(
+            chat(r#"[{"role":"user"}]"#),
+            "messages[0].content",
+            &["missing"],
+        );
+        refused(
+            chat(r#"[{"role":"user","content":7}]"#),
+            "messages[0].content",
+            &["a number"],
+        );
         refused(
             chat(r#"[{"role":"user","content":[{"type":"image_url","image_url":{}}]}]"#),
             "messages[0].content[0].type",

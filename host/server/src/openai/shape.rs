@@ -424,8 +424,7 @@ mod tests {
     #[test]
     fn chunks_of_a_chat_carry_role_then_text_then_reason_then_usage() {
         let mut shape = shape(Endpoint::Chat);
-        let prefix =
-            r#"{"id":"id-1","object":"chat.completion.chunk","created":7,"model":"small","choices":"#;
+        let prefix = r#"{"id":"id-1","object":"chat.completion.chunk","created":7,"model":"small","choices":"#;
         assert_eq!(
             shape.opening(0, None),
             format!(

@@ -34,9 +34,17 @@ pub struct LocalTier {
 struct Shared {
     view: TierView,
     engine: EngineHandle,
-    /// New tokens when neither client nor plan sets a limit.
-    max_tokens: u32,
+    wishes: Wishes,
     means: Mutex<Means>,
+}
+
+/// What holds where a request says nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Wishes {
+    /// New tokens when neither client nor plan sets a limit.
+    pub max_tokens: u32,
+    /// System message of conversations without one; `None` = the template decides.
+    pub system: Option<String>,
 }
 
 /// Running means of what answers needed.
@@ -48,12 +56,12 @@ struct Means {
 
 impl LocalTier {
     /// `view` is what routers are shown; load and measurements are filled in.
-    pub fn new(view: TierView, engine: EngineHandle, max_tokens: u32) -> Self {
+    pub fn new(view: TierView, engine: EngineHandle, wishes: Wishes) -> Self {
         Self {
             shared: Arc::new(Shared {
                 view,
                 engine,
-                max_tokens,
+                wishes,
                 means: Mutex::default(),
             }),
         }
@@ -131,7 +139,7 @@ impl Shared {
         // met is the client's to mend.
         let max_new_tokens = match call.max_tokens {
             Some(wish) => wish as usize,
-            None => left.min(self.max_tokens as usize).max(1),
+            None => left.min(self.wishes.max_tokens as usize).max(1),
         };
         let request = GenerationRequest {
             prompt: homeostat_engine::Prompt::Tokens(tokens),
@@ -149,10 +157,12 @@ impl Shared {
         match &*call.prompt {
             Prompt::Raw(text) => Ok(format!("{text}{}", call.answer_prefix)),
             Prompt::Chat(messages) => {
-                let messages: Vec<ChatMessage> = messages
-                    .iter()
-                    .map(|m| ChatMessage::new(role(m.role), m.content.as_str()))
-                    .collect();
+                let told = messages.iter().any(|m| m.role == Role::System);
+                let system = self.wishes.system.iter().filter(|_| !told);
+                let system = system.map(|text| ChatMessage::new("system", text.as_str()));
+                let said = messages.iter();
+                let said = said.map(|m| ChatMessage::new(role(m.role), m.content.as_str()));
+                let messages: Vec<ChatMessage> = system.chain(said).collect();
                 let prefix = Some(call.answer_prefix.as_str()).filter(|p| !p.is_empty());
                 let rendered = self.engine.render_chat(&messages, true, prefix);
                 rendered.map_err(|e| TierError {

@@ -10,6 +10,6 @@ mod sse;
 mod upstream;
 
 pub use encoder::{Embedder, LocalEncoder};
-pub use local::LocalTier;
+pub use local::{LocalTier, Wishes};
 pub use models::HostModels;
 pub use remote::{Prefill, RemoteConfig, RemoteTier};

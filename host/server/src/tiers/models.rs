@@ -179,7 +179,9 @@ impl Models for HostModels {
 }
 
 fn late(timeout_ms: u32) -> ModelError {
-    ModelError::Unavailable(format!("no answer within the {timeout_ms} ms that were left"))
+    ModelError::Unavailable(format!(
+        "no answer within the {timeout_ms} ms that were left"
+    ))
 }
 
 fn not_taken(error: &SubmitError) -> ModelError {
@@ -326,7 +328,11 @@ mod tests {
         }
         let last = refusals.pop().unwrap();
         assert!(matches!(last, ModelError::LimitExceeded(_)), "{last}");
-        assert!(refusals.iter().all(|e| matches!(e, ModelError::Unavailable(_))));
+        assert!(
+            refusals
+                .iter()
+                .all(|e| matches!(e, ModelError::Unavailable(_)))
+        );
         drop(release);
     }
 }

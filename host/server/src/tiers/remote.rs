@@ -13,9 +13,7 @@ use std::time::{Duration, Instant};
 use axum::body::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, Stream, StreamExt};
-use homeostat_cascade::{
-    GenerateCall, Tier, TierError, TierEvent, TierFault, Token, TokenStream,
-};
+use homeostat_cascade::{GenerateCall, Tier, TierError, TierEvent, TierFault, Token, TokenStream};
 use homeostat_hooks::{Finish, Sample, TierView};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -24,8 +22,8 @@ use hyper::{Request, Response};
 use tokio::time::{sleep, timeout};
 
 use super::sse::SseParser;
-use super::upstream::{self, broken};
 pub use super::upstream::Prefill;
+use super::upstream::{self, broken};
 use crate::http_client::{self, HttpClient};
 
 /// Bytes of an error body that are read.
@@ -179,7 +177,11 @@ impl Shared {
     }
 
     /// One try. A connection failure marks the tier not ready.
-    async fn ask(&self, call: &GenerateCall, logprobs: bool) -> Result<Response<Incoming>, Refused> {
+    async fn ask(
+        &self,
+        call: &GenerateCall,
+        logprobs: bool,
+    ) -> Result<Response<Incoming>, Refused> {
         let c = &self.config;
         let (path, body) =
             upstream::request(call, &c.view.model, c.prefill, logprobs, c.max_tokens);
@@ -235,7 +237,10 @@ impl Shared {
             .uri(format!("{}{path}", self.config.url))
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::ACCEPT, "text/event-stream, application/json")
-            .header(header::USER_AGENT, concat!("homeostat/", env!("CARGO_PKG_VERSION")));
+            .header(
+                header::USER_AGENT,
+                concat!("homeostat/", env!("CARGO_PKG_VERSION")),
+            );
         if let Some(key) = &self.config.api_key {
             let mut value = HeaderValue::try_from(format!("Bearer {key}")).map_err(|_| {
                 TierError::host("bad_api_key", "the tier's API key is no header value")
@@ -490,7 +495,10 @@ impl Reading {
     fn finished(&mut self) -> Result<TierEvent, TierError> {
         let shared = &self.in_flight.0;
         let Some(finish) = self.finish else {
-            let what = format!("ended its stream after {} tokens without a reason", self.tokens);
+            let what = format!(
+                "ended its stream after {} tokens without a reason",
+                self.tokens
+            );
             return Err(broken(shared.id(), what));
         };
         let between = self.first.map(|first| first.elapsed());

@@ -145,7 +145,10 @@ async fn a_server_that_refuses_log_probabilities_is_asked_without_and_remembered
     for (status, message) in [
         (422, "extra fields not permitted: logprobs"),
         (400, "unknown parameter"),
-        (500, "logprobs is not supported for models created with logits_all=False"),
+        (
+            500,
+            "logprobs is not supported for models created with logits_all=False",
+        ),
     ] {
         let questions = Arc::new(AtomicUsize::new(0));
         let count = questions.clone();
@@ -163,7 +166,11 @@ async fn a_server_that_refuses_log_probabilities_is_asked_without_and_remembered
             let (tokens, _) = ask(&tier, "").await.unwrap();
             assert_eq!((text(&tokens).as_str(), tokens[0].logprob), ("a", None));
         }
-        assert_eq!(questions.load(Ordering::SeqCst), 3, "only the first is asked twice");
+        assert_eq!(
+            questions.load(Ordering::SeqCst),
+            3,
+            "only the first is asked twice"
+        );
         assert!(!tier.view().gives_logprobs);
     }
 }
@@ -232,7 +239,10 @@ async fn a_busy_server_says_when_to_come_back() {
     })
     .await;
     let error = ask(&RemoteTier::start(config(addr)), "").await.unwrap_err();
-    assert_eq!((error.code, error.retry_after_ms), ("queue_full", Some(7000)));
+    assert_eq!(
+        (error.code, error.retry_after_ms),
+        ("queue_full", Some(7000))
+    );
 }
 
 #[tokio::test]
@@ -243,7 +253,10 @@ async fn half_a_stream_and_nonsense_are_failures_and_not_answers() {
         (vec![TOKEN, "data: [DONE]\n\n"], "without a reason"),
         (vec![TOKEN, "data: {\"choices\":[{\"del"], "no chunk"),
         (vec![TOKEN, "data: garbage\n\n"], "garbage"),
-        (vec![TOKEN, "data: {\"error\":{\"message\":\"boom\"}}\n\n"], "boom"),
+        (
+            vec![TOKEN, "data: {\"error\":{\"message\":\"boom\"}}\n\n"],
+            "boom",
+        ),
         (vec![], "without a reason"),
     ] {
         let addr = serve(move |_| events(&pieces)).await;
@@ -259,8 +272,13 @@ async fn half_a_stream_and_nonsense_are_failures_and_not_answers() {
 async fn a_connection_that_breaks_in_the_middle_is_told_with_what_was_received() {
     let addr = serve(|_| {
         let token = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
-        let pieces = [Ok(token), Err(std::io::Error::other("cut"))];
-        let body = Body::from_stream(futures::stream::iter(pieces));
+        let first = futures::stream::iter([Ok(token)]);
+        let cut = futures::stream::once(async {
+            // Until the head and the first piece have left.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Err(std::io::Error::other("cut"))
+        });
+        let body = Body::from_stream(first.chain(cut));
         ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
     })
     .await;

@@ -107,9 +107,10 @@ mod tests {
 
     #[test]
     fn an_event_may_be_cut_anywhere() {
-        let text = "\u{feff}: hello\r\ndata: {\"a\":\"é€😀\"}\r\n\r\nevent: x\ndata:one\rdata: two\r\r\
+        let text =
+            "\u{feff}: hello\r\ndata: {\"a\":\"é€😀\"}\r\n\r\nevent: x\ndata:one\rdata: two\r\r\
                     data: [DONE]\n\n"
-            .as_bytes();
+                .as_bytes();
         let expected = ["{\"a\":\"é€😀\"}", "one\ntwo", "[DONE]"];
         for cut in 0..text.len() {
             let (a, b) = text.split_at(cut);

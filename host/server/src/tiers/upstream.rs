@@ -171,15 +171,16 @@ pub struct Piece {
 pub fn read_chunk(tier: &str, data: &str) -> Result<Piece, TierError> {
     let chunk: Chunk = serde_json::from_str(data).map_err(|e| {
         let start: String = data.chars().take(80).collect();
-        broken(tier, format!("sent something that is no chunk ({e}): {start:?}"))
+        broken(
+            tier,
+            format!("sent something that is no chunk ({e}): {start:?}"),
+        )
     })?;
     if let Some(error) = chunk.error {
         return Err(broken(tier, format!("failed: {}", message_of(&error))));
     }
     let mut piece = Piece {
-        usage: chunk
-            .usage
-            .map(|u| (u.prompt_tokens, u.completion_tokens)),
+        usage: chunk.usage.map(|u| (u.prompt_tokens, u.completion_tokens)),
         ..Piece::default()
     };
     // One answer was asked for; a server that sends others is read as far as the first.
@@ -203,7 +204,11 @@ fn tokens(text: String, logprobs: Option<ChunkLogprobs>) -> Vec<Token> {
             text,
             ..Token::default()
         };
-        return if token.text.is_empty() { Vec::new() } else { vec![token] };
+        return if token.text.is_empty() {
+            Vec::new()
+        } else {
+            vec![token]
+        };
     }
     let joined: String = listed.iter().map(|t| t.text.as_str()).collect();
     if joined != text {
@@ -338,22 +343,40 @@ mod tests {
     #[test]
     fn an_answer_that_has_begun_is_continued_in_the_upstreams_own_way() {
         let (_, body) = request(&call(hi(), "He"), "m", Prefill::TrailingAssistant, true, 5);
-        assert_eq!(body["messages"][1], json!({"role": "assistant", "content": "He"}));
+        assert_eq!(
+            body["messages"][1],
+            json!({"role": "assistant", "content": "He"})
+        );
         assert_eq!(body["continue_final_message"], Value::Null);
         assert_eq!(body["logprobs"], true);
-        let (_, body) = request(&call(hi(), "He"), "m", Prefill::ContinueFinalMessage, true, 5);
+        let (_, body) = request(
+            &call(hi(), "He"),
+            "m",
+            Prefill::ContinueFinalMessage,
+            true,
+            5,
+        );
         assert_eq!(body["continue_final_message"], true);
         assert_eq!(body["add_generation_prompt"], false);
         let raw = Prompt::Raw("Once".into());
         let (path, body) = request(&call(raw, " upon"), "m", Prefill::None, true, 5);
-        assert_eq!((path, &body["prompt"]), ("/completions", &json!("Once upon")));
+        assert_eq!(
+            (path, &body["prompt"]),
+            ("/completions", &json!("Once upon"))
+        );
         assert_eq!(body["logprobs"], 1);
     }
 
     #[test]
     fn chunks_of_many_servers_are_understood() {
         let read = |data| read_chunk("t", data).unwrap();
-        let text = |piece: &Piece| piece.tokens.iter().map(|t| t.text.clone()).collect::<String>();
+        let text = |piece: &Piece| {
+            piece
+                .tokens
+                .iter()
+                .map(|t| t.text.clone())
+                .collect::<String>()
+        };
         let plain = read(r#"{"choices":[{"delta":{"content":"Hi"},"finish_reason":null}]}"#);
         assert_eq!((text(&plain).as_str(), plain.finish), ("Hi", None));
         let role = read(r#"{"choices":[{"delta":{"role":"assistant"}}]}"#);
