@@ -262,7 +262,7 @@ mod tests {
             ),
             (
                 "{{ strftime_now('%d %b %Y, %A %H:%M:%S') }}",
-                "21 Sep 2026, Monday 13:33:20",
+                "21 Sep 2026, Monday 14:13:20",
             ),
             ("{% if add_generation_prompt %}\nyes{% endif %}", "yes"),
         ];

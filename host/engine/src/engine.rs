@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::block::{BLOCK_SIZE, BlockTable};
+use crate::block::BLOCK_SIZE;
 use crate::chat_template::{ChatMessage, ChatTemplate, TemplateError};
 use crate::events::{Closed, EngineError, Event, FinishReason, Sink, TokenLogprob};
 use crate::gguf::{Gguf, GgufError};
@@ -23,12 +23,12 @@ use crate::kernels::{Isa, KernelError, KvStore};
 use crate::model::ModelError;
 use crate::model::llama::{LlamaRunner, LlamaWeights, RunnerSize};
 use crate::random;
-use crate::sampler::{ParamError, SamplingParams, TokenCounts};
+use crate::sampler::{ParamError, SamplingParams};
 use crate::scheduler::{Limits, Refusal};
-use crate::sequence::{Milestones, Purpose, Sequence, SequenceId, State};
+use crate::sequence::{Order, Purpose, Sequence, SequenceId};
 use crate::stats::{EngineStats, StatsCell};
 use crate::step::Core;
-use crate::tokenizer::{TextStream, Tokenizer, TokenizerError};
+use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// Stop strings per request, and bytes of each: matching is linear in both, on the engine's thread.
 pub const MAX_STOPS: usize = 16;
@@ -96,6 +96,9 @@ impl EngineConfig {
             65_536,
         )?;
         within("threads", self.threads, 1, 256)?;
+        if self.kv_bytes > 1 << 40 {
+            return Err(ParamError::new("kv_bytes", self.kv_bytes, "at most 1 TiB"));
+        }
         within(
             "context_tokens",
             self.context_tokens.unwrap_or(1),
@@ -455,7 +458,8 @@ fn runner_size(config: &EngineConfig, weights: &LlamaWeights) -> Result<RunnerSi
         max_logit_rows: config.max_sequences.max(64).min(config.max_batch_tokens),
         context_tokens: config
             .context_tokens
-            .map_or(model.context_tokens, |wish| wish.min(model.context_tokens)),
+            .unwrap_or(usize::MAX)
+            .min(model.context_tokens),
     })
 }
 
@@ -539,7 +543,8 @@ impl EngineHandle {
         self.shared.stats.read()
     }
 
-    /// The conversation as the model wants to read it; `answer_prefix` is what its answer begins with.
+    /// The conversation as the model wants to read it; `answer_prefix` is what its answer begins
+    /// with. Control tokens written in a message are marked so that tokenising reads them as text.
     pub fn render_chat(
         &self,
         messages: &[ChatMessage],
@@ -554,10 +559,20 @@ impl EngineHandle {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or(Duration::ZERO);
+        let guard = |text: &str| self.shared.tokenizer.guard(text);
+        let messages: Vec<ChatMessage> = messages
+            .iter()
+            .map(|m| ChatMessage {
+                role: guard(&m.role),
+                content: guard(&m.content),
+                name: m.name.as_deref().map(guard),
+            })
+            .collect();
+        let prefix = answer_prefix.map(guard);
         template.render(
-            messages,
+            &messages,
             add_generation_prompt,
-            answer_prefix,
+            prefix.as_deref(),
             now.as_secs(),
         )
     }
@@ -685,27 +700,18 @@ impl EngineHandle {
             .fetch_update(Relaxed, Relaxed, room)
             .map_err(|waiting| SubmitError::QueueFull { waiting, limit })?;
         let id = SequenceId(shared.next_id.fetch_add(1, Relaxed));
-        let sequence = Sequence {
+        let default_seed = random::keyed(shared.seed, id.0);
+        let arrived = shared.epoch.elapsed();
+        let sequence = Sequence::new(Order {
             id,
-            state: State::Waiting,
-            num_prompt_tokens: tokens.len(),
-            num_computed_tokens: 0,
-            table: BlockTable::default(),
-            purpose,
-            seed: params
-                .seed
-                .unwrap_or_else(|| random::keyed(shared.seed, id.0)),
-            counts: TokenCounts::new(&params, &tokens),
-            params,
-            text: TextStream::new(stops),
             tokens,
-            milestones: Milestones {
-                arrived: shared.epoch.elapsed(),
-                ..Milestones::default()
-            },
-            outgoing: Vec::new(),
-            sink: Some(sink),
-        };
+            purpose,
+            params,
+            default_seed,
+            stops,
+            arrived,
+            sink,
+        });
         let sent = self.inbox.send(Command::Add(Box::new(sequence)));
         sent.map(|()| id).map_err(|_| SubmitError::ShuttingDown)
     }

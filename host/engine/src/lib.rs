@@ -25,6 +25,8 @@ pub mod scheduler;
 pub mod sequence;
 mod stats;
 pub mod step;
+#[cfg(test)]
+mod tests;
 mod tokenizer;
 
 pub use chat_template::{ChatMessage, ChatTemplate, TemplateError};

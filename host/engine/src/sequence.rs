@@ -83,7 +83,46 @@ pub struct Sequence {
     pub sink: Option<Box<dyn Sink>>,
 }
 
+/// What a sequence is made from.
+pub struct Order {
+    pub id: SequenceId,
+    pub tokens: Vec<u32>,
+    pub purpose: Purpose,
+    pub params: SamplingParams,
+    /// Used when the parameters bring no seed.
+    pub default_seed: u64,
+    pub stops: Vec<String>,
+    pub arrived: Duration,
+    pub sink: Box<dyn Sink>,
+}
+
 impl Sequence {
+    pub fn new(order: Order) -> Self {
+        assert!(
+            !order.tokens.is_empty(),
+            "a sequence starts from at least one token"
+        );
+        Self {
+            id: order.id,
+            state: State::Waiting,
+            num_prompt_tokens: order.tokens.len(),
+            num_computed_tokens: 0,
+            table: BlockTable::default(),
+            purpose: order.purpose,
+            seed: order.params.seed.unwrap_or(order.default_seed),
+            counts: TokenCounts::new(&order.params, &order.tokens),
+            params: order.params,
+            text: TextStream::new(order.stops),
+            tokens: order.tokens,
+            milestones: Milestones {
+                arrived: order.arrived,
+                ..Milestones::default()
+            },
+            outgoing: Vec::new(),
+            sink: Some(order.sink),
+        }
+    }
+
     /// Tokens that must be computed before the next one can be chosen (or the score is complete).
     pub fn num_pending_tokens(&self) -> usize {
         let wanted = match self.purpose {

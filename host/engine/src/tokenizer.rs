@@ -53,6 +53,9 @@ const END_TEXTS: [&str; 7] = [
     "</s>",
 ];
 
+/// A noncharacter, which Unicode sets aside for such internal marks; dropped before the merges.
+const GUARD: char = '\u{FDD0}';
+
 pub struct Tokenizer {
     bpe: Bpe,
     /// The bytes of every token; control tokens have none, they are never shown.
@@ -172,7 +175,10 @@ impl Tokenizer {
         let mut rest = text;
         while !rest.is_empty() {
             let (at, found) = self.next_whole(rest, special);
-            self.encode_plain(&rest[..at], &mut ids);
+            match special && rest[..at].contains(GUARD) {
+                true => self.encode_plain(&rest[..at].replace(GUARD, ""), &mut ids),
+                false => self.encode_plain(&rest[..at], &mut ids),
+            }
             rest = &rest[at..];
             if let Some(token) = found {
                 ids.push(token.id);
@@ -185,6 +191,24 @@ impl Tokenizer {
             ids.insert(0, begin);
         }
         ids
+    }
+
+    /// Spells control tokens in a stranger's text so that [`Self::encode`] reads them as text, even
+    /// with `special`: nobody may open a turn of another role by writing its mark.
+    pub fn guard(&self, text: &str) -> String {
+        let mut guarded = String::with_capacity(text.len());
+        let mut rest = text;
+        while let (at, Some(token)) = self.next_whole(rest, true) {
+            guarded.push_str(&rest[..at]);
+            let mut spelled = token.text.chars();
+            guarded.extend(spelled.next());
+            if token.control {
+                guarded.push(GUARD);
+            }
+            guarded.push_str(spelled.as_str());
+            rest = &rest[at + token.text.len()..];
+        }
+        guarded + rest
     }
 
     /// Where the next whole token starts (or the text ends), and which it is. One pass: a text full
@@ -355,7 +379,7 @@ fn token_bytes(text: &str, kind: i64) -> Box<[u8]> {
 }
 
 /// GPT-2's printable stand-in for a byte: itself where printable, else a letter from U+0100 on.
-fn byte_char(byte: u8) -> char {
+pub(crate) fn byte_char(byte: u8) -> char {
     match byte {
         b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => char::from(byte),
         0..=0x20 => char::from_u32(0x100 + u32::from(byte)).unwrap_or('\u{FFFD}'),

@@ -309,15 +309,17 @@ pub struct RunnerSize {
 impl LlamaRunner {
     pub fn new(weights: LlamaWeights, isa: Isa, size: RunnerSize) -> Self {
         let config = &weights.config;
-        let angles = (RopeStyle::Interleaved, config.rope_dim, config.rope_base);
+        // No position beyond the pool's blocks can ever be computed.
+        let positions = size.context_tokens.min(size.blocks * BLOCK_SIZE);
+        let style = RopeStyle::Interleaved;
         Self {
             kv: KvStore::new(config.layers, size.blocks, config.kv_heads, config.head_dim),
             rope: RopeTable::new(
-                angles.0,
-                angles.1,
-                angles.2,
+                style,
+                config.rope_dim,
+                config.rope_base,
                 &weights.rope_factors,
-                size.context_tokens,
+                positions,
             ),
             isa,
             pool: Pool::new(size.threads),
