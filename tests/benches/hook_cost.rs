@@ -1,0 +1,167 @@
+//! What does one hook call cost?
+//!
+//! The same component and the same records, through the policy room and through bare
+//! wasmtime, in one run: what lies between is the price of limits, checks, counters and
+//! swaps. *Fresh* is a request that makes its own instance; *pinned* a further call on an
+//! instance that is there. `crossing` is a hand-written guest that answers at once, so it
+//! costs what the boundary costs; the others are the default policies at work.
+//!
+//! `cargo bench -p homeostat-tests --bench hook_cost [-- --keep]`: with `--keep` the
+//! result goes to `tests/results/<date>-<machine>/hook_cost.json`.
+
+#[path = "hook_cost/bare.rs"]
+mod bare;
+#[path = "hook_cost/results.rs"]
+mod results;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use homeostat_hooks::{Hook, Policies, Request, Session, Snapshot};
+use homeostat_policy::{Offer, PolicyRoom};
+use homeostat_tests::scene;
+use homeostat_tests::{POLICIES, text_guest};
+
+use results::{Results, Row};
+
+/// Timed calls of each kind, after a tenth as many that are not.
+const CALLS: usize = 5_000;
+
+/// A policy to be measured, and the hook at which it is asked.
+struct Subject {
+    name: &'static str,
+    hook: Hook,
+    bytes: Vec<u8>,
+}
+
+fn subjects() -> Vec<Subject> {
+    let crossing = Hook::ALL.map(|hook| Subject {
+        name: "crossing",
+        hook,
+        bytes: text_guest::telling(1),
+    });
+    let policies = POLICIES.iter().filter_map(|(name, bytes)| {
+        let hook = Hook::ALL
+            .into_iter()
+            .find(|hook| name.starts_with(hook.as_str()))?;
+        Some(Subject {
+            name,
+            hook,
+            bytes: bytes.to_vec(),
+        })
+    });
+    crossing.into_iter().chain(policies).collect()
+}
+
+/// Nanoseconds of every call.
+pub fn measure(mut one: impl FnMut()) -> Vec<u64> {
+    for _ in 0..CALLS / 10 {
+        one();
+    }
+    (0..CALLS)
+        .map(|_| {
+            let started = Instant::now();
+            one();
+            u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        })
+        .collect()
+}
+
+/// What every call is asked about.
+pub struct Asked {
+    request: Arc<Request>,
+    snapshot: Arc<Snapshot>,
+}
+
+impl Asked {
+    fn begin(&self, room: &PolicyRoom) -> Box<dyn Session> {
+        room.begin(Arc::clone(&self.request), Arc::clone(&self.snapshot))
+    }
+}
+
+/// One call; a fallback's answer would not be the component's cost.
+fn call(session: &mut dyn Session, hook: Hook) {
+    let fault = match hook {
+        Hook::Classify => session.classify().fault,
+        Hook::Route => session.route(&Default::default(), &scene::tiers()).fault,
+        Hook::Validate => session.validate(&scene::answer()).fault,
+    };
+    assert_eq!(fault, None, "{} at {} failed", "the policy", hook.as_str());
+}
+
+fn put(room: &PolicyRoom, subject: &Subject) {
+    let offer = Offer {
+        hooks: Some(vec![subject.hook]),
+        ..scene::offer(subject.name, &subject.bytes)
+    };
+    room.put(offer)
+        .unwrap_or_else(|e| panic!("{}: {e}", subject.name));
+}
+
+fn through_the_room(subject: &Subject, asked: &Asked, results: &mut Results) {
+    let room = scene::room();
+    put(&room, subject);
+    let fresh = measure(|| call(&mut *asked.begin(&room), subject.hook));
+    results.add(Row::new(
+        subject.name,
+        subject.hook.as_str(),
+        "room, fresh",
+        fresh,
+    ));
+    // An instance is kept for the hooks that may still come: after `validate` that is
+    // `validate` again; the others need a policy that serves several.
+    let pinned = subject.hook == Hook::Validate || subject.name == "crossing";
+    if pinned {
+        room.put(scene::offer(subject.name, &subject.bytes))
+            .unwrap_or_else(|e| panic!("{}: {e}", subject.name));
+        let mut session = asked.begin(&room);
+        call(&mut *session, subject.hook);
+        let pinned = measure(|| call(&mut *session, subject.hook));
+        results.add(Row::new(
+            subject.name,
+            subject.hook.as_str(),
+            "room, pinned",
+            pinned,
+        ));
+    }
+}
+
+/// All that the hooks add to a request: three policies, three instances.
+fn one_request(subjects: &[Subject], asked: &Asked, results: &mut Results) {
+    let room = scene::room();
+    for subject in subjects.iter().filter(|s| s.name != "crossing") {
+        put(&room, subject);
+    }
+    let whole = measure(|| {
+        let replies = scene::serve_in(&mut *asked.begin(&room));
+        assert!(replies.classify.fault.is_none() && replies.validate.fault.is_none());
+    });
+    results.add(Row::new(
+        "default policies",
+        "all three",
+        "room, fresh",
+        whole,
+    ));
+}
+
+fn main() {
+    let asked = Asked {
+        request: scene::asking("request-1", "Explain in two sentences why the sky is blue."),
+        snapshot: Arc::default(),
+    };
+    let subjects = subjects();
+    let mut results = Results::default();
+    for subject in &subjects {
+        through_the_room(subject, &asked, &mut results);
+        bare::through_wasmtime(subject, &asked, &mut results)
+            .unwrap_or_else(|e| panic!("{}: {e:#}", subject.name));
+    }
+    one_request(&subjects, &asked, &mut results);
+    results.print();
+    if std::env::args().any(|argument| argument == "--keep") {
+        let file = results
+            .keep()
+            .unwrap_or_else(|e| panic!("the results cannot be kept: {e}"));
+        println!("kept in {}", file.display());
+    }
+}

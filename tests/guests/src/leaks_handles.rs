@@ -1,0 +1,14 @@
+//! Opens a million handles and gives none back.
+
+use homeostat_sdk::{Model, Request, Result};
+
+pub struct It;
+
+impl crate::Guest for It {
+    fn before(&self, _: &Request) -> Result<()> {
+        for _ in 0..1_000_000 {
+            std::mem::forget(Model::open("small")?);
+        }
+        Ok(())
+    }
+}

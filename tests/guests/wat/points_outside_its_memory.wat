@@ -1,0 +1,7 @@
+;; Says that its message is where it has no memory.
+(func (export "homeostat:policy/router@0.1.0#route") (param $request i32) (result i32)
+  (drop (call $tell (i32.const 0)))
+  (if (call $misbehaves (call $mark (local.get $request)))
+    (then (i32.store (i32.const 1036) (i32.const 0xfffff000))
+          (i32.store (i32.const 1040) (i32.const 2048))))
+  (i32.const 1024))
