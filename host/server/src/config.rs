@@ -493,7 +493,7 @@ mod tests {
                 for (key, value) in wanted {
                     let path = format!("{path}.{key}");
                     // An empty table says nothing and need not be shown.
-                    if value.as_table().is_some_and(|t| all_empty(t)) {
+                    if value.as_table().is_some_and(all_empty) {
                         continue;
                     }
                     let other = there

@@ -22,8 +22,6 @@ pub struct ApiError {
     /// For programs, such as `context_length_exceeded`.
     pub code: Option<String>,
     pub retry_after_ms: Option<u32>,
-    /// Methods that the path has, with 405.
-    pub allow: Option<&'static str>,
 }
 
 impl ApiError {
@@ -35,7 +33,6 @@ impl ApiError {
             param: None,
             code: None,
             retry_after_ms: None,
-            allow: None,
         }
     }
 
@@ -131,9 +128,6 @@ impl ApiError {
                 HeaderName::from_static("retry-after-ms"),
                 HeaderValue::from(ms),
             );
-        }
-        if let Some(allow) = self.allow {
-            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
