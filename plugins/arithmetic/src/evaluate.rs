@@ -86,7 +86,7 @@ impl Parser<'_> {
             } else {
                 right.number
             };
-            left.number = left.number.add(addend)?;
+            left.number = left.number.plus(addend)?;
         }
     }
 
@@ -101,9 +101,9 @@ impl Parser<'_> {
             self.at += 1;
             let right = self.signed()?.number;
             left = match operator {
-                Token::Divide => left.number.divide(right)?,
+                Token::Divide => left.number.divided_by(right)?,
                 Token::Modulo => left.number.modulo(right)?,
-                _ => left.number.multiply(right)?,
+                _ => left.number.times(right)?,
             }
             .into();
         }
@@ -153,7 +153,7 @@ impl Parser<'_> {
                 }
                 Some(Token::Percent) => {
                     value = Value {
-                        number: value.number.divide(Number::whole(100))?,
+                        number: value.number.divided_by(Number::whole(100))?,
                         percent: true,
                     };
                 }

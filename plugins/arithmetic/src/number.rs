@@ -117,7 +117,7 @@ impl Number {
     }
 
     /// The sum, exact where both numbers are.
-    pub fn add(self, other: Self) -> Result<Self, Error> {
+    pub fn plus(self, other: Self) -> Result<Self, Error> {
         let exact = |(a, b): (i128, i128), (c, d): (i128, i128)| {
             let g = gcd(b, d);
             let left = a.checked_mul(d / g)?;
@@ -128,8 +128,8 @@ impl Number {
     }
 
     /// The difference, exact where both numbers are.
-    pub fn subtract(self, other: Self) -> Result<Self, Error> {
-        self.add(other.negate()?)
+    pub fn minus(self, other: Self) -> Result<Self, Error> {
+        self.plus(other.negate()?)
     }
 
     pub(crate) fn negate(self) -> Result<Self, Error> {
@@ -140,7 +140,7 @@ impl Number {
     }
 
     /// The product, exact where both factors are.
-    pub fn multiply(self, other: Self) -> Result<Self, Error> {
+    pub fn times(self, other: Self) -> Result<Self, Error> {
         let exact = |(a, b): (i128, i128), (c, d): (i128, i128)| {
             let (g, h) = (gcd(a, d), gcd(c, b));
             Some(((a / g).checked_mul(c / h)?, (b / h).checked_mul(d / g)?))
@@ -149,10 +149,10 @@ impl Number {
     }
 
     /// The quotient, exact where both numbers are.
-    pub fn divide(self, other: Self) -> Result<Self, Error> {
+    pub fn divided_by(self, other: Self) -> Result<Self, Error> {
         match other {
             Self::Exact(0, _) => Err(Error::Undefined),
-            Self::Exact(n, d) => self.multiply(Self::ratio(d, n)?),
+            Self::Exact(n, d) => self.times(Self::ratio(d, n)?),
             Self::Rounded(v) => Self::rounded(self.to_f64() / v),
         }
     }

@@ -92,7 +92,7 @@ fn candidates<'a>(
     // When none is long enough, the engine's refusal tells the client both lengths.
     let needed = prompt_tokens(request);
     let fits = |t: &&Tier| t.context_tokens == 0 || u64::from(t.context_tokens) > needed;
-    if ready.iter().any(|t| fits(t)) {
+    if ready.iter().any(fits) {
         ready.retain(fits);
     }
     let efforts = efforts(&ready);

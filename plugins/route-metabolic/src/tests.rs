@@ -37,7 +37,7 @@ impl Seeded {
     }
 
     fn flip(&mut self) -> bool {
-        self.next() % 2 == 0
+        self.next().is_multiple_of(2)
     }
 
     fn sample(&mut self, scale: f64) -> Option<Sample> {
@@ -56,7 +56,7 @@ impl Seeded {
                     TierKind::Local
                 },
                 rank: i as u32,
-                ready: self.next() % 8 != 0,
+                ready: !self.next().is_multiple_of(8),
                 quality: (self.ratio(), self.ratio(), self.ratio()),
                 parameters: self.flip().then(|| 1 + self.next()),
                 joules_per_token: self.sample(5.0),

@@ -6,7 +6,7 @@ use homeostat_sdk::Finding;
 /// be likely on average and invented in one place.
 const WINDOW: usize = 8;
 /// Below this a token was a guess: probability one tenth.
-const GUESS: f32 = -2.302_585;
+const GUESS: f32 = -std::f32::consts::LN_10;
 
 /// Log-odds of a right answer: `BASE + MEAN·mean + LOWEST·lowest window + GUESSES·share`.
 ///

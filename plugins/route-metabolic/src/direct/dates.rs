@@ -204,10 +204,7 @@ fn month(word: &str) -> Option<i64> {
     let matches = |name: &&str| {
         **name == *word || (word.len() >= 3 && word.len() <= 4 && name.starts_with(word))
     };
-    MONTHS
-        .iter()
-        .position(|name| matches(&name))
-        .map(|i| i as i64 + 1)
+    MONTHS.iter().position(matches).map(|i| i as i64 + 1)
 }
 
 fn ordinal(word: &str) -> Option<i64> {

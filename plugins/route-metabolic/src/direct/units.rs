@@ -306,10 +306,8 @@ pub(super) fn answer(text: &str) -> Option<String> {
 
 fn convert(amount: Number, from: &Unit, to: &Unit) -> Result<Number, arithmetic::Error> {
     let ratio = |(n, d): (i128, i128)| Number::ratio(n, d);
-    let base = amount
-        .multiply(ratio(from.factor)?)?
-        .add(ratio(from.zero)?)?;
-    base.subtract(ratio(to.zero)?)?.divide(ratio(to.factor)?)
+    let base = amount.times(ratio(from.factor)?)?.plus(ratio(from.zero)?)?;
+    base.minus(ratio(to.zero)?)?.divided_by(ratio(to.factor)?)
 }
 
 /// "convert 5 km to miles", "5 km in miles".
@@ -352,7 +350,7 @@ fn measured(text: &str) -> Option<(Number, &'static Unit)> {
         .filter(|end| *end > 0)?;
     let amount = Number::parse(&digits[..end])?;
     let amount = if negative {
-        Number::whole(0).subtract(amount).ok()?
+        Number::whole(0).minus(amount).ok()?
     } else {
         amount
     };

@@ -26,9 +26,10 @@ const KEPT: [&str; 8] = [
     "CARGO_TERM_",
 ];
 
-/// The profile of policies. Measured on the three default policies: one codegen unit with
-/// full link-time optimisation is a third smaller than the defaults, and opt-level 3 costs
-/// a tenth more bytes than "s" for calls that are faster by a fifth.
+/// The profile of policies: one codegen unit, link-time optimisation over all of it, no
+/// names. Optimising for speed instead of size costs a twelfth more bytes (219 against
+/// 202 KiB of core module, mean of the three default policies), and a policy is loaded
+/// once but called for every request.
 const PROFILE: [&str; 9] = [
     "profile.release.opt-level=3",
     "profile.release.lto=\"fat\"",
