@@ -109,21 +109,39 @@ def test_log_probabilities_belong_to_the_tokens_of_the_answer(client):
         assert sum(math.exp(t.logprob) for t in token.top_logprobs) <= 1.001
 
 
-def test_a_logit_bias_forbids_a_token(client):
-    greedy = client.completions.create(
-        model="auto", prompt="The capital of France is", max_tokens=1, temperature=0, logprobs=5
-    )
-    first = greedy.choices[0].text
-    # Ids of the tokens are the tier's business; forbidding a wide range must change the choice.
-    biased = client.completions.create(
-        model="auto",
-        prompt="The capital of France is",
-        max_tokens=1,
-        temperature=0,
-        logit_bias={str(i): -100 for i in range(1000, 2024)} | {"7042": -100},
-    )
-    assert first.strip()
-    assert biased.usage.completion_tokens == 1
+def test_a_logit_bias_can_force_a_token_whose_number_the_client_knows(client):
+    def forced(token: int) -> str:
+        return content(chat(client, max_tokens=3, logit_bias={str(token): 100}))
+
+    texts = [forced(token) for token in (1000, 2000)]
+    for text in texts:
+        assert text == text[: len(text) // 3] * 3, f"{text!r} is not one token three times"
+    assert texts[0] != texts[1]
+
+
+@pytest.mark.parametrize("only_the_likeliest", [{"top_k": 1}, {"top_p": 0.001}, {"min_p": 1.0}])
+def test_filters_that_leave_one_token_are_greedy_at_any_temperature(client, only_the_likeliest):
+    greedy = content(chat(client))
+    assert content(chat(client, temperature=2, seed=5, extra_body=only_the_likeliest)) == greedy
+
+
+def test_penalties_keep_a_model_from_repeating_itself(client):
+    loop = dict(model="auto", prompt="The cat sat. " * 4, max_tokens=16, temperature=0)
+    plain = client.completions.create(**loop).choices[0].text
+    penalised = client.completions.create(**loop, frequency_penalty=2).choices[0].text
+    assert plain.count("cat") > penalised.count("cat")
+
+
+def test_characters_of_several_tokens_arrive_whole(client):
+    fields = dict(model="auto", prompt="日本語と絵文字: こんにちは 🦀🦀🦀🦀", max_tokens=24)
+    fields["temperature"] = 0
+    pieces = client.completions.create(stream=True, **fields)
+    texts = [c.choices[0].text for c in pieces if c.choices]
+    whole = client.completions.create(**fields).choices[0].text
+    assert "".join(texts) == whole
+    assert any(ord(c) > 0x7F for c in whole), "the model left the script that it was given"
+    inside = "".join(texts[:-2])
+    assert "\ufffd" not in inside, "half a character was sent"
 
 
 def test_two_answers_to_one_request(client):

@@ -42,7 +42,8 @@ def test_with_no_configuration_at_all_it_runs_on_the_embedded_defaults(start):
 
 
 def test_a_termination_signal_lets_streams_end_whole(start):
-    server = start()
+    # However slow this machine is, the stream shall not be cut by the limit of the drain.
+    server = start(settings.server(drain_seconds=int(LIMIT_S)))
     with server.http.stream(
         "POST", "/v1/chat/completions", json=LONG | NO_END | {"messages": STORY}
     ) as response:
@@ -89,7 +90,8 @@ def test_a_client_that_leaves_ends_its_generation(start, stream):
             url = f"{server.url}/v1/chat/completions"
             if stream:
                 with client.stream("POST", url, json=body) as response:
-                    next(events(response))
+                    pieces = events(response)  # dropping it would close the connection
+                    next(pieces)
                     leave.wait(LIMIT_S)
             else:
                 try:
@@ -97,7 +99,7 @@ def test_a_client_that_leaves_ends_its_generation(start, stream):
                 except httpx.ReadTimeout:
                     pass
 
-    client = threading.Thread(target=ask_and_leave)
+    client = threading.Thread(target=ask_and_leave, daemon=True)
     client.start()
     wait_until("the request runs", lambda: gauge(server, "num_requests_running") > 0)
     leave.set()
