@@ -35,7 +35,9 @@ pub fn classify(request: &Request) -> Classification {
     let weights = Weights::embedded();
     let marks = marks::read(request, &text);
     let experience = experience(&text, &weights);
-    let fitted = hardness(&text, &weights);
+    let gain = gain(&text, &weights);
+    let (slope, middle) = weights.curve(text.is_choice());
+    let fitted = 1.0 / (1.0 + (-slope * (gain - middle)).exp());
     let hard = experience * fitted + (1.0 - experience) * marks.hardness;
     Classification {
         // Two independent looks at the same hardness: both easy, one of each, both hard.
@@ -49,7 +51,7 @@ pub fn classify(request: &Request) -> Classification {
         confidence: 0.2 + 0.6 * experience,
         attributes: vec![(
             "classify-lexical.gain".to_owned(),
-            Value::Number(f64::from(gain(&text, &weights))),
+            Value::Number(f64::from(gain)),
         )],
     }
 }
@@ -61,12 +63,6 @@ pub fn gain(text: &Text<'_>, weights: &Weights<'_>) -> f32 {
     } else {
         weights.shape_gain(&text.shape())
     }
-}
-
-/// From 0, easy, to 1, hard.
-fn hardness(text: &Text<'_>, weights: &Weights<'_>) -> f32 {
-    let (slope, middle) = weights.curve(text.is_choice());
-    1.0 / (1.0 + (-slope * (gain(text, weights) - middle)).exp())
 }
 
 /// How far this prompt lies within what was fitted on, 0 to 1.

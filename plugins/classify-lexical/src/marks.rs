@@ -16,123 +16,147 @@ pub(crate) struct Marks {
     pub(crate) hardness: f32,
 }
 
-const CREATIVE: &[&str] = &[
-    "story",
-    "poem",
-    "imagine",
-    "creative",
-    "invent",
-    "compose",
-    "slogan",
-    "lyrics",
-    "song",
-    "novel",
-    "fictional",
-    "haiku",
-    "roleplay",
-    "pretend",
-    "essay",
-    "blog",
-    "engaging",
-    "vivid",
+const CREATIVE: u8 = 1;
+const REASONING: u8 = 2;
+const CONSTRAINING: u8 = 4;
+const CODING: u8 = 8;
+const GREETING: u8 = 16;
+
+/// Which kinds of mark a word is; sorted, since every word of every prompt is looked up.
+const WORDS: [(&str, u8); 103] = [
+    ("algorithm", REASONING),
+    ("always", CONSTRAINING),
+    ("analyse", REASONING),
+    ("analyze", REASONING),
+    ("api", CODING),
+    ("argue", REASONING),
+    ("assume", REASONING),
+    ("avoid", CONSTRAINING),
+    ("bash", CODING),
+    ("blog", CREATIVE),
+    ("bug", CODING),
+    ("bullet", CONSTRAINING),
+    ("bye", GREETING),
+    ("class", CODING),
+    ("code", CODING),
+    ("compare", REASONING),
+    ("compile", CODING),
+    ("compiler", CODING),
+    ("complexity", REASONING),
+    ("compose", CREATIVE),
+    ("constraints", CONSTRAINING),
+    ("creative", CREATIVE),
+    ("css", CODING),
+    ("debug", REASONING),
+    ("deduce", REASONING),
+    ("derive", REASONING),
+    ("engaging", CREATIVE),
+    ("ensure", CONSTRAINING),
+    ("equation", REASONING),
+    ("essay", CREATIVE),
+    ("evaluate", REASONING),
+    ("exactly", CONSTRAINING),
+    ("exception", CODING),
+    ("explain", REASONING),
+    ("fictional", CREATIVE),
+    ("format", CONSTRAINING),
+    ("function", CODING),
+    ("goodbye", GREETING),
+    ("haiku", CREATIVE),
+    ("hello", GREETING),
+    ("hey", GREETING),
+    ("hi", GREETING),
+    ("html", CODING),
+    ("imagine", CREATIVE),
+    ("implement", CODING),
+    ("implications", REASONING),
+    ("include", CONSTRAINING),
+    ("infer", REASONING),
+    ("integral", REASONING),
+    ("invent", CREATIVE),
+    ("java", CODING),
+    ("javascript", CODING),
+    ("json", CONSTRAINING),
+    ("justify", REASONING),
+    ("least", CONSTRAINING),
+    ("limit", CONSTRAINING),
+    ("lyrics", CREATIVE),
+    ("maximize", REASONING),
+    ("maximum", CONSTRAINING),
+    ("minimize", REASONING),
+    ("minimum", CONSTRAINING),
+    ("morning", GREETING),
+    ("most", CONSTRAINING),
+    ("must", CONSTRAINING),
+    ("never", CONSTRAINING),
+    ("novel", CREATIVE),
+    ("only", CONSTRAINING),
+    ("optimal", REASONING),
+    ("paragraphs", CONSTRAINING),
+    ("poem", CREATIVE),
+    ("pretend", CREATIVE),
+    ("probability", REASONING),
+    ("program", CODING),
+    ("proof", REASONING),
+    ("prove", REASONING),
+    ("python", CODING),
+    ("reason", REASONING),
+    ("reasoning", REASONING),
+    ("refactor", CODING),
+    ("regex", CODING),
+    ("required", CONSTRAINING),
+    ("roleplay", CREATIVE),
+    ("rust", CODING),
+    ("script", CODING),
+    ("sentences", CONSTRAINING),
+    ("slogan", CREATIVE),
+    ("solve", REASONING),
+    ("song", CREATIVE),
+    ("sql", CODING),
+    ("stacktrace", CODING),
+    ("story", CREATIVE),
+    ("suppose", REASONING),
+    ("table", CONSTRAINING),
+    ("thank", GREETING),
+    ("thanks", GREETING),
+    ("theorem", REASONING),
+    ("therefore", REASONING),
+    ("trade", REASONING),
+    ("typescript", CODING),
+    ("vivid", CREATIVE),
+    ("why", REASONING),
+    ("without", CONSTRAINING),
+    ("words", CONSTRAINING),
 ];
-const REASONING: &[&str] = &[
-    "why",
-    "prove",
-    "proof",
-    "derive",
-    "explain",
-    "compare",
-    "analyze",
-    "analyse",
-    "evaluate",
-    "therefore",
-    "suppose",
-    "assume",
-    "infer",
-    "deduce",
-    "reason",
-    "reasoning",
-    "optimal",
-    "minimize",
-    "maximize",
-    "algorithm",
-    "complexity",
-    "probability",
-    "theorem",
-    "integral",
-    "equation",
-    "solve",
-    "trade",
-    "implications",
-    "argue",
-    "justify",
-    "debug",
-];
-const CONSTRAINING: &[&str] = &[
-    "must",
-    "exactly",
-    "least",
-    "most",
-    "only",
-    "without",
-    "avoid",
-    "include",
-    "limit",
-    "format",
-    "bullet",
-    "json",
-    "table",
-    "sentences",
-    "paragraphs",
-    "words",
-    "maximum",
-    "minimum",
-    "ensure",
-    "constraints",
-    "required",
-    "never",
-    "always",
-];
-const CODING: &[&str] = &[
-    "code",
-    "python",
-    "javascript",
-    "typescript",
-    "rust",
-    "java",
-    "sql",
-    "html",
-    "css",
-    "bash",
-    "regex",
-    "function",
-    "compile",
-    "compiler",
-    "api",
-    "bug",
-    "class",
-    "implement",
-    "script",
-    "program",
-    "refactor",
-    "stacktrace",
-    "exception",
-];
-const GREETING: &[&str] = &[
-    "hi", "hello", "hey", "thanks", "thank", "bye", "goodbye", "morning",
-];
+
+/// How often each kind of mark occurs.
+struct Counts([usize; 5]);
+
+impl Counts {
+    fn of(words: &[&[u8]]) -> Self {
+        let mut counts = [0; 5];
+        for word in words {
+            let Ok(at) = WORDS.binary_search_by(|(w, _)| w.as_bytes().cmp(word)) else {
+                continue;
+            };
+            for (kind, count) in counts.iter_mut().enumerate() {
+                *count += usize::from(WORDS[at].1 >> kind & 1);
+            }
+        }
+        Self(counts)
+    }
+
+    fn get(&self, kind: u8) -> usize {
+        self.0[kind.trailing_zeros() as usize]
+    }
+}
 
 pub(crate) fn read(request: &Request, text: &Text<'_>) -> Marks {
     let question = request.question();
     let lower = question.to_ascii_lowercase();
     let words: Vec<&[u8]> = text.tokens().collect();
-    let count = |list: &[&str]| {
-        words
-            .iter()
-            .filter(|w| list.iter().any(|l| l.as_bytes() == **w))
-            .count()
-    };
+    let counts = Counts::of(&words);
+    let count = |kind| counts.get(kind);
     // A mark more counts less than the one before.
     let score = |hits: usize, half: f32| hits as f32 / (hits as f32 + half);
     let turns = request
@@ -141,7 +165,8 @@ pub(crate) fn read(request: &Request, text: &Text<'_>) -> Marks {
         .filter(|m| m.role == Role::User)
         .count();
     let coding = count(CODING) + 2 * usize::from(question.contains("```"));
-    let task = task(&lower, &words, coding, turns);
+    let greets = count(GREETING) > 0 && words.len() <= 8;
+    let task = task(&lower, &words, coding, greets, turns);
 
     let creativity = match task {
         Task::TextGeneration | Task::Brainstorming => 0.4 + 0.6 * score(count(CREATIVE), 2.0),
@@ -199,7 +224,7 @@ pub(crate) fn read(request: &Request, text: &Text<'_>) -> Marks {
 }
 
 /// The first rule that fits; the particular come before the general.
-fn task(lower: &str, words: &[&[u8]], coding: usize, turns: usize) -> Task {
+fn task(lower: &str, words: &[&[u8]], coding: usize, greets: bool, turns: usize) -> Task {
     let has = |list: &[&str]| list.iter().any(|l| words.contains(&l.as_bytes()));
     let begins = |list: &[&str]| {
         let first = words.iter().take(6);
@@ -252,7 +277,7 @@ fn task(lower: &str, words: &[&[u8]], coding: usize, turns: usize) -> Task {
         Task::Brainstorming
     } else if begins(&["write", "compose", "draft", "create", "generate", "craft"]) {
         Task::TextGeneration
-    } else if has(GREETING) && words.len() <= 8 {
+    } else if greets {
         Task::Chatbot
     } else if lower.contains("according to the")
         || (supplied && lower.len() > 500 && lower.contains('?') && !lower.contains("\na. "))
@@ -270,5 +295,24 @@ fn task(lower: &str, words: &[&[u8]], coding: usize, turns: usize) -> Task {
         Task::Chatbot
     } else {
         Task::Other
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_are_sorted_so_that_each_is_found() {
+        assert!(WORDS.is_sorted_by(|a, b| a.0 < b.0));
+        let counts = Counts::of(&[b"prove", b"python", b"prove", b"nothing"]);
+        assert_eq!(
+            (
+                counts.get(REASONING),
+                counts.get(CODING),
+                counts.get(GREETING)
+            ),
+            (2, 1, 0)
+        );
     }
 }
