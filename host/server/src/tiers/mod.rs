@@ -2,6 +2,8 @@
 
 mod encoder;
 mod local;
+#[cfg(test)]
+mod local_tests;
 mod models;
 mod remote;
 #[cfg(test)]

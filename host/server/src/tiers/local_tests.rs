@@ -1,0 +1,191 @@
+//! The local tier and the models of policies, with the real model of the cache.
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use futures::StreamExt;
+use homeostat_cascade::{
+    GenerateCall, Prompt, Sampling, Tier, TierError, TierEvent, TierFault, Token,
+};
+use homeostat_engine::{Engine, EngineConfig};
+use homeostat_hooks::{Finish, GenerateOptions, Message, ModelError, Models, Role, TierView};
+
+use super::local::{LocalTier, Wishes};
+use super::models::HostModels;
+use crate::models::{Manifests, ModelCache};
+
+/// One engine for all tests of this file.
+static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
+    let manifests = Manifests::load(None).unwrap();
+    let manifest = manifests.get("smollm2-135m-instruct").unwrap();
+    let folder = ModelCache::open(None).unwrap().verified(manifest).unwrap();
+    Engine::load(EngineConfig::new(
+        "small",
+        folder.join(&manifest.files[0].name),
+    ))
+    .unwrap()
+});
+
+fn tier() -> LocalTier {
+    let view = TierView {
+        id: "small".into(),
+        ..TierView::default()
+    };
+    let wishes = Wishes {
+        max_tokens: 12,
+        system: Some(String::new()),
+    };
+    LocalTier::new(view, ENGINE.handle(), wishes)
+}
+
+fn call(question: &str) -> GenerateCall {
+    GenerateCall {
+        request_id: "r".into(),
+        prompt: Arc::new(Prompt::Chat(vec![Message {
+            role: Role::User,
+            content: question.into(),
+        }])),
+        sampling: Sampling {
+            temperature: 0.0,
+            ..Sampling::default()
+        },
+        max_tokens: None,
+        max_draft_tokens: 0,
+        answer_prefix: String::new(),
+    }
+}
+
+async fn ask(call: GenerateCall) -> Result<(Vec<Token>, TierEvent), TierError> {
+    let mut stream = tier().generate(call).await?;
+    let mut tokens = Vec::new();
+    while let Some(event) = stream.next().await {
+        match event? {
+            TierEvent::Token(token) => tokens.push(token),
+            finished => return Ok((tokens, finished)),
+        }
+    }
+    panic!("the stream has no end");
+}
+
+fn text(tokens: &[Token]) -> String {
+    tokens.iter().map(|t| t.text.as_str()).collect()
+}
+
+#[tokio::test]
+async fn a_question_is_answered_with_log_probabilities_and_counted() {
+    let (tokens, end) = ask(call("What is the capital of France?")).await.unwrap();
+    assert!(text(&tokens).contains("Paris"), "{}", text(&tokens));
+    assert!(tokens.iter().all(|t| t.logprob.is_some_and(|l| l <= 0.0)));
+    let TierEvent::Finished {
+        finish,
+        prompt_tokens,
+        completion_tokens,
+    } = end
+    else {
+        panic!("{end:?}");
+    };
+    assert_eq!(finish, Finish::Stop);
+    assert!(prompt_tokens > 10);
+    // The end token is counted and is no part of the answer.
+    assert_eq!(completion_tokens as usize, tokens.len() + 1);
+}
+
+#[tokio::test]
+async fn without_a_wish_an_answer_ends_at_the_tiers_own_limit() {
+    let (_, end) = ask(call("Write a long story about the sea."))
+        .await
+        .unwrap();
+    let TierEvent::Finished {
+        finish,
+        completion_tokens,
+        ..
+    } = end
+    else {
+        panic!("{end:?}");
+    };
+    assert_eq!((finish, completion_tokens), (Finish::Length, 12));
+}
+
+#[tokio::test]
+async fn an_answer_that_has_begun_is_continued() {
+    let mut begun = call("What is the capital of France?");
+    begun.answer_prefix = "The capital of France is".into();
+    let (tokens, _) = ask(begun).await.unwrap();
+    assert!(text(&tokens).starts_with(" Paris"), "{}", text(&tokens));
+}
+
+#[tokio::test]
+async fn a_prompt_that_is_too_long_is_the_clients_fault_with_both_numbers() {
+    let context = ENGINE.handle().info().context_tokens;
+    for words in [9000, 40_000] {
+        let mut long = call(&"word ".repeat(words));
+        long.max_tokens = (words == 9000).then_some(5);
+        let error = ask(long).await.unwrap_err();
+        assert_eq!(error.fault, TierFault::Client);
+        assert_eq!(error.code, "context_length_exceeded");
+        assert!(
+            error.message.contains(&context.to_string()),
+            "{}",
+            error.message
+        );
+        assert!(!error.retryable);
+    }
+}
+
+#[tokio::test]
+async fn an_impossible_parameter_is_the_clients_fault() {
+    let mut bad = call("hi");
+    bad.sampling.logit_bias = vec![(99_999_999, 1.0)];
+    let error = ask(bad).await.unwrap_err();
+    assert_eq!(
+        (error.fault, error.code),
+        (TierFault::Client, "invalid_value")
+    );
+}
+
+#[tokio::test]
+async fn a_dropped_answer_ends_its_sequence() {
+    let mut long = call("Write a long story about a lighthouse.");
+    long.max_tokens = Some(4000);
+    long.sampling.logit_bias = vec![(2, -100.0), (0, -100.0)];
+    let mut stream = tier().generate(long).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    let cancelled = tokio::task::spawn_blocking(move || {
+        drop(stream);
+        // Generous: the test hangs here if nobody cancels. Other tests' sequences are
+        // short, so at some moment nothing runs.
+        (0..60_000).any(|_| {
+            std::thread::sleep(Duration::from_millis(1));
+            ENGINE.handle().stats().num_requests_running == 0
+        })
+    });
+    assert!(cancelled.await.unwrap());
+}
+
+#[test]
+fn policies_may_count_score_and_generate_within_their_time() {
+    let models = HostModels::new(vec![Arc::new(tier())], Vec::new(), None).unwrap();
+    assert_eq!(
+        models
+            .count_tokens("small", "The capital of France")
+            .unwrap(),
+        4
+    );
+    let likely = models.score("small", "The capital of France is", " Paris", 60_000);
+    let unlikely = models.score("small", "The capital of France is", " banana", 60_000);
+    assert!(likely.unwrap()[0] > unlikely.unwrap()[0]);
+    let options = GenerateOptions {
+        max_tokens: 2,
+        ..GenerateOptions::default()
+    };
+    let answer = models.generate("small", "The capital of France is", &options, 60_000);
+    let answer = answer.unwrap();
+    assert!(answer.text.starts_with(" Paris"), "{}", answer.text);
+    assert_eq!(answer.logprobs.len(), 2);
+    let hurried = GenerateOptions {
+        max_tokens: 2000,
+        ..options
+    };
+    let late = models.generate("small", "Once upon a time", &hurried, 1);
+    assert!(matches!(late, Err(ModelError::Unavailable(_))), "{late:?}");
+}
