@@ -15,7 +15,12 @@ fn main() {
         .ancestors()
         .nth(2)
         .expect("the crate is two folders deep");
-    for watched in ["plugins", "sdk/rust", "wit"] {
+    for watched in [
+        "plugins",
+        "sdk/rust/src",
+        "sdk/rust/componentize/src",
+        "wit",
+    ] {
         println!("cargo::rerun-if-changed={}", root.join(watched).display());
     }
     let crates: Vec<PathBuf> = POLICIES

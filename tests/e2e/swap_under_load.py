@@ -132,7 +132,8 @@ def run(server: Homeostat, swaps: int, copies: int, clients: int) -> dict:
     crowd = [Client(server, number, stop) for number in range(clients)]
     for client in crowd:
         client.start()
-    every = max(1, swaps // max(1, copies))
+    # Odd, so that copies alternate as well: the watcher takes a file when it has changed.
+    every = (swaps // max(1, copies)) - 1 | 1
     for i in range(swaps):
         swapper.copy() if copies and i % every == 0 else swapper.put()
     stop.set()

@@ -184,7 +184,7 @@ impl BlockTable {
             let to = pool.allocate()?;
             let from_block = std::mem::replace(&mut self.blocks[i], to);
             pool.release(from_block);
-            if i == first && from % BLOCK_SIZE != 0 {
+            if i == first && !from.is_multiple_of(BLOCK_SIZE) {
                 copy = Some(BlockCopy {
                     from: from_block,
                     to,

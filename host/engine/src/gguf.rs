@@ -399,7 +399,7 @@ impl Header {
                 offset: info.offset,
                 problem,
             };
-            if info.offset % alignment != 0 {
+            if !info.offset.is_multiple_of(alignment) {
                 return Err(refuse(format!("offset is not a multiple of {alignment}")));
             }
             if info
@@ -479,7 +479,7 @@ fn tensor_bytes(shape: &[u64], kind: TensorType) -> Result<u64, String> {
     if shape.contains(&0) {
         return Err(format!("shape {shape:?} has an empty dimension"));
     }
-    if shape[0] % per_block != 0 {
+    if !shape[0].is_multiple_of(per_block) {
         return Err(format!(
             "a row of {} elements is not a whole number of {kind} blocks of {per_block}",
             shape[0]

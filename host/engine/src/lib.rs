@@ -32,8 +32,8 @@ mod tokenizer;
 pub use chat_template::{ChatMessage, ChatTemplate, TemplateError};
 pub use encoder::{Embedding, Encoder, EncoderError};
 pub use engine::{
-    Engine, EngineConfig, EngineHandle, GenerationRequest, LoadError, ModelInfo, Prompt, ScoreError, Shutdown,
-    SubmitError,
+    Engine, EngineConfig, EngineHandle, GenerationRequest, LoadError, ModelInfo, Prompt,
+    ScoreError, Shutdown, SubmitError,
 };
 pub use events::{
     Closed, EngineError, Event, FinishReason, Sink, Timings, TokenLogprob, TopLogprob, Usage,

@@ -480,111 +480,44 @@ mod tests {
     fn each_filter_keeps_exactly_its_tokens() {
         // Probabilities .5, .25, .125, .125
         let logits = [0.5f32.ln(), 0.125f32.ln(), 0.25f32.ln(), 0.125f32.ln()];
-        let plain = SamplingParams::default();
-        let table: &[(&str, SamplingParams, &[u32])] = &[
-            ("plain", plain.clone(), &[0, 1, 2, 3]),
-            ("temperature 0", greedy(), &[0]),
-            (
-                "top_k 1",
-                SamplingParams {
-                    top_k: 1,
-                    ..plain.clone()
-                },
-                &[0],
-            ),
-            (
-                "top_k 2",
-                SamplingParams {
-                    top_k: 2,
-                    ..plain.clone()
-                },
-                &[0, 2],
-            ),
+        type Row = (&'static str, fn(&mut SamplingParams), &'static [u32]);
+        let table: [Row; 14] = [
+            ("plain", |_| (), &[0, 1, 2, 3]),
+            ("temperature 0", |p| p.temperature = 0.0, &[0]),
+            ("top_k 1", |p| p.top_k = 1, &[0]),
+            ("top_k 2", |p| p.top_k = 2, &[0, 2]),
             (
                 "top_k 3 breaks the tie by number",
-                SamplingParams {
-                    top_k: 3,
-                    ..plain.clone()
-                },
+                |p| p.top_k = 3,
                 &[0, 1, 2],
             ),
             (
                 "top_k beyond the vocabulary",
-                SamplingParams {
-                    top_k: 99,
-                    ..plain.clone()
-                },
+                |p| p.top_k = 99,
                 &[0, 1, 2, 3],
             ),
-            (
-                "top_p .4",
-                SamplingParams {
-                    top_p: 0.4,
-                    ..plain.clone()
-                },
-                &[0],
-            ),
-            (
-                "top_p .7",
-                SamplingParams {
-                    top_p: 0.7,
-                    ..plain.clone()
-                },
-                &[0, 2],
-            ),
-            (
-                "top_p .8",
-                SamplingParams {
-                    top_p: 0.8,
-                    ..plain.clone()
-                },
-                &[0, 1, 2],
-            ),
-            (
-                "min_p .4",
-                SamplingParams {
-                    min_p: 0.4,
-                    ..plain.clone()
-                },
-                &[0, 2],
-            ),
-            (
-                "min_p .9",
-                SamplingParams {
-                    min_p: 0.9,
-                    ..plain.clone()
-                },
-                &[0],
-            ),
+            ("top_p .4", |p| p.top_p = 0.4, &[0]),
+            ("top_p .7", |p| p.top_p = 0.7, &[0, 2]),
+            ("top_p .8", |p| p.top_p = 0.8, &[0, 1, 2]),
+            ("min_p .4", |p| p.min_p = 0.4, &[0, 2]),
+            ("min_p .9", |p| p.min_p = 0.9, &[0]),
             (
                 "min_p then top_p",
-                SamplingParams {
-                    min_p: 0.4,
-                    top_p: 0.6,
-                    ..plain.clone()
-                },
+                |p| (p.min_p, p.top_p) = (0.4, 0.6),
                 &[0],
             ),
             (
                 "bias forbids",
-                SamplingParams {
-                    logit_bias: vec![(0, -100.0)],
-                    ..plain.clone()
-                },
+                |p| p.logit_bias = vec![(0, -100.0)],
                 &[1, 2, 3],
             ),
-            (
-                "bias forces",
-                SamplingParams {
-                    logit_bias: vec![(3, 100.0)],
-                    ..plain
-                },
-                &[3],
-            ),
+            ("bias forces", |p| p.logit_bias = vec![(3, 100.0)], &[3]),
         ];
-        for (name, params, expected) in table {
+        for (name, change, expected) in table {
+            let mut params = SamplingParams::default();
+            change(&mut params);
             params.check(4).expect(name);
-            assert_eq!(support(&logits, params), *expected, "{name}");
+            assert_eq!(support(&logits, &params), *expected, "{name}");
         }
     }
 
@@ -690,12 +623,11 @@ mod tests {
             .map(|_| random.below(1_000) as f32 / 400.0)
             .collect();
         for top_p in [0.1f32, 0.5, 0.95, 0.9999] {
-            let mut sampler = Sampler::default();
-            sampler.candidates = logits
-                .iter()
-                .zip(0..)
-                .map(|(l, id)| (exp(l - 2.5), id))
-                .collect();
+            let weights = logits.iter().zip(0..).map(|(l, id)| (exp(l - 2.5), id));
+            let mut sampler = Sampler {
+                candidates: weights.collect(),
+                ..Sampler::default()
+            };
             let mut sorted = sampler.candidates.clone();
             sorted.sort_by(likelier_first);
             let goal = f64::from(top_p) * sorted.iter().map(|(w, _)| f64::from(*w)).sum::<f64>();

@@ -88,6 +88,14 @@ pub struct HostArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
+    /// Compile a Rust policy crate into a component.
+    Build {
+        /// Folder with the crate; `sdk/rust/template` is one to start from.
+        crate_dir: PathBuf,
+        /// File to write [default: the crate folder's name with .wasm, here].
+        #[arg(short, long)]
+        output: Option<PathBuf>,
+    },
     /// Take a component through admission and print the report; nothing is loaded.
     Check {
         /// A WebAssembly component.

@@ -2,6 +2,7 @@
 //!
 //! Results go to standard output, everything else to standard error.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::{Failure, serve};
 
 pub fn policy(command: PolicyCommand) -> Result<(), Failure> {
     match command {
+        PolicyCommand::Build { crate_dir, output } => build_policy(&crate_dir, output),
         PolicyCommand::Check { file, hook, config } => {
             let config = Config::load(config.config.as_deref())?;
             check_policy(&config, &file, hook)
@@ -56,11 +58,25 @@ pub fn policy(command: PolicyCommand) -> Result<(), Failure> {
     }
 }
 
-fn check_policy(
-    config: &Config,
-    file: &std::path::Path,
-    hook: Option<Hook>,
-) -> Result<(), Failure> {
+fn build_policy(crate_dir: &Path, output: Option<PathBuf>) -> Result<(), Failure> {
+    let crate_dir = crate_dir
+        .canonicalize()
+        .map_err(|e| Failure::Failed(format!("{}: {e}", crate_dir.display())))?;
+    let options = homeostat_componentize::Options {
+        target_dir: crate_dir.join("target").join("policy"),
+    };
+    let component = homeostat_componentize::build(&crate_dir, &options).map_err(Failure::failed)?;
+    let output = output.unwrap_or_else(|| {
+        let name = crate_dir.file_name().unwrap_or("policy".as_ref());
+        Path::new(name).with_extension("wasm")
+    });
+    std::fs::write(&output, component)
+        .map_err(|e| Failure::Failed(format!("{}: {e}", output.display())))?;
+    println!("{}", output.display());
+    Ok(())
+}
+
+fn check_policy(config: &Config, file: &Path, hook: Option<Hook>) -> Result<(), Failure> {
     let models = HostModels::new(Vec::new(), Vec::new(), None).map_err(Failure::failed)?;
     let room = PolicyRoom::new(config.policies.clone(), Arc::new(models))
         .map_err(|e| Failure::Config(e.to_string()))?;

@@ -77,11 +77,11 @@ macro_rules! hook {
             $arguments: &Arguments,
         ) -> wasmtime::Result<(Vec<u64>, Vec<u64>)> {
             let indices = $interface::GuestIndices::new(pre)?;
-            let make = || {
+            let make = || -> wasmtime::Result<(Store<()>, $interface::Guest)> {
                 let mut store = Store::new(pre.engine(), ());
                 let instance = pre.instantiate(&mut store)?;
                 let guest = indices.load(&mut store, &instance)?;
-                wasmtime::Result::Ok((store, guest))
+                Ok((store, guest))
             };
             let fresh = measure(|| {
                 let (mut store, $guest) = make().expect("an instance");

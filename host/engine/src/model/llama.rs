@@ -364,97 +364,98 @@ impl LlamaRunner {
         }
     }
 
-    /// Self-attention of one layer: norm, queries, keys and values, rotation, KV write, attention, residual.
+    /// Self-attention of one layer, added to the residual stream.
     fn attend(&mut self, batch: &Batch, metas: &[RowMeta<'_>], index: usize) {
+        self.queries_keys_values(batch.rows(), index);
+        self.rotate_and_store(metas, index);
         let Self {
             weights,
             kv,
-            rope,
             isa,
             pool,
             arena,
             ..
         } = self;
         let config = &weights.config;
-        let layer = &weights.layers[index];
-        let (isa, rows) = (*isa, batch.rows());
-        let (q_width, kv_width) = (
-            config.heads * config.head_dim,
-            config.kv_heads * config.head_dim,
-        );
-        let (q, k, v) = (
-            &mut arena.q[..rows * q_width],
-            &mut arena.k[..rows * kv_width],
-            &mut arena.v[..rows * kv_width],
-        );
-        arena.input.quantize_rms_norm(
-            isa,
-            &arena.residual,
-            &layer.attn_norm,
-            config.rms_epsilon,
-            rows,
-            config.hidden,
-        );
-        matmul_group(
-            isa,
-            pool,
-            &mut [(&layer.q, q), (&layer.k, k), (&layer.v, v)],
-            &arena.input,
-            rows,
-        );
-        let (q, k, v) = (
-            &mut arena.q[..rows * q_width],
-            &mut arena.k[..rows * kv_width],
-            &arena.v[..rows * kv_width],
-        );
-        for (row, meta) in metas.iter().enumerate() {
-            let key = &mut k[row * kv_width..][..kv_width];
-            rope_in_place(
-                rope,
-                &mut q[row * q_width..][..q_width],
-                config.head_dim,
-                meta.position,
-            );
-            rope_in_place(rope, key, config.head_dim, meta.position);
-            let block = meta.block_table[meta.position / BLOCK_SIZE];
-            kv.write(
-                isa,
-                index,
-                block,
-                meta.position % BLOCK_SIZE,
-                key,
-                &v[row * kv_width..][..kv_width],
-            );
-        }
-        let scale = 1.0 / (config.head_dim as f32).sqrt();
+        let (isa, rows, width) = (*isa, batch.rows(), config.heads * config.head_dim);
         let shape = AttentionShape {
             heads: config.heads,
-            scale,
+            scale: 1.0 / (config.head_dim as f32).sqrt(),
             window: None,
             softcap: None,
         };
-        let attended = &mut arena.attended[..rows * q_width];
+        let attended = &mut arena.attended[..rows * width];
+        let (q, kv) = (&arena.q[..rows * width], &kv.view(index));
         attention(
             isa,
             pool,
             &mut arena.attention,
             &shape,
             q,
-            &kv.view(index),
+            kv,
             metas,
             attended,
         );
-        arena.input.quantize(isa, attended, rows, q_width);
+        arena.input.quantize(isa, attended, rows, width);
         let residual = &mut arena.residual[..rows * config.hidden];
-        matmul(
+        let output = &weights.layers[index].attn_output;
+        matmul(isa, pool, output, &arena.input, rows, residual, true);
+    }
+
+    fn queries_keys_values(&mut self, rows: usize, index: usize) {
+        let Self {
+            weights,
             isa,
             pool,
-            &layer.attn_output,
-            &arena.input,
-            rows,
-            residual,
-            true,
-        );
+            arena,
+            ..
+        } = self;
+        let LlamaConfig {
+            hidden,
+            heads,
+            kv_heads,
+            head_dim,
+            rms_epsilon,
+            ..
+        } = weights.config;
+        let layer = &weights.layers[index];
+        let norm = &layer.attn_norm;
+        arena
+            .input
+            .quantize_rms_norm(*isa, &arena.residual, norm, rms_epsilon, rows, hidden);
+        let group = &mut [
+            (&layer.q, &mut arena.q[..rows * heads * head_dim]),
+            (&layer.k, &mut arena.k[..rows * kv_heads * head_dim]),
+            (&layer.v, &mut arena.v[..rows * kv_heads * head_dim]),
+        ];
+        matmul_group(*isa, pool, group, &arena.input, rows);
+    }
+
+    /// Rotates queries and keys to their positions and writes keys and values to their blocks.
+    fn rotate_and_store(&mut self, metas: &[RowMeta<'_>], index: usize) {
+        let Self {
+            weights,
+            kv,
+            rope,
+            isa,
+            arena,
+            ..
+        } = self;
+        let LlamaConfig {
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } = weights.config;
+        let queries = arena.q.chunks_exact_mut(heads * head_dim);
+        let keys = arena.k.chunks_exact_mut(kv_heads * head_dim);
+        let values = arena.v.chunks_exact(kv_heads * head_dim);
+        for (((meta, query), key), value) in metas.iter().zip(queries).zip(keys).zip(values) {
+            rope_in_place(rope, query, head_dim, meta.position);
+            rope_in_place(rope, key, head_dim, meta.position);
+            let block = meta.block_table[meta.position / BLOCK_SIZE];
+            kv.write(*isa, index, block, meta.position % BLOCK_SIZE, key, value);
+        }
     }
 
     /// The gated feed-forward of one layer, added to the residual stream.

@@ -345,5 +345,5 @@ fn what_can_never_fit_is_refused_with_the_numbers() {
         "the last token needs no room"
     );
     assert_eq!(limits.admit(60, None), Ok(65));
-    assert_eq!(limits.admit(usize::MAX, Some(2)).is_err(), true);
+    assert!(limits.admit(usize::MAX, Some(2)).is_err());
 }
