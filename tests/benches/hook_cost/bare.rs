@@ -1,24 +1,30 @@
 //! The rival: the same component and the same records on wasmtime with a pool, and
 //! nothing of ours around the call.
 
-#![allow(
-    unsafe_code,
-    reason = "generated: a typed call skips the type check that `load` has made"
-)]
-#![allow(dead_code, clippy::all, reason = "generated for the whole world")]
-
 use homeostat_hooks::Hook;
+use homeostat_policy::RoomConfig;
 use homeostat_tests::scene;
 use wasmtime::component::{Component, InstancePre, Linker};
-use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
+use wasmtime::{
+    Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store,
+};
 
 use crate::results::{Results, Row};
 use crate::{Asked, Subject, measure};
 
-wasmtime::component::bindgen!({ path: "../wit", world: "full-policy" });
+mod contract {
+    #![allow(
+        unsafe_code,
+        reason = "generated: a typed call skips the type check that `load` has made"
+    )]
+    #![allow(dead_code, clippy::all, reason = "generated for the whole world")]
 
-use exports::homeostat::policy::{classifier, router, validator};
-use homeostat::policy::types;
+    wasmtime::component::bindgen!({ path: "../wit", world: "full-policy" });
+}
+
+use contract::exports::homeostat::policy::{classifier, router, validator};
+use contract::homeostat::policy::types;
+use contract::wasi::config::store::Error as ConfigError;
 
 /// What a call is asked about, in the contract's records.
 struct Arguments {
@@ -43,7 +49,7 @@ pub fn through_wasmtime(
     linker
         .instance("wasi:config/store@0.2.0-rc.1")?
         .func_wrap("get", |_, (_,): (String,)| {
-            Ok((Ok::<Option<String>, wasi::config::store::Error>(None),))
+            Ok((Ok::<Option<String>, ConfigError>(None),))
         })?;
     let pre = linker.instantiate_pre(&component)?;
     let arguments = arguments(asked);
@@ -61,8 +67,13 @@ pub fn through_wasmtime(
 fn engine() -> wasmtime::Result<Engine> {
     let mut config = Config::new();
     let mut pool = PoolingAllocationConfig::new();
-    pool.linear_memory_keep_resident(1 << 20)
-        .table_keep_resident(1 << 20);
+    // As the room does: a rival that clears memory the slow way is no rival.
+    if PoolingAllocationConfig::is_pagemap_scan_available() {
+        let bytes = RoomConfig::default().keep_resident_bytes;
+        pool.pagemap_scan(Enabled::Auto)
+            .linear_memory_keep_resident(bytes)
+            .table_keep_resident(bytes);
+    }
     config
         .concurrency_support(false)
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
