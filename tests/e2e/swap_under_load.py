@@ -42,6 +42,8 @@ class Client(threading.Thread):
     def run(self):
         with httpx.Client(base_url=self.server.url, timeout=LIMIT_S) as http:
             while not self.stop_event.is_set():
+                if not self.model:
+                    time.sleep(0.01)  # or four direct clients would be all the load
                 try:
                     self.seen[self.ask(http)] += 1
                 except Exception as error:
@@ -86,15 +88,22 @@ class Client(threading.Thread):
 
 
 class Swapper:
-    """Swaps between A and B, by the admin API or by copying a file."""
+    """Swaps between A and B: up by the admin API or by copying a file, which admits a
+    component, down by rolling back, which takes a kept one. Each swap changes sides."""
+
+    # What the host keeps for rollback: `policies.keep_generations`.
+    KEPT = 3
 
     def __init__(self, server: Homeostat):
         self.server = server
         policies = policy_files.build()
         self.components = [policies["answers-a"], policies["answers-b"]]
         self.count = 0
+        self.depth = 0
+        self.rising = True
         self.put_ms: list[float] = []
         self.swap_ms: list[float] = []
+        self.rollback_ms: list[float] = []
         self.copy_ms: list[float] = []
 
     def next(self) -> tuple[str, bytes]:
@@ -102,15 +111,26 @@ class Swapper:
         self.count += 1
         return "AB"[which], self.components[which]
 
+    def swap(self):
+        self.put() if self.rising else self.roll_back()
+        self.rising = self.depth == 0 or (self.rising and self.depth < self.KEPT)
+
     def put(self):
         _, component = self.next()
         begun = time.perf_counter()
         response = self.server.http.put("/admin/v1/policies/route", content=component)
         self.put_ms.append((time.perf_counter() - begun) * 1e3)
         assert response.status_code == 200, response.text
-        micros = response.json().get("swap_micros")
-        if micros is not None:
-            self.swap_ms.append(micros / 1e3)
+        self.swap_ms.append(response.json()["swap_micros"] / 1e3)
+        self.depth = min(self.depth + 1, self.KEPT)
+
+    def roll_back(self):
+        self.next()
+        begun = time.perf_counter()
+        response = self.server.http.post("/admin/v1/policies/route/rollback")
+        self.rollback_ms.append((time.perf_counter() - begun) * 1e3)
+        assert response.status_code == 200, response.text
+        self.depth -= 1
 
     def copy(self):
         name, component = self.next()
@@ -118,6 +138,7 @@ class Swapper:
         (self.server.policies / "route.wasm").write_bytes(component)
         wait_until(f"{name} routes", lambda: self.routes(name))
         self.copy_ms.append((time.perf_counter() - begun) * 1e3)
+        self.depth = min(self.depth + 1, self.KEPT)
 
     def routes(self, name: str) -> bool:
         answer = self.server.ask(WHO).json()
@@ -128,6 +149,7 @@ def run(server: Homeostat, swaps: int, copies: int, clients: int) -> dict:
     """The whole experiment; the figures of it."""
     swapper = Swapper(server)
     swapper.copy()
+    swapper.depth = 0  # below it lies the policy that the host came with
     stop = threading.Event()
     crowd = [Client(server, number, stop) for number in range(clients)]
     for client in crowd:
@@ -135,7 +157,7 @@ def run(server: Homeostat, swaps: int, copies: int, clients: int) -> dict:
     # Odd, so that copies alternate as well: the watcher takes a file when it has changed.
     every = (swaps // max(1, copies)) - 1 | 1
     for i in range(swaps):
-        swapper.copy() if copies and i % every == 0 else swapper.put()
+        swapper.copy() if copies and i % every == 0 else swapper.swap()
     stop.set()
     for client in crowd:
         client.join()
@@ -145,6 +167,7 @@ def run(server: Homeostat, swaps: int, copies: int, clients: int) -> dict:
     return {
         "swaps": swaps,
         "by_put": len(swapper.put_ms),
+        "by_rollback": len(swapper.rollback_ms),
         "by_file_copy": len(swapper.copy_ms) - 1,
         "clients": clients,
         "answers": sum(seen.values()),
@@ -157,6 +180,7 @@ def run(server: Homeostat, swaps: int, copies: int, clients: int) -> dict:
         "first_failures": failures[:3],
         **percentiles("put_ms", swapper.put_ms),
         **percentiles("swap_ms", swapper.swap_ms),
+        **percentiles("rollback_ms", swapper.rollback_ms),
         **percentiles("file_copy_to_effect_ms", swapper.copy_ms),
     }
 
