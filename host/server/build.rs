@@ -28,8 +28,14 @@ fn main() {
         .map(|p| root.join("plugins").join(p))
         .collect();
     let crates: Vec<&Path> = crates.iter().map(PathBuf::as_path).collect();
+    // OUT_DIR is <target>/<profile>/build/<package>/out. The tests build their guests in
+    // the same folder, so that the standard library is compiled once.
+    let target = out
+        .ancestors()
+        .nth(4)
+        .expect("OUT_DIR lies in a target folder");
     let options = Options {
-        target_dir: out.join("policies"),
+        target_dir: target.join("policies"),
     };
     let components = build_many(&crates, &options).unwrap_or_else(|error| {
         eprintln!("the default policies cannot be built: {error}");
