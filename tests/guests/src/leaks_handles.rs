@@ -1,5 +1,7 @@
 //! Opens a million handles and gives none back.
 
+use std::mem::ManuallyDrop;
+
 use homeostat_sdk::{Model, Request, Result};
 
 pub struct It;
@@ -7,7 +9,7 @@ pub struct It;
 impl crate::Guest for It {
     fn before(&self, _: &Request) -> Result<()> {
         for _ in 0..1_000_000 {
-            std::mem::forget(Model::open("small")?);
+            let _leaked = ManuallyDrop::new(Model::open("small")?);
         }
         Ok(())
     }
