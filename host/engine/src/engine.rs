@@ -367,6 +367,7 @@ impl Engine {
         let (inbox, commands) = channel();
         let of_thread = Arc::clone(&shared);
         let work = move || {
+            let _closed = CloseOnExit(Arc::clone(&of_thread));
             let Shared {
                 limits,
                 tokenizer,
@@ -374,24 +375,14 @@ impl Engine {
                 ..
             } = &*of_thread;
             // Built here, so that the memory is first touched by the thread that uses it.
-            let core = Core::new(
-                *limits,
-                Box::new(runner()),
-                Arc::clone(tokenizer),
-                Arc::clone(stats),
-            );
+            let runner = Box::new(runner());
+            let core = Core::new(*limits, runner, Arc::clone(tokenizer), Arc::clone(stats));
             serve(core, &commands, of_thread.epoch);
-            // Also reached by a panic's unwinding when this guard is dropped.
-        };
-        let flag = Arc::clone(&shared);
-        let guarded = move || {
-            let _closed = CloseOnExit(flag);
-            work();
         };
         let name = format!("engine-{}", shared.info.name);
         let thread = std::thread::Builder::new()
             .name(name)
-            .spawn(guarded)
+            .spawn(work)
             .map_err(LoadError::Thread)?;
         Ok(Self {
             handle: EngineHandle { shared, inbox },
@@ -431,7 +422,8 @@ impl Drop for Engine {
     }
 }
 
-/// Whatever ends the thread, the door is closed behind it.
+/// Whatever ends the thread, a panic included, the door is closed behind it; sinks that are dropped
+/// without a last event tell their readers the rest.
 struct CloseOnExit(Arc<Shared>);
 
 impl Drop for CloseOnExit {
