@@ -297,8 +297,16 @@ async fn watch(tier: Weak<Shared>) {
         let Some(tier) = tier.upgrade() else {
             return;
         };
-        let ready = tier.probe().await;
-        tier.set_ready(ready);
+        // An answer in the making says more than a probe, and a probe may break it:
+        // llama-cpp-python's server gives up a stream as soon as anybody else asks.
+        let busy = || tier.running.load(Ordering::Relaxed) > 0;
+        if !busy() {
+            let answers = tier.probe().await;
+            if !busy() {
+                tier.set_ready(answers);
+            }
+        }
+        let ready = tier.ready.load(Ordering::Relaxed);
         drop(tier);
         if ready {
             pause = PROBE_PAUSE.0;

@@ -362,3 +362,41 @@ async fn a_dropped_answer_closes_the_connection() {
     assert!(gone.await.is_err(), "the server noticed");
     assert_eq!(tier.view().num_requests_running, 0);
 }
+
+#[tokio::test]
+async fn a_server_is_not_probed_while_it_answers() {
+    let probes = Arc::new(AtomicUsize::new(0));
+    let count = probes.clone();
+    let probe = get(move || async move {
+        count.fetch_add(1, Ordering::SeqCst);
+        // Never ready, so the pauses between probes are short.
+        StatusCode::INTERNAL_SERVER_ERROR
+    });
+    let answer = post(|| async {
+        let token = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
+        let first = futures::stream::iter([Ok::<_, std::io::Error>(token)]);
+        let body = Body::from_stream(first.chain(futures::stream::pending()));
+        ([(header::CONTENT_TYPE, "text/event-stream")], body)
+    });
+    let app = Router::new()
+        .route("/v1/models", probe)
+        .route("/v1/chat/completions", answer);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let tier = RemoteTier::start(config(addr));
+    while probes.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let mut stream = tier.generate(call("")).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    let before = probes.load(Ordering::SeqCst);
+    // Two of the shortest pauses.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(probes.load(Ordering::SeqCst), before);
+    assert!(tier.view().ready, "what answers is ready");
+    drop(stream);
+    while probes.load(Ordering::SeqCst) == before {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
