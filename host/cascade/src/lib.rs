@@ -17,7 +17,7 @@ mod tier;
 mod view;
 
 pub use job::{Head, Job, Refused, Reply, ReplyEvent, Usage};
-pub use life::{Cascade, CascadeConfig};
+pub use life::{Cascade, CascadeConfig, Observer};
 pub use record::{DecisionRecord, Ending, RequestSummary, StepRecord};
 pub use tier::{
     GenerateCall, Prompt, Sampling, Tier, TierError, TierEvent, TierFault, Token, TokenStream,

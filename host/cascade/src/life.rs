@@ -22,6 +22,9 @@ use crate::tier::{
 };
 use crate::view;
 
+/// Somebody who is told of every closed record.
+pub type Observer = Arc<dyn Fn(&DecisionRecord) + Send + Sync>;
+
 /// Limits of this room.
 pub struct CascadeConfig {
     /// Message text that a policy is shown. 64 KiB: every classifier of today reads less,
@@ -33,7 +36,7 @@ pub struct CascadeConfig {
     /// the longest answer most clients ask for.
     pub events_waiting_max: usize,
     /// Called with every closed record: metrics, logs.
-    pub observer: Option<Arc<dyn Fn(&DecisionRecord) + Send + Sync>>,
+    pub observer: Option<Observer>,
 }
 
 impl Default for CascadeConfig {

@@ -317,9 +317,19 @@ mod tests {
     fn nobody_waits_longer_than_given_and_the_queue_is_bounded() {
         let worker = Worker::start().unwrap();
         let (release, held) = mpsc::channel::<()>();
-        let blocked = worker.ask(1, move || {
-            let _ = held.recv();
-            Ok(())
+        let (begin, begun) = mpsc::channel::<()>();
+        // An errand whose asker has given up before it began is not run at all, so the
+        // first asker waits until its own has begun.
+        let blocked = std::thread::scope(|scope| {
+            let asker = scope.spawn(|| {
+                worker.ask(3_000, move || {
+                    let _ = begin.send(());
+                    let _ = held.recv();
+                    Ok(())
+                })
+            });
+            begun.recv().unwrap();
+            asker.join().unwrap()
         });
         assert!(matches!(blocked, Err(ModelError::Unavailable(_))));
         let mut refusals = Vec::new();
