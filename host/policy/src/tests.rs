@@ -1154,6 +1154,20 @@ fn removing_a_file_leaves_what_was_put_by_hand_since() {
 }
 
 #[test]
+fn a_file_copied_again_takes_over_from_what_was_put_by_hand() {
+    let folder = Folder::new();
+    let file = guests::router("file");
+    folder.write("route.wasm", &file);
+    folder.room.watch();
+    let by_hand = offer("hand", guests::router("by hand"));
+    folder.room.put(by_hand).unwrap();
+    assert_eq!(routed(&folder.room), "by hand");
+    // The same bytes as before: only the time of the file tells that it is meant.
+    folder.write("route.wasm", &file);
+    folder.until_routed("file");
+}
+
+#[test]
 fn a_copy_in_progress_is_not_a_broken_policy_and_a_broken_one_changes_nothing() {
     let folder = Folder::new();
     folder.room.watch();

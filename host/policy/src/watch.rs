@@ -198,6 +198,12 @@ impl Folder {
         if seen.stamps == stamps && seen.candidate == seen.offered && seen.offered.is_some() {
             return;
         }
+        // Copied again while something else serves: whoever copied it wants it back, even
+        // though its bytes are those of last time.
+        let ours = self.serving.get(&hook).filter(|(file, _)| file == path);
+        if seen.stamps != stamps && ours.is_some_and(|(_, g)| room.active(hook) != Some(*g)) {
+            seen.offered = None;
+        }
         let read = read(path, &options_path, room.config.max_component_bytes);
         let content = match &read {
             Ok((content, _, _)) => content.clone(),
