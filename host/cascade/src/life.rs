@@ -169,7 +169,8 @@ enum Attempt {
 
 struct Life {
     cascade: Arc<Cascade>,
-    client: mpsc::Sender<Message>,
+    /// `None` once the client has everything: what is dropped ends its stream.
+    client: Option<mpsc::Sender<Message>>,
     begun: Instant,
     job: Job,
     prompt: Arc<Prompt>,
@@ -179,6 +180,8 @@ struct Life {
     confidence: Option<f32>,
     /// From here on a failure can only end the stream.
     head_sent: bool,
+    /// A live answer that is sent and not yet validated.
+    unjudged: Option<(Step, Held)>,
 }
 
 impl Life {
@@ -195,7 +198,7 @@ impl Life {
         let prompt = Arc::new(job.prompt.clone());
         Ok(Self {
             cascade,
-            client,
+            client: Some(client),
             begun: Instant::now(),
             job,
             prompt,
@@ -203,6 +206,7 @@ impl Life {
             record,
             confidence: None,
             head_sent: false,
+            unjudged: None,
         })
     }
 
@@ -222,6 +226,13 @@ impl Life {
         };
         if let Err(refused) = result {
             self.refuse(refused).await;
+        }
+        drop(client);
+        // Too late to change the answer; the verdict is for the record and for policies
+        // that learn. Neither the client's leaving nor its deadline matters any more.
+        if let Some((step, held)) = self.unjudged.take() {
+            let verdict = self.validate(&step, 0, &held).await;
+            self.confidence = confidence_of(&verdict);
         }
         self.close().await;
     }
@@ -389,10 +400,7 @@ impl Life {
                     held.finish = finish;
                     self.note_end(&held, prompt_tokens, completion_tokens);
                     self.send_end(finish).await;
-                    // Too late to change the answer; the verdict is for the record and
-                    // for policies that learn.
-                    let verdict = self.validate(step, 0, &held).await;
-                    self.confidence = confidence_of(&verdict);
+                    self.unjudged = Some((step.clone(), held));
                     return Attempt::Sent;
                 }
             }
@@ -494,7 +502,9 @@ impl Life {
 
     async fn send(&mut self, message: Message) {
         // A client that is gone is noticed by `run`.
-        let _ = self.client.send(message).await;
+        if let Some(client) = &self.client {
+            let _ = client.send(message).await;
+        }
     }
 
     async fn send_head(&mut self, tier: &str, method: Option<String>) {
@@ -635,6 +645,7 @@ impl Life {
             observer(&record);
         }
         self.cascade.records.put(record);
+        self.client = None;
         let outcome = self.outcome();
         if self.session.is_some() {
             self.ask(move |session| session.learn(&outcome)).await;

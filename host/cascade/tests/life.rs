@@ -605,3 +605,65 @@ async fn a_record_is_json_that_tells_the_story() {
     );
     assert_eq!(json["decision"]["by"]["by"], "built-in");
 }
+
+/// A validator that is slower than anybody's patience.
+struct SlowJudge;
+
+impl Policies for SlowJudge {
+    fn begin(&self, request: Arc<Request>, snapshot: Arc<Snapshot>) -> Box<dyn Session> {
+        Box::new(SlowSession(BuiltIn.begin(request, snapshot)))
+    }
+}
+
+struct SlowSession(Box<dyn Session>);
+
+impl Session for SlowSession {
+    fn classify(&mut self) -> HookReply<Classification> {
+        self.0.classify()
+    }
+    fn route(&mut self, _: &Classification, _: &[TierView]) -> HookReply<Decision> {
+        by_builtin(plan(&["small"]))
+    }
+    fn validate(&mut self, answer: &Answer) -> HookReply<Verdict> {
+        std::thread::sleep(std::time::Duration::from_millis(400));
+        self.0.validate(answer)
+    }
+    fn learn(&mut self, outcome: &Outcome) {
+        self.0.learn(outcome)
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_was_sent_whole_stays_sent_whatever_its_validator_takes() {
+    let small = ScriptedTier {
+        id: "small",
+        rank: 0,
+        script: says(&[("done", -0.1)]),
+        asked: Arc::new(AtomicUsize::new(0)),
+    };
+    let cascade = Arc::new(Cascade::new(
+        Arc::new(SlowJudge),
+        vec![Arc::new(small)],
+        Arc::new(|| Arc::new(Snapshot::default())),
+        CascadeConfig::default(),
+    ));
+    let mut hurried = job(true);
+    hurried.deadline_ms = Some(200);
+    let reply = cascade.run(hurried).await.unwrap();
+    let mut events = reply.events;
+    while !matches!(events.next().await, Some(ReplyEvent::Finished { .. })) {}
+    // The client leaves, and the deadline passes, while the verdict is still awaited.
+    drop(events);
+    let record = loop {
+        if let Some(record) = cascade.record("req-1") {
+            break record;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    };
+    assert!(
+        matches!(record.ending, Ending::Sent { .. }),
+        "{:?}",
+        record.ending
+    );
+    assert!(record.steps[0].verdict.is_some());
+}

@@ -1165,6 +1165,10 @@ fn a_file_copied_again_takes_over_from_what_was_put_by_hand() {
     // The same bytes as before: only the time of the file tells that it is meant.
     folder.write("route.wasm", &file);
     folder.until_routed("file");
+    folder.write("route-other.wasm", &guests::router("other"));
+    folder.until_routed("other");
+    folder.write("route.wasm", &file);
+    folder.until_routed("file");
 }
 
 #[test]

@@ -200,8 +200,9 @@ impl Folder {
         }
         // Copied again while something else serves: whoever copied it wants it back, even
         // though its bytes are those of last time.
-        let ours = self.serving.get(&hook).filter(|(file, _)| file == path);
-        if seen.stamps != stamps && ours.is_some_and(|(_, g)| room.active(hook) != Some(*g)) {
+        let serving = self.serving.get(&hook);
+        let serves = serving.is_some_and(|(f, g)| f == path && room.active(hook) == Some(*g));
+        if seen.stamps.is_some() && seen.stamps != stamps && !serves {
             seen.offered = None;
         }
         let read = read(path, &options_path, room.config.max_component_bytes);

@@ -337,6 +337,12 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), String> {
+        let waiting = self.cascade.events_waiting_max;
+        if !(1..=1 << 20).contains(&waiting) {
+            return Err(format!(
+                "cascade.events_waiting_max is {waiting}, expected 1 to 1048576"
+            ));
+        }
         let s = &self.sampling;
         if !(0.0..=2.0).contains(&s.temperature) {
             return Err(format!(

@@ -43,6 +43,19 @@ pub async fn completion(
     answer(house, id.0, request, Asked::completion).await
 }
 
+/// How long a client may take to send its request. Who sends headers and then stalls
+/// would otherwise hold one of the places of running requests for ever.
+const BODY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+
+fn stalled() -> ApiError {
+    let what = format!(
+        "the body did not arrive within {} s; send it again",
+        BODY_PATIENCE.as_secs()
+    );
+    let status = axum::http::StatusCode::REQUEST_TIMEOUT;
+    ApiError::new(status, "invalid_request_error", what).code("body_timeout")
+}
+
 async fn answer(
     house: Arc<House>,
     id: String,
@@ -53,7 +66,10 @@ async fn answer(
     let tenant = house.door.tenant(bearer(&parts.headers))?;
     let deadline_ms = deadline(&parts.headers)?;
     let permit = house.door.enter()?;
-    let body = body::json(&parts.headers, body, house.door.max_body_bytes).await?;
+    let reading = body::json(&parts.headers, body, house.door.max_body_bytes);
+    let body = tokio::time::timeout(BODY_PATIENCE, reading)
+        .await
+        .map_err(|_| stalled())??;
     let asked = parse(&body, house.sampling)?;
     let jobs = (0..asked.n).map(|i| asked.job(&id, i, tenant, deadline_ms));
     let replies = try_join_all(jobs.map(|job| house.cascade.run(job))).await?;
