@@ -22,6 +22,16 @@ pub struct Batch {
     pub blocks: Vec<u32>,
     /// Rows whose logits are wanted, ascending.
     pub logit_rows: Vec<u32>,
+    /// Second homes of keys and values: a row that several branches of a draft tree share is
+    /// computed once and written to each branch's blocks.
+    pub mirrors: Vec<Mirror>,
+}
+
+/// The keys and values of `row` are written to `block` as well, at the row's place in its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mirror {
+    pub row: u32,
+    pub block: u32,
 }
 
 /// One sequence's part of a batch.
@@ -46,6 +56,7 @@ impl Batch {
         self.spans.clear();
         self.blocks.clear();
         self.logit_rows.clear();
+        self.mirrors.clear();
         for chunk in chunks {
             let sequence = &running[chunk.index];
             assert_eq!(sequence.id, chunk.id, "the plan is about other sequences");

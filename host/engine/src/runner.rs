@@ -5,6 +5,7 @@
 //! runner; the engine deals in block numbers.
 
 use crate::batch::Batch;
+use crate::block::BlockCopy;
 
 /// A forward pass that could not be done. Nothing of the batch counts as computed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,4 +22,15 @@ pub trait Runner: Send {
 
     /// `[vocabulary]` logits of the `index`-th entry of the last batch's `logit_rows`.
     fn logits(&self, index: usize) -> &[f32];
+
+    /// Copies whole blocks, every layer of them, before anything else is computed.
+    fn copy_blocks(&mut self, copies: &[BlockCopy]);
+
+    /// The most threads that [`Runner::set_threads`] can ask for.
+    fn max_threads(&self) -> usize {
+        1
+    }
+
+    /// Computes with this many threads from the next pass on; the results do not depend on it.
+    fn set_threads(&mut self, _threads: usize) {}
 }

@@ -139,6 +139,7 @@ fn our_logits(runner: &mut LlamaRunner, tokens: &[u32]) -> Vec<Vec<f32>> {
         }],
         blocks,
         logit_rows: (0..rows as u32).collect(),
+        mirrors: Vec::new(),
     };
     runner.forward(&batch).expect("a valid batch");
     (0..rows).map(|row| runner.logits(row).to_vec()).collect()

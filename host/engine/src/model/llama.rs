@@ -7,7 +7,7 @@
 
 use super::{ModelError, WeightReader};
 use crate::batch::Batch;
-use crate::block::BLOCK_SIZE;
+use crate::block::{BLOCK_SIZE, BlockCopy};
 use crate::gguf::Gguf;
 use crate::kernels::{
     Activations, AttentionScratch, AttentionShape, Isa, KvStore, Matrix, Pool, RopeStyle,
@@ -367,7 +367,7 @@ impl LlamaRunner {
     /// Self-attention of one layer, added to the residual stream.
     fn attend(&mut self, batch: &Batch, metas: &[RowMeta<'_>], index: usize) {
         self.queries_keys_values(batch.rows(), index);
-        self.rotate_and_store(metas, index);
+        self.rotate_and_store(batch, metas, index);
         let Self {
             weights,
             kv,
@@ -432,7 +432,7 @@ impl LlamaRunner {
     }
 
     /// Rotates queries and keys to their positions and writes keys and values to their blocks.
-    fn rotate_and_store(&mut self, metas: &[RowMeta<'_>], index: usize) {
+    fn rotate_and_store(&mut self, batch: &Batch, metas: &[RowMeta<'_>], index: usize) {
         let Self {
             weights,
             kv,
@@ -447,14 +447,28 @@ impl LlamaRunner {
             head_dim,
             ..
         } = weights.config;
+        let width = kv_heads * head_dim;
         let queries = arena.q.chunks_exact_mut(heads * head_dim);
-        let keys = arena.k.chunks_exact_mut(kv_heads * head_dim);
-        let values = arena.v.chunks_exact(kv_heads * head_dim);
+        let keys = arena.k.chunks_exact_mut(width);
+        let values = arena.v.chunks_exact(width);
         for (((meta, query), key), value) in metas.iter().zip(queries).zip(keys).zip(values) {
             rope_in_place(rope, query, head_dim, meta.position);
             rope_in_place(rope, key, head_dim, meta.position);
             let block = meta.block_table[meta.position / BLOCK_SIZE];
             kv.write(*isa, index, block, meta.position % BLOCK_SIZE, key, value);
+        }
+        for mirror in &batch.mirrors {
+            let row = mirror.row as usize;
+            let offset = metas[row].position % BLOCK_SIZE;
+            let (key, value) = (&arena.k[row * width..], &arena.v[row * width..]);
+            kv.write(
+                *isa,
+                index,
+                mirror.block,
+                offset,
+                &key[..width],
+                &value[..width],
+            );
         }
     }
 
@@ -556,5 +570,19 @@ impl Runner for LlamaRunner {
     fn logits(&self, index: usize) -> &[f32] {
         let vocabulary = self.weights.config.vocabulary;
         &self.arena.logits[index * vocabulary..][..vocabulary]
+    }
+
+    fn copy_blocks(&mut self, copies: &[BlockCopy]) {
+        for copy in copies {
+            self.kv.copy_block(copy.from.0, copy.to.0);
+        }
+    }
+
+    fn max_threads(&self) -> usize {
+        self.pool.max_threads()
+    }
+
+    fn set_threads(&mut self, threads: usize) {
+        self.pool.set_threads(threads);
     }
 }

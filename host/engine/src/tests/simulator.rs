@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::tiny::{self, Collect};
 use crate::batch::Batch;
-use crate::block::BLOCK_SIZE;
+use crate::block::{BLOCK_SIZE, BlockCopy};
 use crate::events::{EngineError, Event, FinishReason};
 use crate::random::{SplitMix, keyed};
 use crate::runner::{Runner, RunnerError};
@@ -69,6 +69,12 @@ impl Runner for Scripted {
                 self.slots[slot(blocks, position as usize)] = Some((batch.tokens[row], position));
             }
         }
+        for mirror in &batch.mirrors {
+            let row = mirror.row as usize;
+            let position = batch.positions[row];
+            let at = mirror.block as usize * BLOCK_SIZE + position as usize % BLOCK_SIZE;
+            self.slots[at] = Some((batch.tokens[row], position));
+        }
         for span in &batch.spans {
             let blocks = &batch.blocks[span.blocks.clone()];
             for index in span.logits.clone() {
@@ -87,6 +93,14 @@ impl Runner for Scripted {
 
     fn logits(&self, index: usize) -> &[f32] {
         &self.logits[index]
+    }
+
+    fn copy_blocks(&mut self, copies: &[BlockCopy]) {
+        for copy in copies {
+            let from = copy.from.0 as usize * BLOCK_SIZE;
+            self.slots
+                .copy_within(from..from + BLOCK_SIZE, copy.to.0 as usize * BLOCK_SIZE);
+        }
     }
 }
 
