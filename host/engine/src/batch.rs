@@ -22,6 +22,8 @@ pub struct Batch {
     pub blocks: Vec<u32>,
     /// Rows whose logits are wanted, ascending.
     pub logit_rows: Vec<u32>,
+    /// Logits of each chunk of the plan, as a range of [`Batch::logit_rows`].
+    pub chunk_logits: Vec<Range<usize>>,
     /// Second homes of keys and values: a row that several branches of a draft tree share is
     /// computed once and written to each branch's blocks.
     pub mirrors: Vec<Mirror>,
@@ -57,10 +59,14 @@ impl Batch {
         self.blocks.clear();
         self.logit_rows.clear();
         self.mirrors.clear();
+        self.chunk_logits.clear();
         for chunk in chunks {
             let sequence = &running[chunk.index];
             assert_eq!(sequence.id, chunk.id, "the plan is about other sequences");
+            let first_logit = self.logit_rows.len();
             self.add(sequence, chunk.rows);
+            sequence.add_draft(self);
+            self.chunk_logits.push(first_logit..self.logit_rows.len());
         }
     }
 

@@ -2,10 +2,14 @@
 //!
 //! It exists so that sequences of any length share one pool without fragmentation, can be cut
 //! back (rejected drafts, preemption) and can share a prefix. The pool knows indices and
-//! reference counts only; the bytes belong to the runner, whose layout they follow.
+//! reference counts only; the bytes belong to the runner, whose layout they follow. A freed block
+//! keeps its content until it is needed, and while it does the prefix index can find it: free
+//! blocks are handed out in the order of their last use, so the cache is whatever nobody needs.
 //!
 //! It refuses to be wrong quietly: releasing a free block, or a block that does not exist,
 //! stops the step. `free + used = total` is checked by [`BlockPool::assert_conserved`].
+
+use crate::prefix::{PrefixHit, PrefixIndex, PrefixKey};
 
 /// Tokens per block. candle's paged flash attention needs a multiple of 32, and at 32 a sequence
 /// wastes at most 31 tokens (0.7 MB for a 135M model).
@@ -27,20 +31,56 @@ pub fn blocks_for(tokens: usize) -> usize {
     tokens.div_ceil(BLOCK_SIZE)
 }
 
+/// No block: the end of the free list.
+const NONE: u32 = u32::MAX;
+
+/// A block's place in the free list.
+#[derive(Clone, Copy)]
+struct Link {
+    before: u32,
+    after: u32,
+}
+
 pub struct BlockPool {
     references: Vec<u32>,
-    free: Vec<BlockId>,
+    /// The free list, least recently used first: what is cached is overwritten last.
+    links: Vec<Link>,
+    first: u32,
+    last: u32,
+    num_free: usize,
+    prefixes: Option<PrefixIndex>,
 }
 
 impl BlockPool {
+    /// A pool that forgets what its free blocks held.
     pub fn new(total: usize) -> Self {
         let total = u32::try_from(total)
+            .ok()
+            .filter(|total| *total < NONE)
             .expect("a pool has fewer than 2^32 blocks; EngineConfig bounds it");
-        // Reversed, so that the first blocks handed out are the first in memory.
-        Self {
+        let mut pool = Self {
             references: vec![0; total as usize],
-            free: (0..total).rev().map(BlockId).collect(),
-        }
+            links: vec![
+                Link {
+                    before: NONE,
+                    after: NONE,
+                };
+                total as usize
+            ],
+            first: NONE,
+            last: NONE,
+            num_free: 0,
+            prefixes: None,
+        };
+        (0..total).for_each(|id| pool.link_last(id));
+        pool
+    }
+
+    /// A pool whose full blocks can be found again by what they hold, until they are overwritten.
+    pub fn with_prefix_cache(total: usize, secret: [u8; 32]) -> Self {
+        let mut pool = Self::new(total);
+        pool.prefixes = Some(PrefixIndex::new(total, secret));
+        pool
     }
 
     pub fn total(&self) -> usize {
@@ -48,20 +88,63 @@ impl BlockPool {
     }
 
     pub fn free(&self) -> usize {
-        self.free.len()
+        self.num_free
     }
 
     pub fn used(&self) -> usize {
         self.total() - self.free()
     }
 
+    fn link_last(&mut self, id: u32) {
+        self.links[id as usize] = Link {
+            before: self.last,
+            after: NONE,
+        };
+        match self.last {
+            NONE => self.first = id,
+            last => self.links[last as usize].after = id,
+        }
+        self.last = id;
+        self.num_free += 1;
+    }
+
+    fn link_first(&mut self, id: u32) {
+        self.links[id as usize] = Link {
+            before: NONE,
+            after: self.first,
+        };
+        match self.first {
+            NONE => self.last = id,
+            first => self.links[first as usize].before = id,
+        }
+        self.first = id;
+        self.num_free += 1;
+    }
+
+    fn unlink(&mut self, id: u32) {
+        let Link { before, after } = self.links[id as usize];
+        match before {
+            NONE => self.first = after,
+            before => self.links[before as usize].after = after,
+        }
+        match after {
+            NONE => self.last = before,
+            after => self.links[after as usize].before = before,
+        }
+        self.num_free -= 1;
+    }
+
     /// `None` is a scheduling result, not an error: somebody must give way first.
     fn allocate(&mut self) -> Option<BlockId> {
-        let id = self.free.pop()?;
-        let references = &mut self.references[id.0 as usize];
-        assert_eq!(*references, 0, "free block {} had holders", id.0);
+        let id = Some(self.first).filter(|id| *id != NONE)?;
+        self.unlink(id);
+        if let Some(prefixes) = &mut self.prefixes {
+            prefixes.forget(BlockId(id));
+        }
+        let references = &mut self.references[id as usize];
+        assert_eq!(*references, 0, "free block {id} had holders");
         *references = 1;
-        Some(id)
+        Some(BlockId(id))
     }
 
     fn share(&mut self, id: BlockId) {
@@ -70,13 +153,52 @@ impl BlockPool {
         *references += 1;
     }
 
+    /// Holds a cached block, whether somebody else does or it was free.
+    fn take_cached(&mut self, id: BlockId) {
+        if self.references[id.0 as usize] == 0 {
+            self.unlink(id.0);
+        }
+        self.references[id.0 as usize] += 1;
+    }
+
     fn release(&mut self, id: BlockId) {
         let references = &mut self.references[id.0 as usize];
         assert!(*references > 0, "block {} released twice", id.0);
         *references -= 1;
-        if *references == 0 {
-            self.free.push(id);
+        if *references > 0 {
+            return;
         }
+        match self.prefixes.as_ref().is_some_and(|p| p.holds(id)) {
+            true => self.link_last(id.0),
+            // Nothing is lost with it, so it goes before anything cached does.
+            false => self.link_first(id.0),
+        }
+    }
+
+    /// The longest cached prefix of `tokens`; `None` without a prefix cache.
+    pub fn find_prefix(&self, tenant: u64, tokens: &[u32]) -> Option<PrefixHit> {
+        Some(self.prefixes.as_ref()?.find(tenant, tokens))
+    }
+
+    /// Blocks of a hit that lie in the free list now.
+    pub fn free_among(&self, hit: &PrefixHit) -> usize {
+        let is_free = |id: &&BlockId| self.references[id.0 as usize] == 0;
+        hit.blocks.iter().filter(is_free).count()
+    }
+
+    /// Makes a full block of computed, committed tokens findable under its prefix. Returns the
+    /// prefix's key, the parent of the block after it; `None` without a prefix cache.
+    pub fn publish(
+        &mut self,
+        id: BlockId,
+        tenant: u64,
+        parent: Option<PrefixKey>,
+        tokens: &[u32],
+    ) -> Option<PrefixKey> {
+        assert!(self.references[id.0 as usize] > 0, "a free block published");
+        let prefixes = self.prefixes.as_mut()?;
+        let parent = parent.unwrap_or_else(|| prefixes.root(tenant));
+        Some(prefixes.publish(id, parent, tokens))
     }
 
     fn is_shared(&self, id: BlockId) -> bool {
@@ -97,18 +219,21 @@ impl BlockPool {
             "references differ from the tables' entries"
         );
         let mut seen = vec![false; self.total()];
-        for id in &self.free {
+        let (mut id, mut before) = (self.first, NONE);
+        while id != NONE {
             assert!(
-                !std::mem::replace(&mut seen[id.0 as usize], true),
-                "block {} is free twice",
-                id.0
+                !std::mem::replace(&mut seen[id as usize], true),
+                "block {id} is free twice"
             );
             assert_eq!(
-                self.references[id.0 as usize], 0,
-                "block {} is free and held",
-                id.0
+                self.references[id as usize], 0,
+                "block {id} is free and held"
             );
+            assert_eq!(self.links[id as usize].before, before, "a broken free list");
+            (before, id) = (id, self.links[id as usize].after);
         }
+        assert_eq!(self.last, before, "a broken free list");
+        assert_eq!(seen.iter().filter(|s| **s).count(), self.free());
         let used = self.references.iter().filter(|r| **r > 0).count();
         assert_eq!(self.free() + used, self.total(), "free + used = total");
     }
@@ -142,6 +267,13 @@ impl BlockTable {
             .extend((0..missing).map_while(|_| pool.allocate()));
         debug_assert!(self.capacity() >= tokens);
         true
+    }
+
+    /// Begins an empty table with the full blocks of a hit.
+    pub fn adopt(&mut self, pool: &mut BlockPool, hit: &PrefixHit) {
+        assert!(self.blocks.is_empty(), "a prefix comes first");
+        hit.blocks.iter().for_each(|id| pool.take_cached(*id));
+        self.blocks.extend_from_slice(&hit.blocks);
     }
 
     /// Gives back whole blocks beyond `tokens` tokens, last first.

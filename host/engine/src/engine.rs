@@ -696,6 +696,8 @@ impl EngineHandle {
         let arrived = shared.epoch.elapsed();
         let sequence = Sequence::new(Order {
             id,
+            tenant: 0,
+            max_draft_tokens: 0,
             tokens,
             purpose,
             params,

@@ -10,6 +10,7 @@
 
 pub mod batch;
 pub mod block;
+mod branches;
 mod chat_template;
 mod encoder;
 mod engine;
@@ -18,11 +19,14 @@ mod gguf;
 mod inspect;
 pub mod kernels;
 pub mod model;
+mod prefix;
 mod random;
 pub mod runner;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
+pub mod speculation;
+mod speculator;
 mod stats;
 pub mod step;
 #[cfg(test)]

@@ -5,15 +5,15 @@
 //! decode phase; each sequence's `num_computed_tokens` catches up with its tokens (vLLM's idea).
 //!
 //! Three rules keep it free of livelock. A sequence is admitted only if its whole prompt fits and
-//! every running sequence keeps a block to grow into. When the pool runs dry the newest running
-//! sequence gives way and is recomputed later. And a request that could not fit alone is refused
+//! every running sequence keeps a block to grow into. When the pool runs dry drafts are dropped
+//! first, then the newest running sequence gives way and is recomputed later. And a request that could not fit alone is refused
 //! at the door ([`Limits::admit`]), with the numbers; so the oldest always finishes.
 //!
 //! It refuses to wait, to look at a clock, and to know what a model is.
 
 use std::collections::VecDeque;
 
-use crate::block::{BLOCK_SIZE, BlockPool, blocks_for};
+use crate::block::{BLOCK_SIZE, BlockCopy, BlockPool, blocks_for};
 use crate::sequence::{Sequence, SequenceId, State};
 
 /// The bounds of a step and of the queue.
@@ -136,6 +136,16 @@ pub struct Scheduler {
     /// After a step that failed without a culprit, its sequences run alone, one per step.
     suspects: VecDeque<SequenceId>,
     num_preemptions: u64,
+    /// What the runner must copy before the next pass.
+    copies: Vec<BlockCopy>,
+    prefix: PrefixCounts,
+}
+
+/// Tokens of admitted sequences that were looked up in the prefix cache, and those found there.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct PrefixCounts {
+    pub queries: u64,
+    pub hits: u64,
 }
 
 impl Scheduler {
@@ -146,6 +156,8 @@ impl Scheduler {
             running: Vec::new(),
             suspects: VecDeque::new(),
             num_preemptions: 0,
+            copies: Vec::new(),
+            prefix: PrefixCounts::default(),
         }
     }
 
@@ -168,6 +180,20 @@ impl Scheduler {
 
     pub fn num_preemptions(&self) -> u64 {
         self.num_preemptions
+    }
+
+    pub fn prefix_counts(&self) -> PrefixCounts {
+        self.prefix
+    }
+
+    /// Copies that the plan rests on; they are the runner's first work of the step.
+    pub fn copies(&self) -> &[BlockCopy] {
+        &self.copies
+    }
+
+    /// The copies are made.
+    pub fn clear_copies(&mut self) {
+        self.copies.clear();
     }
 
     pub fn is_idle(&self) -> bool {
@@ -220,6 +246,7 @@ impl Scheduler {
                 1,
             );
         }
+        self.place_drafts(pool, &mut plan);
         for index in 0..self.running.len() {
             if !self.running[index].is_decoding() {
                 plan.take_prefill(&self.running, index);
@@ -248,6 +275,20 @@ impl Scheduler {
         }
     }
 
+    /// Drafts get what the decoding rows leave: rows, logits, and blocks that nobody else is about
+    /// to need. Dropping a draft is the first relief, long before anybody gives way.
+    fn place_drafts(&mut self, pool: &mut BlockPool, plan: &mut Plan) {
+        let reserve = self.running.len();
+        for chunk in &mut plan.chunks {
+            let sequence = &mut self.running[chunk.index];
+            let room = plan.rows_left.min(plan.logits_left);
+            sequence.draft.truncate(room);
+            sequence.place_draft(pool, reserve, &mut self.copies);
+            plan.rows_left -= sequence.draft.len();
+            plan.logits_left -= sequence.draft.len();
+        }
+    }
+
     fn next_suspect(&mut self) -> Option<usize> {
         while let Some(id) = self.suspects.pop_front() {
             // Suspects that were cancelled or preempted meanwhile are met again in the usual way.
@@ -266,10 +307,27 @@ impl Scheduler {
         if self.running.len() >= self.limits.max_sequences {
             return false;
         }
-        let tokens = next.num_pending_tokens();
-        let reserve = self.running.len();
-        if blocks_for(tokens) + reserve > pool.free() || !next.table.grow(pool, tokens) {
+        let pending = next.num_pending_tokens();
+        let skippable = &next.tokens[..next.num_skippable_tokens()];
+        let hit = pool.find_prefix(next.tenant, skippable);
+        let (found, free) = match &hit {
+            Some(hit) => (hit.blocks.len(), pool.free() - pool.free_among(hit)),
+            None => (0, pool.free()),
+        };
+        // Everybody who runs may need one more block before somebody ends.
+        if blocks_for(pending) - found + self.running.len() > free {
             return false;
+        }
+        if let Some(hit) = &hit {
+            next.adopt(pool, hit);
+            self.prefix.queries += pending as u64;
+            self.prefix.hits += hit.tokens() as u64;
+        }
+        let grown = next.table.grow(pool, pending);
+        assert!(grown, "enough blocks are free");
+        if let Some((from, _)) = hit.and_then(|hit| hit.partial) {
+            let to = next.table.blocks()[next.num_computed_tokens / BLOCK_SIZE];
+            self.copies.push(BlockCopy { from, to });
         }
         let mut sequence = self.waiting.pop_front().expect("there is a front");
         sequence.state = State::Running;

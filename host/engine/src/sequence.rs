@@ -10,9 +10,13 @@
 
 use std::time::Duration;
 
-use crate::block::{BlockPool, BlockTable};
+use crate::batch::Batch;
+use crate::block::{BLOCK_SIZE, BlockCopy, BlockPool, BlockTable};
+use crate::branches::Branches;
 use crate::events::{EngineError, Event, FinishReason, Sink, Timings};
+use crate::prefix::{PrefixHit, PrefixKey};
 use crate::sampler::{SamplingParams, TokenCounts};
+use crate::speculation::Draft;
 use crate::tokenizer::TextStream;
 
 /// Names a sequence for its whole life; never used twice by one engine.
@@ -65,12 +69,22 @@ impl Milestones {
 
 pub struct Sequence {
     pub id: SequenceId,
+    /// Whose request it is; prefixes are shared within a tenant only. 0 is nobody in particular.
+    pub tenant: u64,
     pub state: State,
     pub tokens: Vec<u32>,
     pub num_prompt_tokens: usize,
     /// Tokens whose keys and values are in the blocks.
     pub num_computed_tokens: usize,
     pub table: BlockTable,
+    /// Full blocks whose content is known to the prefix cache, and the key of the last of them.
+    num_published_blocks: usize,
+    prefix: Option<PrefixKey>,
+    /// Tokens that may follow and are verified with the next step; never part of `tokens` before.
+    pub draft: Draft,
+    pub branches: Branches,
+    /// Most draft tokens a step may verify for it; 0 is plain decoding.
+    pub max_draft_tokens: usize,
     pub purpose: Purpose,
     pub params: SamplingParams,
     pub seed: u64,
@@ -86,12 +100,14 @@ pub struct Sequence {
 /// What a sequence is made from.
 pub struct Order {
     pub id: SequenceId,
+    pub tenant: u64,
     pub tokens: Vec<u32>,
     pub purpose: Purpose,
     pub params: SamplingParams,
     /// Used when the parameters bring no seed.
     pub default_seed: u64,
     pub stops: Vec<String>,
+    pub max_draft_tokens: usize,
     pub arrived: Duration,
     pub sink: Box<dyn Sink>,
 }
@@ -104,10 +120,16 @@ impl Sequence {
         );
         Self {
             id: order.id,
+            tenant: order.tenant,
             state: State::Waiting,
             num_prompt_tokens: order.tokens.len(),
             num_computed_tokens: 0,
             table: BlockTable::default(),
+            num_published_blocks: 0,
+            prefix: None,
+            draft: Draft::default(),
+            branches: Branches::default(),
+            max_draft_tokens: order.max_draft_tokens,
             purpose: order.purpose,
             seed: order.params.seed.unwrap_or(order.default_seed),
             counts: TokenCounts::new(&order.params, &order.tokens),
@@ -161,7 +183,7 @@ impl Sequence {
     /// Ends the sequence and gives its blocks back; only its owner's last events remain to be sent.
     pub fn finish(&mut self, pool: &mut BlockPool, outcome: Outcome) {
         assert!(!self.is_finished(), "sequence {} finished twice", self.id.0);
-        self.table.truncate(pool, 0);
+        self.release(pool);
         self.state = State::Finished(outcome);
     }
 
@@ -172,9 +194,89 @@ impl Sequence {
             State::Running,
             "only running sequences are preempted"
         );
+        self.release(pool);
+        self.state = State::Waiting;
+    }
+
+    /// Gives all blocks back. What they hold stays findable until they are overwritten.
+    fn release(&mut self, pool: &mut BlockPool) {
+        self.drop_draft(pool);
         self.table.truncate(pool, 0);
         self.num_computed_tokens = 0;
-        self.state = State::Waiting;
+        self.num_published_blocks = 0;
+        self.prefix = None;
+    }
+
+    /// Tokens whose logits nobody reads, so that a cached prefix may stand in for them.
+    pub fn num_skippable_tokens(&self) -> usize {
+        match self.purpose {
+            Purpose::Generate { .. } => self.tokens.len() - 1,
+            // Token `next` is predicted by the row of the token before it.
+            Purpose::Score { next, .. } => next - 1,
+        }
+    }
+
+    /// Makes the blocks that have become full findable for others.
+    pub fn publish(&mut self, pool: &mut BlockPool) {
+        let full = self.num_computed_tokens / BLOCK_SIZE;
+        for index in self.num_published_blocks..full {
+            let tokens = &self.tokens[index * BLOCK_SIZE..][..BLOCK_SIZE];
+            let block = self.table.blocks()[index];
+            self.prefix = pool.publish(block, self.tenant, self.prefix, tokens);
+        }
+        self.num_published_blocks = full;
+    }
+
+    /// Begins with what the cache holds of it. A partial hit counts as computed: its copy precedes
+    /// everything else of the step.
+    pub fn adopt(&mut self, pool: &mut BlockPool, hit: &PrefixHit) {
+        self.table.adopt(pool, hit);
+        self.num_published_blocks = hit.blocks.len();
+        self.prefix = Some(hit.key);
+        self.num_computed_tokens = hit.tokens();
+    }
+
+    /// Gives the draft's tokens room in the blocks, or drops the draft.
+    pub fn place_draft(
+        &mut self,
+        pool: &mut BlockPool,
+        reserve: usize,
+        copies: &mut Vec<BlockCopy>,
+    ) {
+        let placed = self.draft.is_empty()
+            || self.branches.place(
+                &self.draft,
+                self.num_computed_tokens,
+                &mut self.table,
+                pool,
+                reserve,
+                copies,
+            );
+        if !placed {
+            self.draft.clear();
+        }
+    }
+
+    /// Adds the draft's rows after the pending token's.
+    pub fn add_draft(&self, batch: &mut Batch) {
+        if !self.branches.is_empty() {
+            self.branches
+                .fill(&self.draft, self.num_computed_tokens, &self.table, batch);
+        }
+    }
+
+    /// Keeps the blocks along the draft up to `node` and forgets the rest of it.
+    pub fn settle_draft(&mut self, node: Option<u16>, pool: &mut BlockPool) {
+        self.branches.settle(node, &mut self.table, pool);
+        self.table.truncate(pool, self.tokens.len());
+        self.draft.clear();
+    }
+
+    /// Forgets the draft: nothing of it was computed.
+    pub fn drop_draft(&mut self, pool: &mut BlockPool) {
+        self.branches.release(pool);
+        self.table.truncate(pool, self.tokens.len());
+        self.draft.clear();
     }
 
     pub fn num_generated_tokens(&self) -> usize {

@@ -20,6 +20,8 @@ use crate::runner::Runner;
 use crate::sampler::{NotADistribution, RowReport, RowStatistics, Sampler};
 use crate::scheduler::{Chunk, Limits, Scheduler};
 use crate::sequence::{Outcome, Purpose, Sequence, SequenceId, State};
+use crate::speculation::Drafter;
+use crate::speculator::Speculator;
 use crate::stats::{StatsCell, StepWork};
 use crate::tokenizer::Tokenizer;
 
@@ -37,6 +39,8 @@ pub struct Core {
     /// What the last step did and when it began.
     work: StepWork,
     began: Duration,
+    /// `None`: plain decoding, at no cost.
+    speculator: Option<Speculator>,
     stats: Arc<StatsCell>,
 }
 
@@ -65,8 +69,21 @@ impl Core {
             committing: None,
             work: StepWork::default(),
             began: Duration::ZERO,
+            speculator: None,
             stats,
         }
+    }
+
+    /// Keeps what is computed findable for prompts that begin the same way.
+    pub fn with_prefix_cache(mut self, secret: [u8; 32]) -> Self {
+        self.pool = BlockPool::with_prefix_cache(self.pool.total(), secret);
+        self
+    }
+
+    /// Lets `drafter` propose tokens to sequences that may have drafts.
+    pub fn with_drafter(mut self, drafter: Box<dyn Drafter>) -> Self {
+        self.speculator = Some(Speculator::new(drafter));
+        self
     }
 
     pub fn add(&mut self, sequence: Sequence) {
@@ -90,6 +107,9 @@ impl Core {
 
     /// Computes the next batch, if there is anything to compute. `now` is the time at its start.
     pub fn step(&mut self, now: Duration) {
+        if let Some(speculator) = &mut self.speculator {
+            speculator.propose(self.scheduler.running_mut());
+        }
         let chunks = self.scheduler.schedule(&mut self.pool);
         self.begin(&chunks, now);
         if chunks.is_empty() {
@@ -101,11 +121,20 @@ impl Core {
         if let Err(fault) = attempt.unwrap_or_else(|panic| Err(self.panicked(&*panic))) {
             self.contain(fault, &chunks);
         }
+        if !self.scheduler.copies().is_empty() {
+            self.distrust_blocks();
+        }
+        // After a fault nothing of a draft was committed, and its blocks go back.
+        for sequence in self.scheduler.running_mut() {
+            sequence.drop_draft(&mut self.pool);
+        }
         self.finished.extend(self.scheduler.take_finished());
         self.check_books();
     }
 
     fn compute(&mut self, chunks: &[Chunk]) -> Result<(), StepFault> {
+        self.runner.copy_blocks(self.scheduler.copies());
+        self.scheduler.clear_copies();
         self.batch.fill(chunks, self.scheduler.running());
         let failed = |e: crate::runner::RunnerError| StepFault {
             culprit: None,
@@ -124,27 +153,17 @@ impl Core {
     }
 
     /// Makes the computed rows count, and appends or reports what their logits say.
-    fn commit(&mut self, span: usize, chunk: &Chunk) -> Result<(), NotADistribution> {
+    fn commit(&mut self, index: usize, chunk: &Chunk) -> Result<(), NotADistribution> {
         let sequence = &mut self.scheduler.running_mut()[chunk.index];
-        let rows = self.batch.spans[span].logits.clone();
+        let rows = self.batch.chunk_logits[index].clone();
         match sequence.purpose {
             Purpose::Generate { end } => {
-                sequence.num_computed_tokens += chunk.rows;
-                for row in rows {
-                    let position = sequence.tokens.len();
-                    let logits = self.runner.logits(row);
-                    let picked = self.sampler.pick(
-                        logits,
-                        &sequence.params,
-                        &sequence.counts,
-                        sequence.seed,
-                        position,
-                    )?;
-                    self.stats.generation_tokens.fetch_add(1, Relaxed);
-                    append(sequence, &self.tokenizer, picked.token, &picked.report);
-                    if let Some(reason) = ending(sequence, &self.tokenizer, end) {
-                        sequence.finish(&mut self.pool, Outcome::Done(reason));
-                    }
+                let (accepted, outcome) = self.verify(chunk, rows, end)?;
+                let sequence = &mut self.scheduler.running_mut()[chunk.index];
+                sequence.num_computed_tokens += chunk.rows + accepted;
+                sequence.publish(&mut self.pool);
+                if let Some(reason) = outcome {
+                    sequence.finish(&mut self.pool, Outcome::Done(reason));
                 }
             }
             Purpose::Score { ref mut next, top } => {
@@ -161,12 +180,62 @@ impl Core {
                     *next += 1;
                 }
                 sequence.num_computed_tokens += chunk.rows;
+                sequence.publish(&mut self.pool);
                 if sequence.num_pending_tokens() == 0 {
                     sequence.finish(&mut self.pool, Outcome::Done(FinishReason::Scored));
                 }
             }
         }
         Ok(())
+    }
+
+    /// Chooses the tokens that the computed rows decide: the one after the pending token, and as long
+    /// as the choice is a token that the draft has proposed there, the next. Every token is chosen
+    /// by the rule that would have chosen it without a draft, so the draft cannot change the text.
+    /// Returns how many proposed tokens are now part of the sequence, and whether it ended.
+    fn verify(
+        &mut self,
+        chunk: &Chunk,
+        rows: std::ops::Range<usize>,
+        end: usize,
+    ) -> Result<(usize, Option<FinishReason>), NotADistribution> {
+        let sequence = &mut self.scheduler.running_mut()[chunk.index];
+        if rows.is_empty() {
+            return Ok((0, None));
+        }
+        let (mut node, mut accepted) = (None, 0);
+        let outcome = loop {
+            let picked = self.sampler.pick(
+                self.runner.logits(rows.start + sequence.branches.row(node)),
+                &sequence.params,
+                &sequence.counts,
+                sequence.seed,
+                sequence.tokens.len(),
+            )?;
+            self.stats.generation_tokens.fetch_add(1, Relaxed);
+            append(sequence, &self.tokenizer, picked.token, &picked.report);
+            let outcome = ending(sequence, &self.tokenizer, end);
+            let next = match sequence.branches.is_empty() {
+                true => None,
+                false => sequence.draft.child(node, picked.token),
+            };
+            accepted += usize::from(next.is_some());
+            node = next.or(node);
+            if outcome.is_some() || next.is_none() {
+                break outcome;
+            }
+        };
+        let proposed = match sequence.branches.is_empty() {
+            true => 0,
+            false => sequence.draft.len(),
+        };
+        if let Some(speculator) = &mut self.speculator
+            && proposed > 0
+        {
+            speculator.observe(sequence, proposed, accepted);
+        }
+        sequence.settle_draft(node, &mut self.pool);
+        Ok((accepted, outcome))
     }
 
     /// Sends what the step made known. `now` is the time at its end; sinks run here and nowhere else.
@@ -184,6 +253,9 @@ impl Core {
         }
         gone.into_iter().for_each(|id| self.cancel(id));
         for mut sequence in std::mem::take(&mut self.finished) {
+            if let Some(speculator) = &mut self.speculator {
+                speculator.forget(sequence.id);
+            }
             self.settle(&mut sequence, now);
         }
         self.publish();
@@ -265,6 +337,16 @@ impl Core {
             (Some(id), _) => self.end(id, Outcome::Failed(fault.error)),
             (None, [only]) => self.end(only.id, Outcome::Failed(fault.error)),
             (None, several) => self.scheduler.isolate(several.iter().map(|c| c.id)),
+        }
+    }
+
+    /// Copies that did not come to their end leave blocks that hold nobody knows what.
+    fn distrust_blocks(&mut self) {
+        self.scheduler.clear_copies();
+        let running: Vec<SequenceId> = self.scheduler.running().iter().map(|s| s.id).collect();
+        let error = EngineError::Internal("KV blocks could not be copied".to_owned());
+        for id in running {
+            self.end(id, Outcome::Failed(error.clone()));
         }
     }
 

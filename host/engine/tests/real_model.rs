@@ -139,6 +139,7 @@ fn our_logits(runner: &mut LlamaRunner, tokens: &[u32]) -> Vec<Vec<f32>> {
         }],
         blocks,
         logit_rows: (0..rows as u32).collect(),
+        chunk_logits: vec![0..rows],
         mirrors: Vec::new(),
     };
     runner.forward(&batch).expect("a valid batch");

@@ -99,6 +99,8 @@ fn with_blocks(requests: &[GenerationRequest], total_blocks: usize) -> (Vec<Answ
         core.add(Sequence::new(Order {
             id: SequenceId(id as u64),
             tokens,
+            tenant: 0,
+            max_draft_tokens: 0,
             purpose: Purpose::Generate { end },
             params: request.params.clone(),
             default_seed: 0,

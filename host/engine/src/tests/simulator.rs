@@ -4,7 +4,8 @@
 //! each slot. A row's logits are a hash of everything it can see *through its block table*, so a
 //! block that was given away, overwritten or not recomputed changes the text, and the text is
 //! compared with one computed without any engine. The books of the pool are checked after every
-//! step by the step itself. Everything follows from one seed, which a failure prints.
+//! step by the step itself. Prompts share beginnings, drafts are trees of right and wrong guesses,
+//! pools are so small that prefixes are evicted and sequences give way. Everything follows from one seed, which a failure prints.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -19,6 +20,7 @@ use crate::runner::{Runner, RunnerError};
 use crate::sampler::SamplingParams;
 use crate::scheduler::Limits;
 use crate::sequence::{Order, Purpose, Sequence, SequenceId};
+use crate::speculation::{Draft, DraftRequest, Drafter};
 use crate::step::Core;
 use crate::tokenizer::Tokenizer;
 
@@ -117,6 +119,44 @@ fn expected_tokens(prompt: &[u32], end: usize) -> Vec<u32> {
     tokens.split_off(prompt.len())
 }
 
+/// Proposes trees whose branches are right or wrong at random, deep or broad.
+struct Guesser {
+    random: SplitMix,
+}
+
+impl Drafter for Guesser {
+    fn name(&self) -> &'static str {
+        "guesser"
+    }
+
+    fn propose(&mut self, requests: &[DraftRequest<'_>], drafts: &mut [Draft]) {
+        for (request, draft) in requests.iter().zip(drafts) {
+            for _ in 0..self.random.below(4) {
+                let mut history = request.tokens.to_vec();
+                let mut parent = None;
+                for _ in 0..self.random.below(request.max_depth + 1) {
+                    let right = successor(history.iter().copied());
+                    let token = match self.random.below(4) {
+                        0 => self.random.below(250) as u32,
+                        _ => right,
+                    };
+                    if draft.len() == request.max_nodes {
+                        break;
+                    }
+                    parent = draft.push(token, parent, 0);
+                    history.push(token);
+                }
+            }
+        }
+    }
+
+    fn observe(&mut self, _: SequenceId, _: &[u32], proposed: usize, accepted: usize) {
+        assert!(accepted <= proposed);
+    }
+
+    fn forget(&mut self, _: SequenceId) {}
+}
+
 struct Client {
     id: SequenceId,
     prompt: Vec<u32>,
@@ -209,12 +249,19 @@ impl World {
         let limits = Limits {
             max_sequences,
             max_batch_tokens: max_sequences + 1 + random.below(60),
-            max_logit_rows: max_sequences,
+            max_logit_rows: max_sequences + random.below(40),
             context_tokens: 200,
             total_blocks: 2 + random.below(10),
         };
         let runner = Box::new(Scripted::new(limits.total_blocks));
-        let core = Core::new(limits, runner, Arc::clone(tokenizer), Arc::default());
+        let mut core = Core::new(limits, runner, Arc::clone(tokenizer), Arc::default());
+        if random.below(4) > 0 {
+            core = core.with_prefix_cache([seed as u8; 32]);
+        }
+        if random.below(4) > 0 {
+            let random = SplitMix::new(seed ^ 0xD4AF7);
+            core = core.with_drafter(Box::new(Guesser { random }));
+        }
         Self {
             random,
             limits,
@@ -226,9 +273,11 @@ impl World {
     }
 
     fn arrive(&mut self, poison_one_in: usize) {
-        let mut prompt: Vec<u32> = (0..1 + self.random.below(120))
-            .map(|_| self.random.below(250) as u32)
-            .collect();
+        // Few beginnings, so that prefixes repeat, end in the middle of blocks, and are evicted.
+        let beginning = self.random.below(3) as u32;
+        let common = self.random.below(110) as u32;
+        let mut prompt: Vec<u32> = (0..common).map(|i| (i * 7 + beginning) % 250).collect();
+        prompt.extend((0..1 + self.random.below(30)).map(|_| self.random.below(250) as u32));
         if poison_one_in > 0 && self.random.below(poison_one_in) == 0 {
             let at = self.random.below(prompt.len());
             prompt[at] = [POISON, SPOILT][self.random.below(2)];
@@ -244,6 +293,8 @@ impl World {
         self.core.add(Sequence::new(Order {
             id,
             tokens: prompt.clone(),
+            tenant: self.random.next() % 2,
+            max_draft_tokens: self.random.below(9),
             purpose: Purpose::Generate { end },
             params: SamplingParams {
                 temperature: [0.0, 1.0][self.random.below(2)],
@@ -321,8 +372,8 @@ fn run(seeds: std::ops::Range<u64>, length: usize, poison_one_in: usize) -> u64 
 
 #[test]
 fn every_history_ends_with_the_right_text_and_no_block_lost() {
-    let steps = run(0..250, 350, 0);
-    assert!(steps > 80_000, "{steps} steps");
+    let steps = run(0..300, 350, 0);
+    assert!(steps > 100_000, "{steps} steps");
 }
 
 #[test]
