@@ -33,6 +33,9 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 /// Stop strings per request, and bytes of each: matching is linear in both, on the engine's thread.
 pub const MAX_STOPS: usize = 16;
 pub const MAX_STOP_BYTES: usize = 256;
+/// Longest draft that may be configured. Every draft token is a row of the step whether it is
+/// accepted or not.
+pub const MAX_DRAFT_TOKENS: usize = 64;
 
 /// One engine: one model file, one thread, one pool of KV memory.
 #[derive(Debug, Clone)]
@@ -56,6 +59,16 @@ pub struct EngineConfig {
     pub context_tokens: Option<usize>,
     /// Compute threads, the engine's own included.
     pub threads: usize,
+    /// Whether blocks of finished prompts are kept for prompts that begin alike. They are given up
+    /// before a running sequence lacks a block, so they cost no capacity.
+    pub prefix_cache: bool,
+    pub speculation: SpeculationConfig,
+    /// What float weights (safetensors, f16 and f32 tensors of a GGUF file) become at load; `None`
+    /// keeps them. Weights that are quantised in the file stay as they are.
+    pub load_quantization: Option<LoadQuantization>,
+    /// Predicted time that the prefill rows of one step may take; `max_batch_tokens` bounds them
+    /// too. Running answers stand still for about as long, and readers see a tenth of a second.
+    pub step_milliseconds: u32,
     /// Keys the random numbers of requests without a seed. The host passes something random.
     pub seed: u64,
 }
@@ -73,6 +86,10 @@ impl EngineConfig {
             // Parts are stolen, so a second thread on a busy core costs little; more than four
             // gain little for models that are small enough for a CPU.
             threads: std::thread::available_parallelism().map_or(1, |n| n.get().min(4)),
+            prefix_cache: true,
+            speculation: SpeculationConfig::default(),
+            load_quantization: None,
+            step_milliseconds: 100,
             seed: 0,
         }
     }
@@ -96,6 +113,18 @@ impl EngineConfig {
             65_536,
         )?;
         within("threads", self.threads, 1, 256)?;
+        within(
+            "step_milliseconds",
+            self.step_milliseconds as usize,
+            1,
+            60_000,
+        )?;
+        within(
+            "speculation.max_draft_tokens",
+            self.speculation.max_draft_tokens,
+            1,
+            MAX_DRAFT_TOKENS,
+        )?;
         if self.kv_bytes > 1 << 40 {
             return Err(ParamError::new("kv_bytes", self.kv_bytes, "at most 1 TiB"));
         }
@@ -106,6 +135,47 @@ impl EngineConfig {
             usize::MAX,
         )
     }
+}
+
+/// How answers are guessed ahead and verified. Never changes an answer, only its speed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpeculationConfig {
+    /// Who guesses, cheapest first; the next is asked where one has no guess. Empty and without a
+    /// draft model: no speculation.
+    pub drafters: Vec<DrafterKind>,
+    /// A smaller model with the same vocabulary, asked last.
+    pub draft_model: Option<PathBuf>,
+    /// Longest draft; measured goodput decides how much of it is used, often nothing. From 1 to
+    /// [`MAX_DRAFT_TOKENS`].
+    pub max_draft_tokens: usize,
+}
+
+impl Default for SpeculationConfig {
+    fn default() -> Self {
+        Self {
+            drafters: vec![DrafterKind::Ngram, DrafterKind::Suffix],
+            draft_model: None,
+            // With the token that is certain anyway a whole step of the kernels: 8 rows.
+            max_draft_tokens: 7,
+        }
+    }
+}
+
+/// A drafter that needs no model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DrafterKind {
+    /// What followed the last occurrence of the newest tokens in the sequence's own text.
+    Ngram,
+    /// What most often followed the longest known suffix.
+    Suffix,
+}
+
+/// Types that float weights can become while they are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadQuantization {
+    Q8_0,
+    Q4_0,
+    Q4_1,
 }
 
 /// A model that cannot be served. The messages say whether file, configuration or machine is at fault.

@@ -36,8 +36,9 @@ mod tokenizer;
 pub use chat_template::{ChatMessage, ChatTemplate, TemplateError};
 pub use encoder::{Embedding, Encoder, EncoderError};
 pub use engine::{
-    Engine, EngineConfig, EngineHandle, GenerationRequest, LoadError, ModelInfo, Prompt,
-    ScoreError, Shutdown, SubmitError,
+    DrafterKind, Engine, EngineConfig, EngineHandle, GenerationRequest, LoadError,
+    LoadQuantization, MAX_DRAFT_TOKENS, ModelInfo, Prompt, ScoreError, Shutdown, SpeculationConfig,
+    SubmitError,
 };
 pub use events::{
     Closed, EngineError, Event, FinishReason, Sink, Timings, TokenLogprob, TopLogprob, Usage,
@@ -46,5 +47,5 @@ pub use gguf::{Gguf, GgufError, Header, TensorInfo, TensorType, Value};
 pub use inspect::{Inspection, TypeTotal, inspect};
 pub use sampler::{ParamError, SamplingParams};
 pub use sequence::SequenceId;
-pub use stats::EngineStats;
+pub use stats::{DRAFT_POSITIONS, EngineStats};
 pub use tokenizer::{Piece, TextStream, Tokenizer, TokenizerError};

@@ -6,6 +6,9 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+/// Places of a draft that are counted one by one; what lies beyond counts as the last.
+pub const DRAFT_POSITIONS: usize = 16;
+
 /// A reading. Counters only grow; rates are `None` until measured.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct EngineStats {
@@ -19,6 +22,19 @@ pub struct EngineStats {
     pub requests_finished_total: u64,
     pub requests_failed_total: u64,
     pub steps_total: u64,
+    /// Rows of all steps: prompt tokens, decoded tokens and drafts.
+    pub iteration_tokens_total: u64,
+    /// Prompt tokens that were looked up in the prefix cache, and those it had.
+    pub prefix_cache_queries_total: u64,
+    pub prefix_cache_hits_total: u64,
+    /// Drafts verified, their tokens, and those of them that were accepted: in all, and by the
+    /// place in the draft (0 is the first token).
+    pub spec_decode_num_drafts_total: u64,
+    pub spec_decode_num_draft_tokens_total: u64,
+    pub spec_decode_num_accepted_tokens_total: u64,
+    pub spec_decode_num_accepted_tokens_per_pos: [u64; DRAFT_POSITIONS],
+    /// Threads that compute a step at present, the engine's own included.
+    pub compute_threads: usize,
     /// Prompt tokens per second in steps that only read prompts, moving average.
     pub prefill_tokens_per_second: Option<f64>,
     /// Tokens per second of all sequences together in steps that only decode, moving average.
@@ -45,6 +61,14 @@ pub struct StatsCell {
     pub finished: AtomicU64,
     pub failed: AtomicU64,
     pub steps: AtomicU64,
+    pub iteration_tokens: AtomicU64,
+    pub prefix_cache_queries: AtomicU64,
+    pub prefix_cache_hits: AtomicU64,
+    pub drafts: AtomicU64,
+    pub draft_tokens: AtomicU64,
+    pub accepted_tokens: AtomicU64,
+    pub accepted_tokens_per_pos: [AtomicU64; DRAFT_POSITIONS],
+    pub compute_threads: AtomicUsize,
     /// Bits of an `f64`; 0 is "not measured".
     prefill_rate: AtomicU64,
     decode_rate: AtomicU64,
@@ -64,8 +88,31 @@ impl StatsCell {
             requests_finished_total: self.finished.load(Relaxed),
             requests_failed_total: self.failed.load(Relaxed),
             steps_total: self.steps.load(Relaxed),
+            iteration_tokens_total: self.iteration_tokens.load(Relaxed),
+            prefix_cache_queries_total: self.prefix_cache_queries.load(Relaxed),
+            prefix_cache_hits_total: self.prefix_cache_hits.load(Relaxed),
+            spec_decode_num_drafts_total: self.drafts.load(Relaxed),
+            spec_decode_num_draft_tokens_total: self.draft_tokens.load(Relaxed),
+            spec_decode_num_accepted_tokens_total: self.accepted_tokens.load(Relaxed),
+            spec_decode_num_accepted_tokens_per_pos: self
+                .accepted_tokens_per_pos
+                .each_ref()
+                .map(|place| place.load(Relaxed)),
+            compute_threads: self.compute_threads.load(Relaxed),
             prefill_tokens_per_second: rate(&self.prefill_rate),
             decode_tokens_per_second: rate(&self.decode_rate),
+        }
+    }
+
+    /// Counts one verified draft of `drafted` tokens, of which the first `accepted` were right.
+    pub fn verified(&self, drafted: usize, accepted: usize) {
+        debug_assert!(accepted <= drafted, "{accepted} of {drafted} accepted");
+        self.drafts.fetch_add(1, Relaxed);
+        self.draft_tokens.fetch_add(drafted as u64, Relaxed);
+        self.accepted_tokens.fetch_add(accepted as u64, Relaxed);
+        for place in 0..accepted {
+            let place = place.min(DRAFT_POSITIONS - 1);
+            self.accepted_tokens_per_pos[place].fetch_add(1, Relaxed);
         }
     }
 
@@ -94,6 +141,23 @@ impl StatsCell {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn accepted_tokens_add_up_over_their_places() {
+        let cell = StatsCell::default();
+        cell.verified(7, 3);
+        cell.verified(4, 0);
+        cell.verified(40, 20);
+        let stats = cell.read();
+        assert_eq!(stats.spec_decode_num_drafts_total, 3);
+        assert_eq!(stats.spec_decode_num_draft_tokens_total, 51);
+        assert_eq!(stats.spec_decode_num_accepted_tokens_total, 23);
+        let places = stats.spec_decode_num_accepted_tokens_per_pos;
+        assert_eq!(places[..4], [2, 2, 2, 1]);
+        // Places 15 to 19 of the long draft.
+        assert_eq!(places[DRAFT_POSITIONS - 1], 5);
+        assert_eq!(places.iter().sum::<u64>(), 23);
+    }
 
     #[test]
     fn rates_come_from_pure_steps_and_follow_slowly() {

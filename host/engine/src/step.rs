@@ -316,6 +316,8 @@ impl Core {
         self.stats
             .steps
             .fetch_add(u64::from(!chunks.is_empty()), Relaxed);
+        let rows: usize = chunks.iter().map(|chunk| chunk.rows).sum();
+        self.stats.iteration_tokens.fetch_add(rows as u64, Relaxed);
     }
 
     fn panicked(&mut self, panic: &(dyn std::any::Any + Send)) -> StepFault {
