@@ -199,6 +199,8 @@ pub enum LoadError {
     KvTooSmall { kv_bytes: u64, block_bytes: usize },
     #[error("the operating system refused the engine's thread: {0}")]
     Thread(std::io::Error),
+    #[error("the operating system gives no random numbers for the prefix cache's key: {0}")]
+    Random(getrandom::Error),
 }
 
 impl From<GgufError> for LoadError {
@@ -426,27 +428,30 @@ impl Engine {
             closing: AtomicBool::new(false),
             epoch: Instant::now(),
         };
-        Self::start(shared, move || LlamaRunner::new(weights, isa, size))
+        let mut secret = [0; 32];
+        getrandom::fill(&mut secret).map_err(LoadError::Random)?;
+        Self::start(shared, move |limits, tokenizer, stats| {
+            // Built here, so that the memory is first touched by the thread that uses it.
+            let runner = Box::new(LlamaRunner::new(weights, isa, size));
+            let core = Core::new(limits, runner, tokenizer, stats);
+            match config.prefix_cache {
+                true => core.with_prefix_cache(secret),
+                false => core,
+            }
+        })
     }
 
     fn start(
         shared: Shared,
-        runner: impl FnOnce() -> LlamaRunner + Send + 'static,
+        core: impl FnOnce(Limits, Arc<Tokenizer>, Arc<StatsCell>) -> Core + Send + 'static,
     ) -> Result<Self, LoadError> {
         let shared = Arc::new(shared);
         let (inbox, commands) = channel();
         let of_thread = Arc::clone(&shared);
         let work = move || {
             let _closed = CloseOnExit(Arc::clone(&of_thread));
-            let Shared {
-                limits,
-                tokenizer,
-                stats,
-                ..
-            } = &*of_thread;
-            // Built here, so that the memory is first touched by the thread that uses it.
-            let runner = Box::new(runner());
-            let core = Core::new(*limits, runner, Arc::clone(tokenizer), Arc::clone(stats));
+            let tokenizer = Arc::clone(&of_thread.tokenizer);
+            let core = core(of_thread.limits, tokenizer, Arc::clone(&of_thread.stats));
             serve(core, &commands, of_thread.epoch);
         };
         let name = format!("engine-{}", shared.info.name);

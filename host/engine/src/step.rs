@@ -233,6 +233,8 @@ impl Core {
             && proposed > 0
         {
             speculator.observe(sequence, proposed, accepted);
+            self.stats.verified(proposed, accepted);
+            self.work.decode_rows += accepted;
         }
         sequence.settle_draft(node, &mut self.pool);
         Ok((accepted, outcome))
@@ -369,6 +371,11 @@ impl Core {
         self.stats
             .preemptions
             .store(self.scheduler.num_preemptions(), Relaxed);
+        let prefix = self.scheduler.prefix_counts();
+        self.stats
+            .prefix_cache_queries
+            .store(prefix.queries, Relaxed);
+        self.stats.prefix_cache_hits.store(prefix.hits, Relaxed);
     }
 
     /// Conservation of blocks, after every step of a debug build or a test.

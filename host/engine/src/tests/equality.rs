@@ -13,9 +13,10 @@ use crate::model::llama::{LlamaRunner, LlamaWeights, RunnerSize};
 use crate::random::SplitMix;
 use crate::scheduler::Limits;
 use crate::sequence::{Order, Purpose, Sequence, SequenceId};
-use crate::stats::StatsCell;
+use crate::speculation::{Draft, DraftRequest, Drafter};
+use crate::stats::{EngineStats, StatsCell};
 use crate::step::Core;
-use crate::{EngineConfig, GenerationRequest, Prompt};
+use crate::{Engine, EngineConfig, GenerationRequest, Prompt};
 
 fn requests(seed: u64, count: usize) -> Vec<GenerationRequest> {
     let mut random = SplitMix::new(seed);
@@ -34,7 +35,10 @@ fn together(requests: &[GenerationRequest], change: impl FnOnce(&mut EngineConfi
 
 /// The answers to `requests`, each with the engine to itself and its prompt in one chunk.
 fn alone(requests: &[GenerationRequest]) -> Vec<Answer> {
-    let engine = engine(|c| c.max_batch_tokens = 512);
+    let engine = engine(|c| {
+        c.max_batch_tokens = 512;
+        c.prefix_cache = false;
+    });
     requests
         .iter()
         .map(|r| wait(submit(&engine.handle(), r.clone())))
@@ -65,13 +69,23 @@ fn any_chunking_gives_what_one_shot_gives() {
 /// Drives the step without a thread, so that everybody arrives at once. Returns the answers and
 /// how often somebody had to give way.
 fn with_blocks(requests: &[GenerationRequest], total_blocks: usize) -> (Vec<Answer>, u64) {
+    let (answers, stats) = stepped(requests, total_blocks, None);
+    (answers, stats.num_preemptions_total)
+}
+
+/// As [`with_blocks`], with somebody to propose up to 8 tokens, who also makes prefixes findable.
+fn stepped(
+    requests: &[GenerationRequest],
+    total_blocks: usize,
+    drafter: Option<Box<dyn Drafter>>,
+) -> (Vec<Answer>, EngineStats) {
     let (_folder, path) = tiny::on_disk();
     let weights =
         LlamaWeights::load(&Gguf::open(&path).expect("a good file")).expect("good weights");
     let limits = Limits {
         max_sequences: 8,
         max_batch_tokens: 64,
-        max_logit_rows: 8,
+        max_logit_rows: 40,
         context_tokens: 2_048,
         total_blocks,
     };
@@ -86,6 +100,9 @@ fn with_blocks(requests: &[GenerationRequest], total_blocks: usize) -> (Vec<Answ
     let runner = Box::new(LlamaRunner::new(weights, isa, size));
     let stats = Arc::new(StatsCell::default());
     let mut core = Core::new(limits, runner, tiny::tokenizer(), Arc::clone(&stats));
+    if let Some(drafter) = drafter {
+        core = core.with_prefix_cache([1; 32]).with_drafter(drafter);
+    }
     let mut events = Vec::new();
     for (id, request) in requests.iter().enumerate() {
         let Prompt::Tokens(tokens) = request.prompt.clone() else {
@@ -100,7 +117,7 @@ fn with_blocks(requests: &[GenerationRequest], total_blocks: usize) -> (Vec<Answ
             id: SequenceId(id as u64),
             tokens,
             tenant: 0,
-            max_draft_tokens: 0,
+            max_draft_tokens: 8,
             purpose: Purpose::Generate { end },
             params: request.params.clone(),
             default_seed: 0,
@@ -113,10 +130,106 @@ fn with_blocks(requests: &[GenerationRequest], total_blocks: usize) -> (Vec<Answ
         core.step(Duration::ZERO);
         core.deliver(Duration::ZERO);
     }
-    (
-        events.into_iter().map(wait).collect(),
-        stats.read().num_preemptions_total,
-    )
+    (events.into_iter().map(wait).collect(), stats.read())
+}
+
+/// Knows the answers, and proposes trees in which a token is right `right` times in ten.
+struct Knowing {
+    answers: Vec<Vec<u32>>,
+    random: SplitMix,
+    right: usize,
+}
+
+impl Drafter for Knowing {
+    fn name(&self) -> &'static str {
+        "knowing"
+    }
+
+    fn propose(&mut self, requests: &[DraftRequest<'_>], drafts: &mut [Draft]) {
+        for (request, draft) in requests.iter().zip(drafts) {
+            let answer = &self.answers[request.id.0 as usize];
+            let known = &answer[request.tokens.len() - request.num_prompt_tokens..];
+            for _branch in 0..self.random.below(4) {
+                let depth = self.random.below(request.max_depth + 1);
+                let mut parent = None;
+                for token in known.iter().take(depth) {
+                    let right = self.random.below(10) < self.right;
+                    let token = if right {
+                        *token
+                    } else {
+                        self.random.below(256) as u32
+                    };
+                    if draft.len() == request.max_nodes {
+                        break;
+                    }
+                    parent = draft.push(token, parent, 0);
+                }
+            }
+        }
+    }
+
+    fn observe(&mut self, _: SequenceId, _: &[u32], _: usize, _: usize) {}
+
+    fn forget(&mut self, _: SequenceId) {}
+}
+
+#[test]
+fn any_draft_gives_what_no_draft_gives() {
+    let mut accepted = 0;
+    for seed in 0..6 {
+        let mut requests = requests(seed, 8);
+        for request in &mut requests {
+            request.max_new_tokens = Some(60);
+        }
+        let (plain, _) = stepped(&requests, 200, None);
+        // The last pool is so small that drafts find no blocks and sequences give way.
+        for (right, blocks) in [(0, 200), (5, 200), (8, 200), (10, 200), (8, 9)] {
+            let answers = plain.iter().map(|a| a.tokens.iter().map(|t| t.0).collect());
+            let drafter = Knowing {
+                answers: answers.collect(),
+                random: SplitMix::new(seed),
+                right,
+            };
+            let (drafted, stats) = stepped(&requests, blocks, Some(Box::new(drafter)));
+            assert_eq!(
+                drafted, plain,
+                "seed {seed}, {right} of 10 right, {blocks} blocks"
+            );
+            accepted += stats.spec_decode_num_accepted_tokens_total;
+        }
+    }
+    assert!(accepted > 500, "{accepted} accepted tokens prove nothing");
+}
+
+#[test]
+fn a_prefix_hit_gives_what_a_cold_start_gives() {
+    let engine = engine(|c| c.prefix_cache = true);
+    let cold_engine = engine_without_cache();
+    for seed in 0..4 {
+        let mut random = SplitMix::new(seed);
+        let text: Vec<u32> = (0..200).map(|_| random.below(256) as u32).collect();
+        let mut previous = text.clone();
+        for turn in 0..12 {
+            // An old beginning, cut anywhere, and something new.
+            let mut prompt = previous[..1 + random.below(previous.len())].to_vec();
+            prompt.extend((0..random.below(60)).map(|_| random.below(256) as u32));
+            let mut request = random_request(&mut random);
+            request.prompt = Prompt::Tokens(prompt.clone());
+            let cold = wait(submit(&cold_engine.handle(), request.clone()));
+            let hit = wait(submit(&engine.handle(), request));
+            assert_eq!(hit, cold, "seed {seed}, turn {turn}");
+            previous = prompt;
+            previous.extend(cold.tokens.iter().map(|t| t.0));
+            previous.extend_from_slice(&text);
+        }
+    }
+    let stats = engine.handle().stats();
+    assert!(stats.prefix_cache_hits_total > 1_000, "{stats:?}");
+    assert_eq!(cold_engine.handle().stats().prefix_cache_hits_total, 0);
+}
+
+fn engine_without_cache() -> Engine {
+    engine(|c| c.prefix_cache = false)
 }
 
 #[test]
