@@ -18,6 +18,7 @@ mod gguf;
 mod inspect;
 pub mod kernels;
 pub mod model;
+pub mod queue;
 mod random;
 pub mod runner;
 pub mod sampler;

@@ -74,6 +74,12 @@ pub struct Sequence {
     pub purpose: Purpose,
     pub params: SamplingParams,
     pub seed: u64,
+    /// Whose share of the engine's time it takes: a keyed hash, 0 when nobody's.
+    pub tenant: u64,
+    /// Lower goes first, as for vLLM.
+    pub priority: i8,
+    /// By the engine's clock: an answer that has not begun by then is not wanted.
+    pub deadline: Option<Duration>,
     pub counts: TokenCounts,
     pub text: TextStream,
     pub milestones: Milestones,
@@ -97,6 +103,7 @@ pub struct Order {
 }
 
 impl Sequence {
+    /// It is nobody's, of priority 0 and without a deadline until its owner says otherwise.
     pub fn new(order: Order) -> Self {
         assert!(
             !order.tokens.is_empty(),
@@ -110,6 +117,9 @@ impl Sequence {
             table: BlockTable::default(),
             purpose: order.purpose,
             seed: order.params.seed.unwrap_or(order.default_seed),
+            tenant: 0,
+            priority: 0,
+            deadline: None,
             counts: TokenCounts::new(&order.params, &order.tokens),
             params: order.params,
             text: TextStream::new(order.stops),
