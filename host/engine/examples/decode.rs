@@ -47,7 +47,7 @@ fn seconds(handle: &EngineHandle, streams: usize, prompt_tokens: usize, new_toke
                 ..SamplingParams::default()
             },
             max_new_tokens: Some(new_tokens),
-            stop: Vec::new(),
+            ..GenerationRequest::new("")
         };
         handle
             .submit(request, Box::new(Finish(sender.clone())))

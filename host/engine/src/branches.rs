@@ -35,6 +35,14 @@ impl Branches {
         self.paths.is_empty()
     }
 
+    /// Rows that a pass computes beside the pending token's.
+    pub fn num_rows(&self) -> usize {
+        match self.is_empty() {
+            true => 0,
+            false => self.row_of.len(),
+        }
+    }
+
     /// The row of a node, counted from the row of the pending token; `None` is that token.
     pub fn row(&self, node: Option<u16>) -> usize {
         node.map_or(0, |node| self.row_of[usize::from(node)])

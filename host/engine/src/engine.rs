@@ -7,6 +7,7 @@
 //!
 //! It refuses to queue without bound, to start what can never finish, and to die of one request.
 
+use std::hash::{DefaultHasher, Hasher};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -252,6 +253,15 @@ pub struct GenerationRequest {
     pub max_new_tokens: Option<usize>,
     /// The answer ends before the first of these; at most 16 of at most 256 bytes.
     pub stop: Vec<String>,
+    /// Whose share of the engine's time this takes; requests of nobody share as one.
+    pub tenant: Option<String>,
+    /// From -128 to 127; lower goes first, as for vLLM.
+    pub priority: i32,
+    /// Most tokens a step may guess ahead for it; `None` is the engine's own bound, 0 is plain
+    /// decoding. The answer is the same with any number.
+    pub max_draft_tokens: Option<usize>,
+    /// How long it may wait for its turn before it ends with an error.
+    pub deadline: Option<Duration>,
 }
 
 impl GenerationRequest {
@@ -262,6 +272,10 @@ impl GenerationRequest {
             params: SamplingParams::default(),
             max_new_tokens: None,
             stop: Vec::new(),
+            tenant: None,
+            priority: 0,
+            max_draft_tokens: None,
+            deadline: None,
         }
     }
 }
@@ -671,6 +685,7 @@ impl EngineHandle {
         if request.max_new_tokens == Some(0) {
             return Err(ParamError::new("max_new_tokens", 0, "at least 1").into());
         }
+        let standing = Standing::of(&request, shared.seed)?;
         let tokens = self.prompt_tokens(request.prompt)?;
         let end = shared.limits.admit(tokens.len(), request.max_new_tokens)?;
         self.enqueue(
@@ -678,6 +693,7 @@ impl EngineHandle {
             request.params,
             request.stop,
             Purpose::Generate { end },
+            standing,
             sink,
         )
     }
@@ -710,6 +726,7 @@ impl EngineHandle {
             SamplingParams::default(),
             Vec::new(),
             purpose,
+            Standing::default(),
             Box::new(ChannelSink(sender)),
         )?;
         let mut scores = Vec::new();
@@ -753,6 +770,7 @@ impl EngineHandle {
         params: SamplingParams,
         stops: Vec<String>,
         purpose: Purpose,
+        standing: Standing,
         sink: Box<dyn Sink>,
     ) -> Result<SequenceId, SubmitError> {
         let shared = &*self.shared;
@@ -769,10 +787,8 @@ impl EngineHandle {
         let id = SequenceId(shared.next_id.fetch_add(1, Relaxed));
         let default_seed = random::keyed(shared.seed, id.0);
         let arrived = shared.epoch.elapsed();
-        let sequence = Sequence::new(Order {
+        let mut sequence = Sequence::new(Order {
             id,
-            tenant: 0,
-            max_draft_tokens: 0,
             tokens,
             purpose,
             params,
@@ -781,8 +797,40 @@ impl EngineHandle {
             arrived,
             sink,
         });
+        sequence.tenant = standing.tenant;
+        sequence.max_draft_tokens = standing.max_draft_tokens;
+        sequence.priority = standing.priority;
+        sequence.deadline = standing.patience.and_then(|p| arrived.checked_add(p));
         let sent = self.inbox.send(Command::Add(Box::new(sequence)));
         sent.map(|()| id).map_err(|_| SubmitError::ShuttingDown)
+    }
+}
+
+/// A request's place among others.
+#[derive(Default)]
+struct Standing {
+    tenant: u64,
+    max_draft_tokens: usize,
+    priority: i8,
+    patience: Option<Duration>,
+}
+
+impl Standing {
+    fn of(request: &GenerationRequest, seed: u64) -> Result<Self, ParamError> {
+        let range = "from -128 to 127";
+        let outside = |_| ParamError::new("priority", request.priority, range);
+        Ok(Self {
+            // Keyed, so that nobody can choose a name that meets another's.
+            tenant: request.tenant.as_ref().map_or(0, |name| {
+                let mut hasher = DefaultHasher::new();
+                hasher.write_u64(seed);
+                hasher.write(name.as_bytes());
+                hasher.finish().max(1)
+            }),
+            max_draft_tokens: request.max_draft_tokens.unwrap_or(usize::MAX),
+            priority: i8::try_from(request.priority).map_err(outside)?,
+            patience: request.deadline,
+        })
     }
 }
 

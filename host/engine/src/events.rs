@@ -93,6 +93,12 @@ pub enum EngineError {
     /// A defect of the host; other sequences go on. Retrying may help, reporting it will.
     #[error("internal error of the engine: {0}")]
     Internal(String),
+    /// The host is busy: the request's own deadline came before its turn. Retrying may help.
+    #[error(
+        "the deadline passed after {} ms of waiting, before the answer began; retry later or allow more time",
+        waited.as_millis()
+    )]
+    DeadlineExceeded { waited: Duration },
     /// The host is going down; retry elsewhere or later.
     #[error("the engine is shutting down")]
     ShuttingDown,

@@ -20,6 +20,7 @@ mod inspect;
 pub mod kernels;
 pub mod model;
 mod prefix;
+pub mod queue;
 mod random;
 pub mod runner;
 pub mod sampler;

@@ -12,8 +12,10 @@
 //! It refuses to wait, to look at a clock, and to know what a model is.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::block::{BLOCK_SIZE, BlockCopy, BlockPool, blocks_for};
+use crate::queue::{FairQueue, victim};
 use crate::sequence::{Sequence, SequenceId, State};
 
 /// The bounds of a step and of the queue.
@@ -130,8 +132,8 @@ impl Plan {
 
 pub struct Scheduler {
     limits: Limits,
-    waiting: VecDeque<Sequence>,
-    /// Oldest admission first; preempted sequences return to the front of `waiting`.
+    waiting: FairQueue,
+    /// Oldest admission first.
     running: Vec<Sequence>,
     /// After a step that failed without a culprit, its sequences run alone, one per step.
     suspects: VecDeque<SequenceId>,
@@ -152,7 +154,7 @@ impl Scheduler {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
-            waiting: VecDeque::new(),
+            waiting: FairQueue::default(),
             running: Vec::new(),
             suspects: VecDeque::new(),
             num_preemptions: 0,
@@ -163,7 +165,7 @@ impl Scheduler {
 
     pub fn add(&mut self, sequence: Sequence) {
         debug_assert_eq!(sequence.state, State::Waiting);
-        self.waiting.push_back(sequence);
+        self.waiting.push(sequence);
     }
 
     pub fn running(&self) -> &[Sequence] {
@@ -201,7 +203,7 @@ impl Scheduler {
     }
 
     pub fn sequences_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
-        self.running.iter_mut().chain(&mut self.waiting)
+        self.running.iter_mut().chain(self.waiting.iter_mut())
     }
 
     /// Takes a sequence out, wherever it is.
@@ -209,8 +211,7 @@ impl Scheduler {
         if let Some(index) = self.running.iter().position(|s| s.id == id) {
             return Some(self.running.remove(index));
         }
-        let index = self.waiting.iter().position(|s| s.id == id)?;
-        self.waiting.remove(index)
+        self.waiting.remove(id)
     }
 
     /// Takes the sequences out that the last step finished.
@@ -223,8 +224,13 @@ impl Scheduler {
         self.suspects.extend(ids);
     }
 
-    /// The chunks of the next step; empty when there is nothing to do.
-    pub fn schedule(&mut self, pool: &mut BlockPool) -> Vec<Chunk> {
+    /// Takes those out whose deadline has passed before they began.
+    pub fn expired(&mut self, now: Duration) -> Vec<Sequence> {
+        self.waiting.expired(now)
+    }
+
+    /// The chunks of the next step; empty when there is nothing to do. `now` is the engine's time.
+    pub fn schedule(&mut self, pool: &mut BlockPool, now: Duration) -> Vec<Chunk> {
         self.make_room_for_decoding(pool);
         let mut plan = Plan::new(&self.limits);
         if let Some(suspect) = self.next_suspect() {
@@ -252,10 +258,20 @@ impl Scheduler {
                 plan.take_prefill(&self.running, index);
             }
         }
-        while plan.has_room() && self.admit_next(pool) {
+        plan.chunks.iter().for_each(|chunk| self.charge(chunk));
+        while plan.has_room() && self.admit_next(pool, now) {
             plan.take_prefill(&self.running, self.running.len() - 1);
+            plan.chunks.last().into_iter().for_each(|c| self.charge(c));
         }
         plan.chunks
+    }
+
+    /// Puts the rows of a chunk to its tenant's account.
+    fn charge(&mut self, chunk: &Chunk) {
+        let sequence = &self.running[chunk.index];
+        let rows = chunk.rows + sequence.draft.len();
+        self.waiting
+            .charge(sequence.tenant, sequence.priority, rows);
     }
 
     /// Every decoding sequence gets the block its next token needs, or the newest give way.
@@ -268,10 +284,13 @@ impl Scheduler {
                 index += 1;
                 continue;
             }
-            let mut newest = self.running.pop().expect("index is below the length");
-            newest.preempt(pool);
-            self.waiting.push_front(newest);
+            let victim = victim(&self.running);
+            let mut sequence = self.running.remove(victim);
+            sequence.preempt(pool);
+            self.waiting.push_preempted(sequence);
             self.num_preemptions += 1;
+            // Everybody before `index` keeps its block and its place, or has just moved up.
+            index -= usize::from(victim < index);
         }
     }
 
@@ -300,13 +319,13 @@ impl Scheduler {
     }
 
     /// Moves the first waiting sequence to running if its tokens fit beside everybody's growth.
-    fn admit_next(&mut self, pool: &mut BlockPool) -> bool {
-        let Some(next) = self.waiting.front_mut() else {
-            return false;
-        };
+    fn admit_next(&mut self, pool: &mut BlockPool, now: Duration) -> bool {
         if self.running.len() >= self.limits.max_sequences {
             return false;
         }
+        let Some(next) = self.waiting.peek(now) else {
+            return false;
+        };
         let pending = next.num_pending_tokens();
         let skippable = &next.tokens[..next.num_skippable_tokens()];
         let hit = pool.find_prefix(next.tenant, skippable);
@@ -318,18 +337,18 @@ impl Scheduler {
         if blocks_for(pending) - found + self.running.len() > free {
             return false;
         }
+        let mut sequence = self.waiting.pop(now).expect("there is a next one");
         if let Some(hit) = &hit {
-            next.adopt(pool, hit);
+            sequence.adopt(pool, hit);
             self.prefix.queries += pending as u64;
             self.prefix.hits += hit.tokens() as u64;
         }
-        let grown = next.table.grow(pool, pending);
+        let grown = sequence.table.grow(pool, pending);
         assert!(grown, "enough blocks are free");
         if let Some((from, _)) = hit.and_then(|hit| hit.partial) {
-            let to = next.table.blocks()[next.num_computed_tokens / BLOCK_SIZE];
+            let to = sequence.table.blocks()[sequence.num_computed_tokens / BLOCK_SIZE];
             self.copies.push(BlockCopy { from, to });
         }
-        let mut sequence = self.waiting.pop_front().expect("there is a front");
         sequence.state = State::Running;
         self.running.push(sequence);
         true

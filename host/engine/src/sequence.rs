@@ -69,8 +69,6 @@ impl Milestones {
 
 pub struct Sequence {
     pub id: SequenceId,
-    /// Whose request it is; prefixes are shared within a tenant only. 0 is nobody in particular.
-    pub tenant: u64,
     pub state: State,
     pub tokens: Vec<u32>,
     pub num_prompt_tokens: usize,
@@ -78,8 +76,8 @@ pub struct Sequence {
     pub num_computed_tokens: usize,
     pub table: BlockTable,
     /// Full blocks whose content is known to the prefix cache, and the key of the last of them.
-    num_published_blocks: usize,
-    prefix: Option<PrefixKey>,
+    pub num_published_blocks: usize,
+    pub prefix: Option<PrefixKey>,
     /// Tokens that may follow and are verified with the next step; never part of `tokens` before.
     pub draft: Draft,
     pub branches: Branches,
@@ -88,6 +86,12 @@ pub struct Sequence {
     pub purpose: Purpose,
     pub params: SamplingParams,
     pub seed: u64,
+    /// Whose share of the engine's time it takes: a keyed hash, 0 when nobody's.
+    pub tenant: u64,
+    /// Lower goes first, as for vLLM.
+    pub priority: i8,
+    /// By the engine's clock: an answer that has not begun by then is not wanted.
+    pub deadline: Option<Duration>,
     pub counts: TokenCounts,
     pub text: TextStream,
     pub milestones: Milestones,
@@ -100,19 +104,18 @@ pub struct Sequence {
 /// What a sequence is made from.
 pub struct Order {
     pub id: SequenceId,
-    pub tenant: u64,
     pub tokens: Vec<u32>,
     pub purpose: Purpose,
     pub params: SamplingParams,
     /// Used when the parameters bring no seed.
     pub default_seed: u64,
     pub stops: Vec<String>,
-    pub max_draft_tokens: usize,
     pub arrived: Duration,
     pub sink: Box<dyn Sink>,
 }
 
 impl Sequence {
+    /// It is nobody's, of priority 0 and without a deadline until its owner says otherwise.
     pub fn new(order: Order) -> Self {
         assert!(
             !order.tokens.is_empty(),
@@ -120,7 +123,6 @@ impl Sequence {
         );
         Self {
             id: order.id,
-            tenant: order.tenant,
             state: State::Waiting,
             num_prompt_tokens: order.tokens.len(),
             num_computed_tokens: 0,
@@ -129,9 +131,12 @@ impl Sequence {
             prefix: None,
             draft: Draft::default(),
             branches: Branches::default(),
-            max_draft_tokens: order.max_draft_tokens,
+            max_draft_tokens: 0,
             purpose: order.purpose,
             seed: order.params.seed.unwrap_or(order.default_seed),
+            tenant: 0,
+            priority: 0,
+            deadline: None,
             counts: TokenCounts::new(&order.params, &order.tokens),
             params: order.params,
             text: TextStream::new(order.stops),

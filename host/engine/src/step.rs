@@ -110,7 +110,13 @@ impl Core {
         if let Some(speculator) = &mut self.speculator {
             speculator.propose(self.scheduler.running_mut());
         }
-        let chunks = self.scheduler.schedule(&mut self.pool);
+        for mut sequence in self.scheduler.expired(now) {
+            let waited = now.saturating_sub(sequence.milestones.arrived);
+            let outcome = Outcome::Failed(EngineError::DeadlineExceeded { waited });
+            sequence.finish(&mut self.pool, outcome);
+            self.finished.push(sequence);
+        }
+        let chunks = self.scheduler.schedule(&mut self.pool, now);
         self.begin(&chunks, now);
         if chunks.is_empty() {
             return;
@@ -318,7 +324,9 @@ impl Core {
         self.stats
             .steps
             .fetch_add(u64::from(!chunks.is_empty()), Relaxed);
-        let rows: usize = chunks.iter().map(|chunk| chunk.rows).sum();
+        let running = self.scheduler.running();
+        let rows = |c: &Chunk| c.rows + running[c.index].branches.num_rows();
+        let rows: usize = chunks.iter().map(rows).sum();
         self.stats.iteration_tokens.fetch_add(rows as u64, Relaxed);
     }
 

@@ -113,18 +113,18 @@ fn stepped(
             .expect("it fits alone");
         let (sender, receiver) = channel();
         events.push(receiver);
-        core.add(Sequence::new(Order {
+        let mut sequence = Sequence::new(Order {
             id: SequenceId(id as u64),
             tokens,
-            tenant: 0,
-            max_draft_tokens: 8,
             purpose: Purpose::Generate { end },
             params: request.params.clone(),
             default_seed: 0,
             stops: Vec::new(),
             arrived: Duration::ZERO,
             sink: Box::new(Collect(sender)),
-        }));
+        });
+        sequence.max_draft_tokens = 8;
+        core.add(sequence);
     }
     while !core.is_idle() {
         core.step(Duration::ZERO);

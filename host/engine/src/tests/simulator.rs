@@ -290,11 +290,9 @@ impl World {
         };
         let id = SequenceId(self.clients.len() as u64);
         let (sender, events) = channel();
-        self.core.add(Sequence::new(Order {
+        let mut sequence = Sequence::new(Order {
             id,
             tokens: prompt.clone(),
-            tenant: self.random.next() % 2,
-            max_draft_tokens: self.random.below(9),
             purpose: Purpose::Generate { end },
             params: SamplingParams {
                 temperature: [0.0, 1.0][self.random.below(2)],
@@ -304,7 +302,11 @@ impl World {
             stops: Vec::new(),
             arrived: self.now,
             sink: Box::new(Collect(sender)),
-        }));
+        });
+        sequence.tenant = self.random.next() % 3;
+        sequence.priority = self.random.below(3) as i8;
+        sequence.max_draft_tokens = self.random.below(9);
+        self.core.add(sequence);
         let events = Some(events);
         self.clients.push(Client {
             id,

@@ -276,6 +276,6 @@ pub fn random_request(random: &mut SplitMix) -> GenerationRequest {
             ..SamplingParams::default()
         },
         max_new_tokens: Some(1 + random.below(80)),
-        stop: Vec::new(),
+        ..GenerationRequest::new("")
     }
 }
