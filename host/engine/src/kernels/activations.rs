@@ -1,12 +1,15 @@
 //! Activations as the integer kernels want them: signed bytes in blocks of 32 with one f32 scale,
-//! eight rows side by side so that a tile kernel walks one pointer. Normalisation and SiLU are
+//! eight rows side by side so that a tile kernel walks one pointer. Normalisation and gates are
 //! fused into the quantisation: the normalised row is never written as floats.
 //!
 //! It refuses to grow: capacity is given once, so no step allocates.
 
+use std::ops::Range;
+
 use super::QUANT_BLOCK;
 use super::isa::Isa;
 use super::lanes::{Kernel, LANES, Lanes, exp, with_lanes};
+use super::pool::Pool;
 use super::rows::inverse_rms;
 
 /// Rows that lie side by side in one [`BlockGroup`].
@@ -24,6 +27,19 @@ pub(super) struct BlockGroup {
     /// -128 * sum of q: undoes the +128 of stored Q8 weights; a sixteenth of it undoes the +8 of
     /// Q4_0.
     pub(super) offset: [i32; GROUP_ROWS],
+    /// The same of the first sixteen columns: Q6_K has a scale for either half.
+    pub(super) offset_low: [i32; GROUP_ROWS],
+}
+
+/// The function of a gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Activation {
+    /// `g / (1 + e^-g)`.
+    #[default]
+    Silu,
+    /// `g / 2 * (1 + tanh(u))` with `u = sqrt(2 / pi) * (g + 0.044715 g^3)` (Gemma), computed as
+    /// `g / (1 + e^(-2 u))`, which is the same and cancels nothing.
+    GeluTanh,
 }
 
 /// Quantised activation rows in a preallocated arena.
@@ -42,6 +58,7 @@ impl Activations {
             scale: [0.0; GROUP_ROWS],
             scaled_sum: [0.0; GROUP_ROWS],
             offset: [0; GROUP_ROWS],
+            offset_low: [0; GROUP_ROWS],
         };
         let groups = rows.div_ceil(GROUP_ROWS) * cols.div_ceil(QUANT_BLOCK);
         Activations {
@@ -70,21 +87,26 @@ impl Activations {
     ///
     /// # Panics
     /// If the shape does not fit the arena, `cols` is not a multiple of 32 or a slice is short.
-    pub fn quantize(&mut self, isa: Isa, x: &[f32], rows: usize, cols: usize) {
+    pub fn quantize(&mut self, isa: Isa, pool: &mut Pool, x: &[f32], rows: usize, cols: usize) {
         let source = Plain {
             x: &x[..rows * cols],
             cols,
         };
-        self.fill(isa, rows, cols, source);
+        self.fill(isa, pool, rows, cols, source);
     }
 
     /// Quantises `x / rms(x) * weight`, row by row; `rms(x) = sqrt(mean(x²) + eps)`.
     ///
     /// # Panics
     /// As [`Activations::quantize`], and if `weight` is not `cols` long.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "what a norm is made of, and its shape"
+    )]
     pub fn quantize_rms_norm(
         &mut self,
         isa: Isa,
+        pool: &mut Pool,
         x: &[f32],
         weight: &[f32],
         eps: f32,
@@ -98,55 +120,67 @@ impl Activations {
             eps,
             cols,
         };
-        self.fill(isa, rows, cols, source);
+        self.fill(isa, pool, rows, cols, source);
     }
 
-    /// Quantises `silu(gate) * up`, `silu(g) = g / (1 + e^-g)`.
+    /// Quantises `activation(gate) * up`.
     ///
     /// # Panics
     /// As [`Activations::quantize`].
-    pub fn quantize_silu_mul(
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "two inputs, what to do, and the shape"
+    )]
+    pub fn quantize_gated(
         &mut self,
         isa: Isa,
+        pool: &mut Pool,
+        activation: Activation,
         gate: &[f32],
         up: &[f32],
         rows: usize,
         cols: usize,
     ) {
-        let source = SiluMul {
-            gate: &gate[..rows * cols],
-            up: &up[..rows * cols],
-            cols,
-        };
-        self.fill(isa, rows, cols, source);
+        let (gate, up) = (&gate[..rows * cols], &up[..rows * cols]);
+        match activation {
+            Activation::Silu => self.fill(isa, pool, rows, cols, SiluMul { gate, up, cols }),
+            Activation::GeluTanh => self.fill(isa, pool, rows, cols, GeluMul { gate, up, cols }),
+        }
     }
 
-    fn fill<X: Source>(&mut self, isa: Isa, rows: usize, cols: usize, source: X) {
+    /// Eight rows, which share their blocks, are one part of a region.
+    fn fill<X: Source>(&mut self, isa: Isa, pool: &mut Pool, rows: usize, cols: usize, source: X) {
         assert!(
             cols > 0 && cols.is_multiple_of(QUANT_BLOCK),
             "{cols} columns are no blocks of 32"
         );
         let blocks = cols / QUANT_BLOCK;
-        let needed = rows.div_ceil(GROUP_ROWS) * blocks;
+        let groups = rows.div_ceil(GROUP_ROWS);
         assert!(
-            needed <= self.groups.len(),
+            groups * blocks <= self.groups.len(),
             "{rows} x {cols} activations exceed the arena"
         );
         (self.rows, self.cols) = (rows, cols);
-        with_lanes(
-            isa,
-            Fill {
-                groups: &mut self.groups[..needed],
-                rows,
-                blocks,
-                source,
-            },
-        );
+        let each = groups.div_ceil(4 * pool.threads()).max(1);
+        let used = &mut self.groups[..groups * blocks];
+        pool.run_chunks(used, each * blocks, |part, groups| {
+            let first = part * each * GROUP_ROWS;
+            let rows = first..rows.min(first + each * GROUP_ROWS);
+            with_lanes(
+                isa,
+                Fill {
+                    groups,
+                    rows,
+                    blocks,
+                    source,
+                },
+            );
+        });
     }
 }
 
 /// Where the values of a row come from.
-trait Source: Copy {
+trait Source: Copy + Sync {
     /// What has to be known of the whole row before its first value.
     fn row_factor<S: Lanes>(&self, s: S, row: usize) -> f32;
     /// Values `col..col + 16` of `row`.
@@ -169,6 +203,13 @@ struct Normed<'a> {
 
 #[derive(Clone, Copy)]
 struct SiluMul<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    cols: usize,
+}
+
+#[derive(Clone, Copy)]
+struct GeluMul<'a> {
     gate: &'a [f32],
     up: &'a [f32],
     cols: usize,
@@ -214,14 +255,37 @@ impl Source for SiluMul<'_> {
     fn values<S: Lanes>(&self, s: S, row: usize, col: usize, _: f32) -> S::F {
         let gate = at(s, self.gate, row * self.cols + col);
         let up = at(s, self.up, row * self.cols + col);
-        let below = s.add(s.splat(1.0), exp(s, s.sub(s.splat(0.0), gate)));
-        s.mul(s.div(gate, below), up)
+        s.mul(gated(s, gate, s.sub(s.splat(0.0), gate)), up)
     }
 }
 
+impl Source for GeluMul<'_> {
+    #[inline(always)]
+    fn row_factor<S: Lanes>(&self, _: S, _: usize) -> f32 {
+        1.0
+    }
+    #[inline(always)]
+    fn values<S: Lanes>(&self, s: S, row: usize, col: usize, _: f32) -> S::F {
+        // -2 sqrt(2 / pi)
+        const FACTOR: f32 = -1.595_769_1;
+        let gate = at(s, self.gate, row * self.cols + col);
+        let up = at(s, self.up, row * self.cols + col);
+        let cubic = s.fma(s.mul(gate, gate), s.splat(0.044_715), s.splat(1.0));
+        let exponent = s.mul(s.mul(gate, s.splat(FACTOR)), cubic);
+        s.mul(gated(s, gate, exponent), up)
+    }
+}
+
+/// `gate / (1 + e^exponent)`.
+#[inline(always)]
+fn gated<S: Lanes>(s: S, gate: S::F, exponent: S::F) -> S::F {
+    s.div(gate, s.add(s.splat(1.0), exp(s, exponent)))
+}
+
 struct Fill<'a, X> {
+    /// Of `rows`, the first of which is the first of a group.
     groups: &'a mut [BlockGroup],
-    rows: usize,
+    rows: Range<usize>,
     blocks: usize,
     source: X,
 }
@@ -231,15 +295,15 @@ impl<X: Source> Kernel for Fill<'_, X> {
 
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
-        for row in 0..self.rows {
+        for (i, row) in self.rows.enumerate() {
             let factor = self.source.row_factor(s, row);
-            let groups = &mut self.groups[row / GROUP_ROWS * self.blocks..][..self.blocks];
+            let groups = &mut self.groups[i / GROUP_ROWS * self.blocks..][..self.blocks];
             for (block, group) in groups.iter_mut().enumerate() {
                 let low = self.source.values(s, row, block * QUANT_BLOCK, factor);
                 let high = self
                     .source
                     .values(s, row, block * QUANT_BLOCK + LANES, factor);
-                quantize_block(s, low, high, group, row % GROUP_ROWS);
+                quantize_block(s, low, high, group, i % GROUP_ROWS);
             }
         }
     }
@@ -259,10 +323,15 @@ fn quantize_block<S: Lanes>(s: S, low: S::F, high: S::F, group: &mut BlockGroup,
     let inverse = s.splat(inverse);
     let q = group.quants[lane].as_mut_ptr();
     // SAFETY: a lane holds 32 bytes, two stores of sixteen.
-    let sum = unsafe {
-        s.store_i8(q, s.mul(low, inverse)) + s.store_i8(q.add(LANES), s.mul(high, inverse))
+    let (low, high) = unsafe {
+        (
+            s.store_i8(q, s.mul(low, inverse)),
+            s.store_i8(q.add(LANES), s.mul(high, inverse)),
+        )
     };
+    let sum = low + high;
     group.scale[lane] = scale;
     group.scaled_sum[lane] = scale * sum as f32;
     group.offset[lane] = -128 * sum;
+    group.offset_low[lane] = -128 * low;
 }

@@ -17,6 +17,7 @@ use super::isa::Isa;
 use super::kv::{BLOCK_TOKENS, KvView};
 use super::lanes::{Kernel, LANES, Lanes, exp, with_lanes};
 use super::pool::Pool;
+use super::rows::cap_scores;
 
 /// Keys of one span: a multiple of the block, long enough that folding costs nothing.
 const SPAN: usize = 256;
@@ -649,18 +650,6 @@ unsafe fn weigh_scores<S: Lanes>(
         *to = greatest;
         *to.add(1) = s.sum(sum);
     }
-}
-
-/// `cap * tanh(x / cap)`; minus infinity stays what it is, because it marks a key that is not seen.
-#[inline(always)]
-fn cap_scores<S: Lanes>(s: S, x: S::F, cap: f32) -> S::F {
-    let e = exp(s, s.mul(x, s.splat(2.0 / cap)));
-    let tanh = s.sub(s.splat(1.0), s.div(s.splat(2.0), s.add(e, s.splat(1.0))));
-    // Adding min(x + greatest float, 0) changes nothing but minus infinity.
-    s.add(
-        s.mul(tanh, s.splat(cap)),
-        s.min(s.add(x, s.splat(f32::MAX)), s.splat(0.0)),
-    )
 }
 
 /// Adds `weight * value` of keys `keys` of a block to `out`; `weights` has stride [`SPAN`], `out`

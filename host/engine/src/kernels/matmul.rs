@@ -7,15 +7,16 @@
 //! ```text
 //! acc = 0;  for each block of 32 columns, in order:
 //!     i   = the exact integer dot of weights and activations
-//!     acc = fma(i, d * scale, acc);   Q4_1 also: acc = fma(m, scale * sum, acc)
+//!     acc = fma(i, d * scale, acc);   where there is an m also: acc = fma(m, scale * sum, acc)
+//!     Q6_K: the same for columns 0..16 and then for 16..32, each with its own d
 //! out = acc, or out + acc
 //! ```
 
-use half::f16;
-
+use super::QUANT_BLOCK;
 use super::activations::{Activations, BlockGroup, GROUP_ROWS};
+use super::formats::TileFormat;
 use super::isa::{Isa, Level};
-use super::matrix::{Matrix, TILE_ROWS, TileFormat};
+use super::matrix::{BlockScales, Matrix, TILE_ROWS, quant_at};
 use super::pool::Pool;
 
 /// Matrices that may share one region.
@@ -188,14 +189,6 @@ pub(super) struct TileWork<'a> {
     pub(super) fetch_ahead: bool,
 }
 
-/// [`TileFormat`] as a parameter of the vector kernels.
-#[cfg(target_arch = "x86_64")]
-pub(super) const Q4_0: u8 = 0;
-#[cfg(target_arch = "x86_64")]
-pub(super) const Q4_1: u8 = 1;
-#[cfg(target_arch = "x86_64")]
-pub(super) const Q8_0: u8 = 2;
-
 /// How far ahead of the block at work its successors are fetched: some 150 ns of work. Tiles and
 /// gathered matrices follow each other in memory, so this reaches into the next tile and the next
 /// matrix.
@@ -250,57 +243,55 @@ impl TileWork<'_> {
 
 /// The meaning of the vector kernels, and the path of other processors.
 fn portable(work: &TileWork<'_>) {
-    let (scale_bytes, quant_bytes) = (work.format.scale_bytes(), work.format.quant_bytes());
-    for row in 0..work.rows {
-        let mut acc = [0f32; TILE_ROWS];
-        let blocks = work
-            .scales
-            .chunks_exact(scale_bytes)
-            .zip(work.quants.chunks_exact(quant_bytes));
-        for ((scales, quants), x) in blocks.zip(work.x) {
-            let dots = match work.format {
-                TileFormat::Q8_0 => dot_bytes(quants, &x.quants[row], x.offset[row]),
-                TileFormat::Q4_0 => dot_nibbles(quants, &x.quants[row], x.offset[row] >> 4),
-                TileFormat::Q4_1 => dot_nibbles(quants, &x.quants[row], 0),
-            };
-            let f16_at = |i: usize| f16::from_le_bytes([scales[2 * i], scales[2 * i + 1]]).to_f32();
+    let mut acc = [[0f32; TILE_ROWS]; GROUP_ROWS];
+    let quants = work.quants.chunks_exact(work.format.quant_bytes());
+    for (block, (quants, x)) in quants.zip(work.x).enumerate() {
+        let scales = BlockScales::read(work.format, work.scales, block);
+        let w = unpack(work.format, quants);
+        let offset = |sum: i32| work.format.offset_shift().map_or(0, |s| sum >> s);
+        for (row, acc) in acc[..work.rows].iter_mut().enumerate() {
+            let low = dot(&w, &x.quants[row], 0..4, offset(x.offset_low[row]));
+            let high = x.offset[row] - x.offset_low[row];
+            let high = dot(&w, &x.quants[row], 4..8, offset(high));
             for (lane, acc) in acc.iter_mut().enumerate() {
-                *acc = (dots[lane] as f32).mul_add(f16_at(lane) * x.scale[row], *acc);
-                if work.format == TileFormat::Q4_1 {
-                    *acc = f16_at(TILE_ROWS + lane).mul_add(x.scaled_sum[row], *acc);
+                let d = scales.d.map(|d| d[lane] * x.scale[row]);
+                if work.format == TileFormat::Q6_K {
+                    *acc = (low[lane] as f32).mul_add(d[0], *acc);
+                    *acc = (high[lane] as f32).mul_add(d[1], *acc);
+                } else {
+                    *acc = ((low[lane] + high[lane]) as f32).mul_add(d[0], *acc);
+                }
+                if work.format.has_min() {
+                    *acc = scales.m[lane].mul_add(x.scaled_sum[row], *acc);
                 }
             }
         }
-        work.finish(row, &acc);
+    }
+    for (row, acc) in acc[..work.rows].iter().enumerate() {
+        work.finish(row, acc);
     }
 }
 
-fn dot_bytes(quants: &[u8], x: &[i8; 32], offset: i32) -> [i32; TILE_ROWS] {
-    let mut dots = [offset; TILE_ROWS];
-    for (step, x) in quants.chunks_exact(64).zip(x.chunks_exact(4)) {
-        for (dot, w) in dots.iter_mut().zip(step.chunks_exact(4)) {
-            *dot += w
-                .iter()
-                .zip(x)
-                .map(|(w, x)| i32::from(*w) * i32::from(*x))
-                .sum::<i32>();
-        }
-    }
-    dots
+/// Sixteen rows of a block, four columns of each side by side.
+fn unpack(format: TileFormat, quants: &[u8]) -> [[[u8; 4]; TILE_ROWS]; QUANT_BLOCK / 4] {
+    std::array::from_fn(|step| {
+        std::array::from_fn(|lane| {
+            std::array::from_fn(|k| quant_at(format, quants, lane, 4 * step + k))
+        })
+    })
 }
 
-fn dot_nibbles(quants: &[u8], x: &[i8; 32], offset: i32) -> [i32; TILE_ROWS] {
-    let (low, high) = x.split_at(16);
+fn dot(
+    w: &[[[u8; 4]; TILE_ROWS]; QUANT_BLOCK / 4],
+    x: &[i8; QUANT_BLOCK],
+    steps: std::ops::Range<usize>,
+    offset: i32,
+) -> [i32; TILE_ROWS] {
     let mut dots = [offset; TILE_ROWS];
-    let steps = quants
-        .chunks_exact(64)
-        .zip(low.chunks_exact(4))
-        .zip(high.chunks_exact(4));
-    for ((step, low), high) in steps {
-        for (dot, w) in dots.iter_mut().zip(step.chunks_exact(4)) {
-            for k in 0..4 {
-                *dot += i32::from(w[k] & 15) * i32::from(low[k])
-                    + i32::from(w[k] >> 4) * i32::from(high[k]);
+    for step in steps {
+        for (dot, w) in dots.iter_mut().zip(&w[step]) {
+            for (k, w) in w.iter().enumerate() {
+                *dot += i32::from(*w) * i32::from(x[4 * step + k]);
             }
         }
     }

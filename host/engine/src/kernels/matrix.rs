@@ -3,76 +3,31 @@
 //! rows:
 //!
 //! ```text
-//! tile = scales [block][16 x f16 d (then 16 x f16 m for Q4_1)], padded to 64 bytes
-//!        quants [block][Q4: 4 x 64 bytes, low nibbles = columns 0..16, high nibbles = columns 16..32
-//!                       Q8: 8 x 64 bytes, stored as q + 128]
+//! tile = scales, padded to 64 bytes
+//!          [block][16 x f16 d (then 16 x f16 m for Q4_1 and Q5_1)]
+//!          K formats: [8 blocks][16 x f16 d (Q4_K, Q5_K: 16 x f16 -dmin)]
+//!                               [block][16 x u8 s][16 x u8 t]; Q6_K: 16 x i8 s of either half
+//!        quants [block][4 x 64 bytes: low nibbles = columns 0..16, high nibbles = columns 16..32,
+//!                       then 5 bits: 64 bytes, bit b = fifth bit of columns 4 b..4 b + 4;
+//!                            6 bits: 128 bytes, the first for columns 0..16: bits 2 b, 2 b + 1]
+//!               Q8_0:  [block][8 x 64 bytes, stored as q + 128]
 //! ```
 //!
-//! The tiles take exactly as many bytes as the file's blocks (plus padding of the last tile). It
-//! refuses formats without an integer kernel; F32, F16 and BF16 are quantised to Q8_0 on the way
-//! in.
+//! The tiles take the bytes of the file's blocks, at most one thirtieth more (plus padding of the
+//! last tile). Dequantised weights are exactly those of the file: `d * s` is a product of an 11-bit
+//! and an 8-bit integer and so exact in f32, where f16 pairs per block would round it and take more
+//! bytes besides.
 
 use std::sync::Arc;
 
-use half::{bf16, f16};
+use half::f16;
 
 use super::bytes::AlignedBytes;
+use super::formats::{BlockFormat, RowBlock, TileFormat, WeightTarget, read_block};
 use super::{KernelError, QUANT_BLOCK};
 
 /// Rows of one tile.
 pub(super) const TILE_ROWS: usize = 16;
-
-/// How the bytes of a matrix are stored in a GGUF or safetensors file. The quantised ones are
-/// ggml's: blocks of 32 columns with little-endian f16 scales.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BlockFormat {
-    /// 18 bytes: d, 16 bytes of nibbles; w = d * (q - 8).
-    Q4_0,
-    /// 20 bytes: d, m, 16 bytes of nibbles; w = d * q + m.
-    Q4_1,
-    /// 34 bytes: d, 32 signed bytes; w = d * q.
-    Q8_0,
-    F32,
-    F16,
-    BF16,
-}
-
-impl BlockFormat {
-    /// Bytes of 32 columns of one row.
-    pub fn block_bytes(self) -> usize {
-        match self {
-            BlockFormat::Q4_0 => 18,
-            BlockFormat::Q4_1 => 20,
-            BlockFormat::Q8_0 => 34,
-            BlockFormat::F32 => 4 * QUANT_BLOCK,
-            BlockFormat::F16 | BlockFormat::BF16 => 2 * QUANT_BLOCK,
-        }
-    }
-}
-
-/// How a tile holds its integers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum TileFormat {
-    Q4_0,
-    Q4_1,
-    Q8_0,
-}
-
-impl TileFormat {
-    pub(super) fn scale_bytes(self) -> usize {
-        match self {
-            TileFormat::Q4_0 | TileFormat::Q8_0 => 2 * TILE_ROWS,
-            TileFormat::Q4_1 => 4 * TILE_ROWS,
-        }
-    }
-
-    pub(super) fn quant_bytes(self) -> usize {
-        match self {
-            TileFormat::Q4_0 | TileFormat::Q4_1 => TILE_ROWS * QUANT_BLOCK / 2,
-            TileFormat::Q8_0 => TILE_ROWS * QUANT_BLOCK,
-        }
-    }
-}
 
 /// Where things are in a tile.
 #[derive(Debug, Clone, Copy)]
@@ -104,27 +59,46 @@ impl std::fmt::Debug for Matrix {
 }
 
 impl Matrix {
-    /// Repacks the row-major blocks of a file.
+    /// Repacks the row-major blocks of a file; floats are quantised to Q8_0.
     ///
     /// # Errors
-    /// [`KernelError::UnsupportedShape`] if `cols_in` is not a positive multiple of 32 or there is
-    /// no row, [`KernelError::WrongByteLength`], [`KernelError::BadNumber`] for a scale or weight
-    /// that is not finite: all the model's fault.
+    /// As [`Matrix::quantize`].
     pub fn repack(
         format: BlockFormat,
         rows_out: usize,
         cols_in: usize,
         bytes: &[u8],
     ) -> Result<Matrix, KernelError> {
+        Self::quantize(WeightTarget::Q8_0, format, rows_out, cols_in, bytes)
+    }
+
+    /// Repacks the row-major blocks of a file; floats are quantised to `target`, what is quantised
+    /// already stays as it is.
+    ///
+    /// # Errors
+    /// [`KernelError::UnsupportedShape`] if `cols_in` is not a positive multiple of the format's
+    /// block or there is no row, [`KernelError::WrongByteLength`], [`KernelError::BadNumber`] for a
+    /// scale or weight that is not finite: all the model's fault.
+    pub fn quantize(
+        target: WeightTarget,
+        format: BlockFormat,
+        rows_out: usize,
+        cols_in: usize,
+        bytes: &[u8],
+    ) -> Result<Matrix, KernelError> {
         let (rows, cols) = (rows_out, cols_in);
-        if rows == 0 || cols == 0 || !cols.is_multiple_of(QUANT_BLOCK) {
-            return Err(KernelError::UnsupportedShape { rows, cols });
+        let unsupported = KernelError::UnsupportedShape {
+            rows,
+            cols,
+            block: format.block_cols(),
+        };
+        if rows == 0 || cols == 0 || !cols.is_multiple_of(format.block_cols()) {
+            return Err(unsupported);
         }
-        let blocks = cols / QUANT_BLOCK;
         let expected = rows
-            .checked_mul(blocks)
+            .checked_mul(cols / format.block_cols())
             .and_then(|n| n.checked_mul(format.block_bytes()))
-            .ok_or(KernelError::UnsupportedShape { rows, cols })?;
+            .ok_or(unsupported)?;
         if bytes.len() != expected {
             return Err(KernelError::WrongByteLength {
                 format,
@@ -134,28 +108,22 @@ impl Matrix {
                 found: bytes.len(),
             });
         }
-        let tile_format = match format {
-            BlockFormat::Q4_0 => TileFormat::Q4_0,
-            BlockFormat::Q4_1 => TileFormat::Q4_1,
-            _ => TileFormat::Q8_0,
-        };
-        let quants_at = (blocks * tile_format.scale_bytes()).next_multiple_of(64);
-        let tile_bytes = quants_at + blocks * tile_format.quant_bytes();
-        let mut data = AlignedBytes::zeroed(rows.div_ceil(TILE_ROWS) * tile_bytes);
-        let layout = Layout {
-            format: tile_format,
-            tile_bytes,
-            quants_at,
-        };
-        for (i, block) in bytes.chunks_exact(format.block_bytes()).enumerate() {
-            let (row, col) = (i / blocks, i % blocks * QUANT_BLOCK);
-            layout
-                .put_block(&mut data, format, row, i % blocks, block)
-                .ok_or(KernelError::BadNumber {
-                    row,
-                    first_col: col,
-                    end_col: col + QUANT_BLOCK,
-                })?;
+        let layout = Layout::new(TileFormat::of(format, target), cols / QUANT_BLOCK);
+        let mut data = AlignedBytes::zeroed(rows.div_ceil(TILE_ROWS) * layout.tile_bytes);
+        let per_row = cols / format.block_cols();
+        let parts = format.block_cols() / QUANT_BLOCK;
+        for (i, file_block) in bytes.chunks_exact(format.block_bytes()).enumerate() {
+            let row = i / per_row;
+            for part in 0..parts {
+                let block = i % per_row * parts + part;
+                let content =
+                    read_block(format, target, file_block, part).ok_or(KernelError::BadNumber {
+                        row,
+                        first_col: block * QUANT_BLOCK,
+                        end_col: (block + 1) * QUANT_BLOCK,
+                    })?;
+                layout.put(&mut data, row, block, &content);
+            }
         }
         Ok(Matrix {
             layout,
@@ -211,22 +179,14 @@ impl Matrix {
         );
         assert_eq!(out.len(), self.cols, "one float per column");
         let (scales, quants) = self.tile(row / TILE_ROWS);
-        let lane = row % TILE_ROWS;
-        let f16_at = |at: usize| f16::from_le_bytes([scales[at], scales[at + 1]]).to_f32();
+        let (lane, format) = (row % TILE_ROWS, self.layout.format);
+        let middle = format.offset_shift().map_or(0.0, |s| (128 >> s) as f32);
         for (block, out) in out.chunks_exact_mut(QUANT_BLOCK).enumerate() {
-            let at = block * self.layout.format.scale_bytes() + 2 * lane;
-            let d = f16_at(at);
-            let q = &quants[block * self.layout.format.quant_bytes()..];
+            let scales = BlockScales::read(format, scales, block);
+            let q = &quants[block * format.quant_bytes()..][..format.quant_bytes()];
             for (k, w) in out.iter_mut().enumerate() {
-                let nibble = || {
-                    let byte = q[k % 16 / 4 * 64 + lane * 4 + k % 4];
-                    f32::from(if k < 16 { byte & 15 } else { byte >> 4 })
-                };
-                *w = match self.layout.format {
-                    TileFormat::Q4_0 => d * (nibble() - 8.0),
-                    TileFormat::Q4_1 => d * nibble() + f16_at(at + 2 * TILE_ROWS),
-                    TileFormat::Q8_0 => d * (f32::from(q[k / 4 * 64 + lane * 4 + k % 4]) - 128.0),
-                };
+                let q = f32::from(quant_at(format, q, lane, k)) - middle;
+                *w = scales.d[k / 16][lane] * q + scales.m[lane];
             }
         }
     }
@@ -252,119 +212,102 @@ impl Matrix {
 }
 
 impl Layout {
-    /// Stores one file block; `None` if one of its numbers cannot be used.
-    fn put_block(
-        &self,
-        data: &mut [u8],
-        format: BlockFormat,
-        row: usize,
-        block: usize,
-        bytes: &[u8],
-    ) -> Option<()> {
+    fn new(format: TileFormat, blocks: usize) -> Layout {
+        let quants_at = format.all_scale_bytes(blocks).next_multiple_of(64);
+        Layout {
+            format,
+            tile_bytes: quants_at + blocks * format.quant_bytes(),
+            quants_at,
+        }
+    }
+
+    /// Stores one block of one row.
+    fn put(&self, data: &mut [u8], row: usize, block: usize, content: &RowBlock) {
+        let tile = &mut data[row / TILE_ROWS * self.tile_bytes..][..self.tile_bytes];
+        let (lane, format) = (row % TILE_ROWS, self.format);
+        let (scales, quants) = tile.split_at_mut(self.quants_at);
+        let (own, over) = format.scales_at(block);
+        if format.is_super() {
+            scales[own + lane] = content.fine[0];
+            scales[own + TILE_ROWS + lane] = content.fine[1];
+        }
+        let halves = if format.is_super() { over } else { own };
+        for (i, half) in content.halves[..format.halves()].iter().enumerate() {
+            let at = halves + (i * TILE_ROWS + lane) * 2;
+            scales[at..at + 2].copy_from_slice(&half.to_le_bytes());
+        }
+        let quants = &mut quants[block * format.quant_bytes()..][..format.quant_bytes()];
+        for (k, q) in content.quants.iter().enumerate() {
+            put_quant(format, quants, lane, k, *q);
+        }
+    }
+}
+
+/// Stores column `k` of one of the sixteen rows in a block that was zeroed.
+fn put_quant(format: TileFormat, quants: &mut [u8], lane: usize, k: usize, q: u8) {
+    let column = lane * 4 + k % 4;
+    if format.bits() == 8 {
+        quants[k / 4 * 64 + column] = q;
+        return;
+    }
+    quants[k % 16 / 4 * 64 + column] |= (q & 15) << (k / 16 * 4);
+    match format.bits() {
+        5 => quants[256 + column] |= (q >> 4) << (k / 4),
+        6 => quants[256 + k / 16 * 64 + column] |= (q >> 4) << (k % 16 / 4 * 2),
+        _ => {}
+    }
+}
+
+/// Column `k` of one of the sixteen rows: what [`put_quant`] has stored.
+pub(super) fn quant_at(format: TileFormat, quants: &[u8], lane: usize, k: usize) -> u8 {
+    let column = lane * 4 + k % 4;
+    if format.bits() == 8 {
+        return quants[k / 4 * 64 + column];
+    }
+    let low = quants[k % 16 / 4 * 64 + column] >> (k / 16 * 4) & 15;
+    match format.bits() {
+        5 => low | (quants[256 + column] >> (k / 4) & 1) << 4,
+        6 => low | (quants[256 + k / 16 * 64 + column] >> (k % 16 / 4 * 2) & 3) << 4,
+        _ => low,
+    }
+}
+
+/// The scales of one block of a tile as floats; products of two stored scales are exact.
+pub(super) struct BlockScales {
+    /// For columns 0..16 and 16..32, which differ in Q6_K alone.
+    pub(super) d: [[f32; TILE_ROWS]; 2],
+    /// What is added to a weight; 0 where the format has none.
+    pub(super) m: [f32; TILE_ROWS],
+}
+
+impl BlockScales {
+    /// `scales` are those of the whole tile.
+    pub(super) fn read(format: TileFormat, scales: &[u8], block: usize) -> BlockScales {
+        let (own, over) = format.scales_at(block);
+        let half_at = |first: usize, i: usize| {
+            let at = first + 2 * i;
+            f16::from_le_bytes([scales[at], scales[at + 1]]).to_f32()
+        };
+        let halves = if format.is_super() { over } else { own };
+        let d: [f32; TILE_ROWS] = std::array::from_fn(|lane| half_at(halves, lane));
+        let m = std::array::from_fn(|lane| match format.has_min() {
+            true => half_at(halves, TILE_ROWS + lane),
+            false => 0.0,
+        });
+        let fine = |i: usize, lane: usize| scales[own + i * TILE_ROWS + lane];
+        let times = |d: [f32; TILE_ROWS], fine: &dyn Fn(usize) -> f32| {
+            std::array::from_fn(|lane| d[lane] * fine(lane))
+        };
         match format {
-            BlockFormat::Q4_0 => {
-                self.put_nibbles(data, row, block, &[[bytes[0], bytes[1]]], &bytes[2..])
-            }
-            BlockFormat::Q4_1 => {
-                let scales = [[bytes[0], bytes[1]], [bytes[2], bytes[3]]];
-                self.put_nibbles(data, row, block, &scales, &bytes[4..])
-            }
-            BlockFormat::Q8_0 => {
-                let quants = std::array::from_fn(|k| bytes[2 + k] as i8);
-                self.put_bytes(data, row, block, [bytes[0], bytes[1]], quants)
-            }
-            BlockFormat::F32 | BlockFormat::F16 | BlockFormat::BF16 => {
-                let (d, quants) = quantize_weights(&floats(format, bytes))?;
-                self.put_bytes(data, row, block, d.to_le_bytes(), quants)
-            }
+            TileFormat::Q4_K | TileFormat::Q5_K => BlockScales {
+                d: [times(d, &|lane| f32::from(fine(0, lane))); 2],
+                m: times(m, &|lane| f32::from(fine(1, lane))),
+            },
+            TileFormat::Q6_K => BlockScales {
+                d: [0, 1].map(|i| times(d, &|lane| f32::from(fine(i, lane) as i8))),
+                m,
+            },
+            _ => BlockScales { d: [d; 2], m },
         }
     }
-
-    fn put_nibbles(
-        &self,
-        data: &mut [u8],
-        row: usize,
-        block: usize,
-        scales: &[[u8; 2]],
-        nibbles: &[u8],
-    ) -> Option<()> {
-        for (i, scale) in scales.iter().enumerate() {
-            self.put_scale(data, row, block, i, *scale)?;
-        }
-        let lane = row % TILE_ROWS;
-        let at =
-            row / TILE_ROWS * self.tile_bytes + self.quants_at + block * self.format.quant_bytes();
-        for (step, four) in nibbles.chunks_exact(4).enumerate() {
-            data[at + step * 64 + lane * 4..][..4].copy_from_slice(four);
-        }
-        Some(())
-    }
-
-    fn put_bytes(
-        &self,
-        data: &mut [u8],
-        row: usize,
-        block: usize,
-        d: [u8; 2],
-        q: [i8; QUANT_BLOCK],
-    ) -> Option<()> {
-        self.put_scale(data, row, block, 0, d)?;
-        let lane = row % TILE_ROWS;
-        let at =
-            row / TILE_ROWS * self.tile_bytes + self.quants_at + block * self.format.quant_bytes();
-        for (k, q) in q.into_iter().enumerate() {
-            data[at + k / 4 * 64 + lane * 4 + k % 4] = (q as u8) ^ 0x80;
-        }
-        Some(())
-    }
-
-    fn put_scale(
-        &self,
-        data: &mut [u8],
-        row: usize,
-        block: usize,
-        which: usize,
-        scale: [u8; 2],
-    ) -> Option<()> {
-        if !f16::from_le_bytes(scale).is_finite() {
-            return None;
-        }
-        let at = row / TILE_ROWS * self.tile_bytes + block * self.format.scale_bytes();
-        data[at + (which * TILE_ROWS + row % TILE_ROWS) * 2..][..2].copy_from_slice(&scale);
-        Some(())
-    }
-}
-
-fn floats(format: BlockFormat, bytes: &[u8]) -> [f32; QUANT_BLOCK] {
-    std::array::from_fn(|k| match format {
-        BlockFormat::F32 => f32::from_le_bytes([
-            bytes[4 * k],
-            bytes[4 * k + 1],
-            bytes[4 * k + 2],
-            bytes[4 * k + 3],
-        ]),
-        BlockFormat::F16 => f16::from_le_bytes([bytes[2 * k], bytes[2 * k + 1]]).to_f32(),
-        _ => bf16::from_le_bytes([bytes[2 * k], bytes[2 * k + 1]]).to_f32(),
-    })
-}
-
-/// Q8_0 of one block. The quants are taken against the *rounded* scale, which halves the error of
-/// the scale's own rounding.
-fn quantize_weights(x: &[f32; QUANT_BLOCK]) -> Option<(f16, [i8; QUANT_BLOCK])> {
-    if !x.iter().all(|x| x.is_finite()) {
-        return None;
-    }
-    let greatest = x.iter().fold(0f32, |m, x| m.max(x.abs()));
-    let d = f16::from_f32(greatest / 127.0);
-    if !d.is_finite() {
-        return None;
-    }
-    if d == f16::ZERO {
-        return Some((f16::ZERO, [0; QUANT_BLOCK]));
-    }
-    let d32 = d.to_f32();
-    Some((
-        d,
-        x.map(|x| (x / d32).round_ties_even().clamp(-127.0, 127.0) as i8),
-    ))
 }

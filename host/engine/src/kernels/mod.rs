@@ -26,6 +26,7 @@
 mod activations;
 mod attention;
 mod bytes;
+mod formats;
 mod isa;
 mod kv;
 mod lanes;
@@ -45,15 +46,19 @@ mod tests;
 #[cfg(test)]
 mod timing;
 
-pub use activations::Activations;
+pub use activations::{Activation, Activations};
 pub use attention::{AttentionScratch, AttentionShape, RowMeta, attention};
+pub use formats::{BlockFormat, WeightTarget};
 pub use isa::Isa;
 pub use kv::{BLOCK_TOKENS, KvStore, KvView};
 pub use matmul::{matmul, matmul_group};
-pub use matrix::{BlockFormat, Matrix};
+pub use matrix::Matrix;
 pub use pool::Pool;
 pub use rope::{RopeStyle, RopeTable, rope_in_place};
-pub use rows::{add_in_place, rms_norm, softmax_in_place};
+pub use rows::{
+    add_bias, add_in_place, add_rms_norm, rms_norm, rms_norm_in_place, softcap_in_place,
+    softmax_in_place,
+};
 
 /// Weights and activations are quantised in blocks of this many consecutive columns.
 pub const QUANT_BLOCK: usize = 32;
@@ -74,9 +79,13 @@ pub enum KernelError {
     },
     /// The model's fault: rows cannot be cut into quantisation blocks.
     #[error(
-        "a matrix of {rows} x {cols} cannot be cut into blocks of 32 columns; this model needs another runner"
+        "a matrix of {rows} x {cols} cannot be cut into blocks of {block} columns; the file is damaged, or this model needs another runner"
     )]
-    UnsupportedShape { rows: usize, cols: usize },
+    UnsupportedShape {
+        rows: usize,
+        cols: usize,
+        block: usize,
+    },
     /// The model's fault: a scale or a weight is infinite, NaN or too large for an f16 scale.
     #[error(
         "row {row}, columns {first_col}..{end_col}: a weight is not a usable number; the model file is damaged"

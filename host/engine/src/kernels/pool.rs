@@ -130,6 +130,28 @@ impl Pool {
         }
     }
 
+    /// Cuts `data` every `chunk` elements and gives each piece to one part: `body(part, piece)`.
+    ///
+    /// # Panics
+    /// As [`Pool::run`], and if `chunk` is 0.
+    pub fn run_chunks<T: Send>(
+        &mut self,
+        data: &mut [T],
+        chunk: usize,
+        body: impl Fn(usize, &mut [T]) + Sync,
+    ) {
+        let len = data.len();
+        let first = Pieces(data.as_mut_ptr());
+        self.run(len.div_ceil(chunk), |part| {
+            let from = part * chunk;
+            // SAFETY: `run` gives each part number out once, so the pieces are disjoint; they lie
+            // inside `data`, which is borrowed for the whole region, and its elements may be sent.
+            let piece =
+                unsafe { std::slice::from_raw_parts_mut(first.at(from), chunk.min(len - from)) };
+            body(part, piece);
+        });
+    }
+
     fn publish(&mut self, parts: usize, body: &Body<'_>) {
         let shared = &*self.shared;
         debug_assert!(
@@ -165,6 +187,19 @@ impl Pool {
                 std::thread::yield_now();
             }
         }
+    }
+}
+
+/// The first element of the data of [`Pool::run_chunks`].
+struct Pieces<T>(*mut T);
+
+// SAFETY: only `run_chunks` uses it, and there every thread has pieces of its own, of elements
+// that may be sent.
+unsafe impl<T: Send> Sync for Pieces<T> {}
+
+impl<T> Pieces<T> {
+    fn at(&self, index: usize) -> *mut T {
+        self.0.wrapping_add(index)
     }
 }
 

@@ -11,8 +11,30 @@ use super::lanes::{Kernel, LANES, Lanes, exp, with_lanes};
 /// If the lengths do not fit.
 pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     assert_eq!(x.len(), out.len(), "norm keeps the shape");
+    norm_rows(isa, Some(x), weight, eps, false, out);
+}
+
+/// [`rms_norm`] of `x` into itself. With `weight` as long as a head, it is the norm of every head
+/// of every token (Qwen 3, Gemma 3).
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn rms_norm_in_place(isa: Isa, x: &mut [f32], weight: &[f32], eps: f32) {
+    norm_rows(isa, None, weight, eps, false, x);
+}
+
+/// `residual += rms_norm(x)`: a norm behind a sublayer (Gemma 2 and 3).
+///
+/// # Panics
+/// If the lengths do not fit.
+pub fn add_rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, residual: &mut [f32]) {
+    assert_eq!(x.len(), residual.len(), "norm keeps the shape");
+    norm_rows(isa, Some(x), weight, eps, true, residual);
+}
+
+fn norm_rows(isa: Isa, x: Option<&[f32]>, weight: &[f32], eps: f32, add: bool, out: &mut [f32]) {
     assert!(
-        !weight.is_empty() && x.len().is_multiple_of(weight.len()),
+        !weight.is_empty() && out.len().is_multiple_of(weight.len()),
         "whole rows only"
     );
     assert!(
@@ -26,15 +48,19 @@ pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) 
             x,
             weight,
             eps,
+            add,
             out,
         },
     );
 }
 
 struct RmsNorm<'a> {
-    x: &'a [f32],
+    /// `None`: `out` itself.
+    x: Option<&'a [f32]>,
     weight: &'a [f32],
     eps: f32,
+    /// To what `out` holds.
+    add: bool,
     out: &'a mut [f32],
 }
 
@@ -44,22 +70,72 @@ impl Kernel for RmsNorm<'_> {
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
         let cols = self.weight.len();
-        for (x, out) in self
-            .x
-            .chunks_exact(cols)
-            .zip(self.out.chunks_exact_mut(cols))
-        {
-            let factor = s.splat(inverse_rms(s, x, self.eps));
-            let lanes = x.chunks_exact(LANES).zip(self.weight.chunks_exact(LANES));
-            for ((x, w), out) in lanes.zip(out.chunks_exact_mut(LANES)) {
-                // SAFETY: each chunk holds sixteen floats.
+        for (row, out) in self.out.chunks_exact_mut(cols).enumerate() {
+            let other = self.x.map(|x| &x[row * cols..][..cols]);
+            let factor = s.splat(inverse_rms(s, other.unwrap_or(out), self.eps));
+            let out = out.as_mut_ptr();
+            let x = other.map_or(out.cast_const(), <[f32]>::as_ptr);
+            for (i, w) in self.weight.chunks_exact(LANES).enumerate() {
+                let at = i * LANES;
+                // SAFETY: rows of `x` and `out` are as long as `weight`; where `x` is `out`, the
+                // sixteen floats are read before they are written.
                 unsafe {
-                    let y = s.mul(s.mul(s.load(x.as_ptr()), factor), s.load(w.as_ptr()));
-                    s.store(out.as_mut_ptr(), y);
+                    let y = s.mul(s.mul(s.load(x.add(at)), factor), s.load(w.as_ptr()));
+                    let out = out.add(at);
+                    s.store(out, if self.add { s.add(s.load(out), y) } else { y });
                 }
             }
         }
     }
+}
+
+/// Adds `bias` to every row of `x`; rows are as long as `bias` (Qwen 2).
+///
+/// # Panics
+/// If `x` is not a whole number of rows.
+pub fn add_bias(x: &mut [f32], bias: &[f32]) {
+    assert!(
+        !bias.is_empty() && x.len().is_multiple_of(bias.len()),
+        "whole rows only"
+    );
+    for row in x.chunks_exact_mut(bias.len()) {
+        add_in_place(row, bias);
+    }
+}
+
+/// `x = cap * tanh(x / cap)` for any length: the bound of logits (Gemma 2).
+pub fn softcap_in_place(isa: Isa, x: &mut [f32], cap: f32) {
+    with_lanes(isa, Softcap { x, cap });
+}
+
+struct Softcap<'a> {
+    x: &'a mut [f32],
+    cap: f32,
+}
+
+impl Kernel for Softcap<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Lanes>(self, s: S) {
+        for chunk in self.x.chunks_mut(LANES) {
+            let x = load_some(s, chunk, 0.0);
+            store_some(s, chunk, cap_scores(s, x, self.cap));
+        }
+    }
+}
+
+/// `cap * tanh(x / cap)`; minus infinity stays what it is, because it marks a key that is not seen
+/// and a token that is not allowed.
+#[inline(always)]
+pub(super) fn cap_scores<S: Lanes>(s: S, x: S::F, cap: f32) -> S::F {
+    let e = exp(s, s.mul(x, s.splat(2.0 / cap)));
+    let tanh = s.sub(s.splat(1.0), s.div(s.splat(2.0), s.add(e, s.splat(1.0))));
+    // Adding min(x + greatest float, 0) changes nothing but minus infinity.
+    s.add(
+        s.mul(tanh, s.splat(cap)),
+        s.min(s.add(x, s.splat(f32::MAX)), s.splat(0.0)),
+    )
 }
 
 /// 1 / sqrt(mean(x²) + eps) of a row whose length is a multiple of 16.

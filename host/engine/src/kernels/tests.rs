@@ -34,72 +34,158 @@ pub(super) fn noise(len: usize, seed: u64) -> Vec<f32> {
 pub(super) fn random_bytes(format: BlockFormat, rows: usize, cols: usize, seed: u64) -> Vec<u8> {
     let mut random = Random(seed);
     let mut bytes = Vec::new();
-    for _ in 0..rows * cols / QUANT_BLOCK {
-        let mut scale = || f16::from_f32(0.011 + 0.009 * random.unit()).to_le_bytes();
-        let quants = match format {
-            BlockFormat::Q4_0 => {
-                bytes.extend(scale());
-                16
+    for _ in 0..rows * cols / format.block_cols() {
+        let mut block: Vec<u8> = (0..format.block_bytes())
+            .map(|_| random.next() as u8)
+            .collect();
+        let mut half = |at: usize, factor: f32| {
+            let x = f16::from_f32((0.011 + 0.009 * random.unit()) * factor);
+            block[at..at + 2].copy_from_slice(&x.to_le_bytes());
+        };
+        match format {
+            BlockFormat::Q4_0 | BlockFormat::Q5_0 | BlockFormat::Q8_0 => half(0, 1.0),
+            BlockFormat::Q4_1 | BlockFormat::Q5_1 => {
+                half(0, 1.0);
+                half(2, -8.0);
             }
-            BlockFormat::Q4_1 => {
-                bytes.extend(scale());
-                let m = f16::from_le_bytes(scale()).to_f32() * -8.0;
-                bytes.extend(f16::from_f32(m).to_le_bytes());
-                16
+            BlockFormat::Q4_K | BlockFormat::Q5_K => {
+                half(0, 0.03);
+                half(2, 0.25);
             }
-            BlockFormat::Q8_0 => {
-                bytes.extend(scale());
-                32
-            }
+            BlockFormat::Q6_K => half(208, 0.01),
             BlockFormat::F32 => {
-                bytes.extend((0..32).flat_map(|_| random.unit().to_le_bytes()));
-                0
+                block = (0..32).flat_map(|_| random.unit().to_le_bytes()).collect();
             }
             BlockFormat::F16 => {
-                bytes.extend((0..32).flat_map(|_| f16::from_f32(random.unit()).to_le_bytes()));
-                0
+                let mut next = || f16::from_f32(random.unit()).to_le_bytes();
+                block = (0..32).flat_map(|_| next()).collect();
             }
             BlockFormat::BF16 => {
-                bytes.extend((0..32).flat_map(|_| bf16::from_f32(random.unit()).to_le_bytes()));
-                0
+                let mut next = || bf16::from_f32(random.unit()).to_le_bytes();
+                block = (0..32).flat_map(|_| next()).collect();
             }
-        };
-        bytes.extend((0..quants).map(|_| random.next() as u8));
+        }
+        bytes.extend(block);
     }
     bytes
 }
 
-const FORMATS: [BlockFormat; 6] = [
+pub(super) const QUANTISED: [BlockFormat; 8] = [
     BlockFormat::Q4_0,
     BlockFormat::Q4_1,
+    BlockFormat::Q5_0,
+    BlockFormat::Q5_1,
     BlockFormat::Q8_0,
+    BlockFormat::Q4_K,
+    BlockFormat::Q5_K,
+    BlockFormat::Q6_K,
+];
+
+const FORMATS: [BlockFormat; 11] = [
+    BlockFormat::Q4_0,
+    BlockFormat::Q4_1,
+    BlockFormat::Q5_0,
+    BlockFormat::Q5_1,
+    BlockFormat::Q8_0,
+    BlockFormat::Q4_K,
+    BlockFormat::Q5_K,
+    BlockFormat::Q6_K,
     BlockFormat::F32,
     BlockFormat::F16,
     BlockFormat::BF16,
 ];
 
+/// `cols`, or the next width that the format can have.
+fn fitting(format: BlockFormat, cols: usize) -> usize {
+    cols.next_multiple_of(format.block_cols())
+}
+
 /// The weights as the file's format defines them, in f64: independent of `Matrix`.
 fn reference_weights(format: BlockFormat, bytes: &[u8]) -> Vec<f64> {
-    let f16_at = |b: &[u8], i: usize| f16::from_le_bytes([b[i], b[i + 1]]).to_f64();
-    let nibble = |b: &[u8], k: usize| f64::from(if k < 16 { b[k] & 15 } else { b[k - 16] >> 4 });
     bytes
         .chunks_exact(format.block_bytes())
-        .flat_map(|b| {
-            (0..QUANT_BLOCK).map(move |k| match format {
-                BlockFormat::Q4_0 => f16_at(b, 0) * (nibble(&b[2..], k) - 8.0),
-                BlockFormat::Q4_1 => f16_at(b, 0) * nibble(&b[4..], k) + f16_at(b, 2),
-                BlockFormat::Q8_0 => f16_at(b, 0) * f64::from(b[2 + k] as i8),
-                BlockFormat::F32 => f64::from(f32::from_le_bytes([
-                    b[4 * k],
-                    b[4 * k + 1],
-                    b[4 * k + 2],
-                    b[4 * k + 3],
-                ])),
-                BlockFormat::F16 => f16_at(b, 2 * k),
-                BlockFormat::BF16 => bf16::from_le_bytes([b[2 * k], b[2 * k + 1]]).to_f64(),
-            })
+        .flat_map(|b| match format.block_cols() {
+            QUANT_BLOCK => reference_block(format, b),
+            _ => reference_superblock(format, b),
         })
         .collect()
+}
+
+fn reference_half(b: &[u8], i: usize) -> f64 {
+    f16::from_le_bytes([b[i], b[i + 1]]).to_f64()
+}
+
+fn reference_block(format: BlockFormat, b: &[u8]) -> Vec<f64> {
+    let f16_at = |i: usize| reference_half(b, i);
+    let nibble = |at: usize, k: usize| match k {
+        0..16 => u32::from(b[at + k] & 15),
+        _ => u32::from(b[at + k - 16] >> 4),
+    };
+    let fifth = |at: usize, k: usize| {
+        let bits = u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
+        (bits >> k & 1) * 16
+    };
+    let weight = |k: usize| match format {
+        BlockFormat::Q4_0 => f16_at(0) * (f64::from(nibble(2, k)) - 8.0),
+        BlockFormat::Q4_1 => f16_at(0) * f64::from(nibble(4, k)) + f16_at(2),
+        BlockFormat::Q5_0 => f16_at(0) * (f64::from(nibble(6, k) + fifth(2, k)) - 16.0),
+        BlockFormat::Q5_1 => f16_at(0) * f64::from(nibble(8, k) + fifth(4, k)) + f16_at(2),
+        BlockFormat::Q8_0 => f16_at(0) * f64::from(b[2 + k] as i8),
+        BlockFormat::F32 => f64::from(f32::from_le_bytes([
+            b[4 * k],
+            b[4 * k + 1],
+            b[4 * k + 2],
+            b[4 * k + 3],
+        ])),
+        BlockFormat::F16 => f16_at(2 * k),
+        _ => bf16::from_le_bytes([b[2 * k], b[2 * k + 1]]).to_f64(),
+    };
+    (0..QUANT_BLOCK).map(weight).collect()
+}
+
+/// Written down column by column, as the formats are defined; `engine`'s own tests compare the
+/// same bytes with candle's reading of them.
+fn reference_superblock(format: BlockFormat, b: &[u8]) -> Vec<f64> {
+    let mut weights = vec![0.0; 256];
+    if format == BlockFormat::Q6_K {
+        for n in 0..2 {
+            for l in 0..32 {
+                let (low, high) = (&b[64 * n..], b[128 + 32 * n + l]);
+                let quants = [
+                    low[l] & 15 | (high & 3) << 4,
+                    low[l + 32] & 15 | (high >> 2 & 3) << 4,
+                    low[l] >> 4 | (high >> 4 & 3) << 4,
+                    low[l + 32] >> 4 | (high >> 6) << 4,
+                ];
+                for (i, q) in quants.into_iter().enumerate() {
+                    let s = f64::from(b[192 + 8 * n + l / 16 + 2 * i] as i8);
+                    let w = reference_half(b, 208) * s * (f64::from(q) - 32.0);
+                    weights[128 * n + l + 32 * i] = w;
+                }
+            }
+        }
+        return weights;
+    }
+    let packed = &b[4..16];
+    for (column, w) in weights.iter_mut().enumerate() {
+        let (part, k) = (column / 32, column % 32);
+        let (s, t) = match part {
+            0..4 => (packed[part] & 63, packed[part + 4] & 63),
+            _ => (
+                (packed[part + 4] & 15) + (packed[part - 4] >> 6) * 16,
+                (packed[part + 4] >> 4) + (packed[part] >> 6) * 16,
+            ),
+        };
+        let quants = if format == BlockFormat::Q5_K { 48 } else { 16 };
+        let byte = b[quants + part / 2 * 32 + k];
+        let mut q = if part % 2 == 0 { byte & 15 } else { byte >> 4 };
+        if format == BlockFormat::Q5_K && b[16 + k] & (1 << part) != 0 {
+            q += 16;
+        }
+        *w = reference_half(b, 0) * f64::from(s) * f64::from(q)
+            - reference_half(b, 2) * f64::from(t);
+    }
+    weights
 }
 
 /// Every instruction set that can be tested here; names the ones that cannot.
@@ -114,17 +200,10 @@ fn instruction_sets() -> Vec<Isa> {
 
 fn product(isa: Isa, threads: usize, w: &Matrix, x: &[f32], rows: usize) -> Vec<f32> {
     let mut activations = Activations::with_capacity(rows, w.cols());
-    activations.quantize(isa, x, rows, w.cols());
+    let pool = &mut Pool::new(threads);
+    activations.quantize(isa, pool, x, rows, w.cols());
     let mut out = vec![f32::NAN; rows * w.rows()];
-    matmul(
-        isa,
-        &mut Pool::new(threads),
-        w,
-        &activations,
-        rows,
-        &mut out,
-        false,
-    );
+    matmul(isa, pool, w, &activations, rows, &mut out, false);
     out
 }
 
@@ -149,8 +228,9 @@ fn assert_same_bits(a: &[f32], b: &[f32], what: &str) {
 
 #[test]
 fn products_agree_with_exact_arithmetic_within_the_quantisation_error() {
-    let (rows_out, cols, rows) = (75, 96, 3);
+    let (rows_out, rows) = (75, 3);
     for format in FORMATS {
+        let cols = fitting(format, 96);
         let bytes = random_bytes(format, rows_out, cols, 11);
         let weights = reference_weights(format, &bytes);
         let w = Matrix::repack(format, rows_out, cols, &bytes).expect("well formed");
@@ -168,10 +248,7 @@ fn products_agree_with_exact_arithmetic_within_the_quantisation_error() {
                     let mut bound = 1e-6;
                     for (w, x) in w.chunks_exact(32).zip(x.chunks_exact(32)) {
                         let greatest = w.iter().fold(0f64, |m, w| m.max(w.abs()));
-                        let requantised = !matches!(
-                            format,
-                            BlockFormat::Q4_0 | BlockFormat::Q4_1 | BlockFormat::Q8_0
-                        );
+                        let requantised = format.is_float();
                         for (w, x1) in w.iter().zip(x) {
                             bound += w.abs() * step(x) * 1.001;
                             if requantised {
@@ -194,8 +271,9 @@ fn products_agree_with_exact_arithmetic_within_the_quantisation_error() {
 #[test]
 fn products_of_integer_activations_are_exact_sums() {
     // Activations that are already multiples of their scale have no quantisation error at all.
-    let (rows_out, cols) = (16, 64);
-    for format in [BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q8_0] {
+    let rows_out = 16;
+    for format in QUANTISED {
+        let cols = fitting(format, 64);
         let bytes = random_bytes(format, rows_out, cols, 5);
         let weights = reference_weights(format, &bytes);
         let w = Matrix::repack(format, rows_out, cols, &bytes).expect("well formed");
@@ -203,7 +281,9 @@ fn products_of_integer_activations_are_exact_sums() {
         let mut x: Vec<f32> = (0..cols)
             .map(|_| (random.next() % 255) as f32 - 127.0)
             .collect();
-        (x[3], x[40]) = (127.0, -127.0);
+        for block in x.chunks_exact_mut(QUANT_BLOCK) {
+            block[3] = 127.0;
+        }
         for isa in instruction_sets() {
             let out = product(isa, 1, &w, &x, 1);
             for (o, w) in weights.chunks_exact(cols).enumerate() {
@@ -226,13 +306,19 @@ fn products_of_integer_activations_are_exact_sums() {
 
 #[test]
 fn the_most_extreme_quants_do_not_saturate() {
-    let cols = 64;
     for byte in [0x00u8, 0x7f, 0x80, 0x81, 0xff] {
-        for format in [BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q8_0] {
+        for format in QUANTISED {
+            let cols = fitting(format, 64);
             let mut bytes = random_bytes(format, 16, cols, 5);
-            let scales = if format == BlockFormat::Q4_1 { 4 } else { 2 };
+            let quants = match format {
+                BlockFormat::Q4_0 | BlockFormat::Q5_0 | BlockFormat::Q8_0 => {
+                    2..format.block_bytes()
+                }
+                BlockFormat::Q6_K => 0..208,
+                _ => 4..format.block_bytes(),
+            };
             for block in bytes.chunks_exact_mut(format.block_bytes()) {
-                block[scales..].fill(byte);
+                block[quants.clone()].fill(byte);
             }
             let w = Matrix::repack(format, 16, cols, &bytes).expect("well formed");
             for sign in [1.0, -1.0] {
@@ -257,8 +343,9 @@ fn the_most_extreme_quants_do_not_saturate() {
 #[test]
 fn every_row_has_the_same_bits_for_any_rows_threads_and_instruction_set() {
     // 83 outputs: five whole tiles and three rows of a sixth.
-    let (rows_out, cols, most) = (83, 160, 17);
+    let (rows_out, most) = (83, 17);
     for format in FORMATS {
+        let cols = fitting(format, 160);
         let bytes = random_bytes(format, rows_out, cols, 21);
         let w = Matrix::repack(format, rows_out, cols, &bytes).expect("well formed");
         let x = noise(most * cols, 22);
@@ -281,9 +368,10 @@ fn every_row_has_the_same_bits_for_any_rows_threads_and_instruction_set() {
 
 #[test]
 fn a_group_gives_the_bits_of_its_members_and_accumulate_adds() {
-    let (cols, rows) = (64, 5);
+    let (cols, rows) = (256, 5);
     let matrices: Vec<Matrix> = [
         (33, BlockFormat::Q4_1),
+        (40, BlockFormat::Q6_K),
         (16, BlockFormat::Q4_0),
         (200, BlockFormat::Q8_0),
     ]
@@ -295,7 +383,7 @@ fn a_group_gives_the_bits_of_its_members_and_accumulate_adds() {
         for threads in [1, 2] {
             let mut pool = Pool::new(threads);
             let mut activations = Activations::with_capacity(rows, cols);
-            activations.quantize(isa, &x, rows, cols);
+            activations.quantize(isa, &mut pool, &x, rows, cols);
             let mut outs: Vec<Vec<f32>> = matrices
                 .iter()
                 .map(|w| vec![0.0; rows * w.rows()])
@@ -321,8 +409,9 @@ fn a_group_gives_the_bits_of_its_members_and_accumulate_adds() {
 
 #[test]
 fn rows_are_dequantised_as_the_file_defines_them() {
-    let (rows, cols) = (21, 64);
+    let rows = 21;
     for format in FORMATS {
+        let cols = fitting(format, 64);
         let bytes = random_bytes(format, rows, cols, 31);
         let reference = reference_weights(format, &bytes);
         let w = Matrix::repack(format, rows, cols, &bytes).expect("well formed");
@@ -332,7 +421,7 @@ fn rows_are_dequantised_as_the_file_defines_them() {
             w.dequantize_row(row, &mut out);
             for (got, exact) in out.iter().zip(&reference[row * cols..]) {
                 // Floats become Q8_0: half a step of the greatest weight, which is at most 1 here.
-                let allowed = if format.block_bytes() > 34 {
+                let allowed = if format.is_float() {
                     1.01 / 254.0
                 } else {
                     1e-6
@@ -373,10 +462,15 @@ fn gathered_matrices_give_the_same_bits() {
 
 #[test]
 fn tiles_take_the_bytes_of_the_file() {
-    for format in [BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q8_0] {
-        let bytes = random_bytes(format, 64, 576, 3);
-        let w = Matrix::repack(format, 64, 576, &bytes).expect("well formed");
-        assert_eq!(w.bytes(), bytes.len(), "{format:?}");
+    for format in QUANTISED {
+        // A width at which no tile's scales are padded.
+        let cols = 1024;
+        let bytes = random_bytes(format, 64, cols, 3);
+        let w = Matrix::repack(format, 64, cols, &bytes).expect("well formed");
+        // Of four or six bytes of scales, Q4_K and Q5_K keep packed what the tile keeps in bytes.
+        let packed = matches!(format, BlockFormat::Q4_K | BlockFormat::Q5_K);
+        let unpacked = if packed { 64 * cols / 256 * 4 } else { 0 };
+        assert_eq!(w.bytes(), bytes.len() + unpacked, "{format:?}");
     }
 }
 
@@ -398,15 +492,27 @@ fn damaged_matrices_are_refused_with_the_reason() {
     ));
     assert_eq!(
         repack(16, 40, &bytes),
-        Some(KernelError::UnsupportedShape { rows: 16, cols: 40 })
+        Some(KernelError::UnsupportedShape {
+            rows: 16,
+            cols: 40,
+            block: 32
+        })
     );
     assert_eq!(
         repack(0, 64, &[]),
-        Some(KernelError::UnsupportedShape { rows: 0, cols: 64 })
+        Some(KernelError::UnsupportedShape {
+            rows: 0,
+            cols: 64,
+            block: 32
+        })
     );
     assert_eq!(
         repack(16, 0, &[]),
-        Some(KernelError::UnsupportedShape { rows: 16, cols: 0 })
+        Some(KernelError::UnsupportedShape {
+            rows: 16,
+            cols: 0,
+            block: 32
+        })
     );
     assert!(matches!(
         repack(usize::MAX / 2, 64, &bytes),
@@ -453,6 +559,7 @@ fn fused_quantisation_has_the_bits_of_the_separate_steps() {
     let bytes = random_bytes(BlockFormat::Q8_0, 16, cols, 44);
     let w = Matrix::repack(BlockFormat::Q8_0, 16, cols, &bytes).expect("well formed");
     let mut first: Option<[Vec<f32>; 2]> = None;
+    let pool = &mut Pool::new(2);
     for isa in instruction_sets() {
         let mut a = Activations::with_capacity(rows, cols);
         let result = |a: &Activations| {
@@ -460,13 +567,13 @@ fn fused_quantisation_has_the_bits_of_the_separate_steps() {
             matmul(isa, &mut Pool::new(1), &w, a, rows, &mut out, false);
             out
         };
-        a.quantize_rms_norm(isa, &x, &weight, 1e-5, rows, cols);
+        a.quantize_rms_norm(isa, pool, &x, &weight, 1e-5, rows, cols);
         let normed = result(&a);
         let mut plain = vec![0.0; rows * cols];
         rms_norm(isa, &x, &weight, 1e-5, &mut plain);
-        a.quantize(isa, &plain, rows, cols);
+        a.quantize(isa, pool, &plain, rows, cols);
         assert_same_bits(&normed, &result(&a), "fused norm");
-        a.quantize_silu_mul(isa, &x, &y, rows, cols);
+        a.quantize_gated(isa, pool, Activation::Silu, &x, &y, rows, cols);
         let silu = result(&a);
         let first = first.get_or_insert_with(|| [normed.clone(), silu.clone()]);
         assert_same_bits(&first[0], &normed, isa.name());

@@ -83,7 +83,7 @@ impl Run {
         let [wide, up, small, other] = out;
         let x = &mut x[..rows * HIDDEN];
         for layer in layers {
-            hidden.quantize_rms_norm(*isa, x, norm, 1e-5, rows, HIDDEN);
+            hidden.quantize_rms_norm(*isa, pool, x, norm, 1e-5, rows, HIDDEN);
             let kv = rows * KV_HEADS * HEAD_DIM;
             let mut qkv: [(&Matrix, &mut [f32]); 3] = [
                 (&layer.q, &mut wide[..rows * HIDDEN]),
@@ -91,15 +91,15 @@ impl Run {
                 (&layer.v, &mut other[..kv]),
             ];
             matmul_group(*isa, pool, &mut qkv, hidden, rows);
-            hidden.quantize(*isa, wide, rows, HIDDEN);
+            hidden.quantize(*isa, pool, wide, rows, HIDDEN);
             matmul(*isa, pool, &layer.o, hidden, rows, x, true);
-            hidden.quantize_rms_norm(*isa, x, norm, 1e-5, rows, HIDDEN);
+            hidden.quantize_rms_norm(*isa, pool, x, norm, 1e-5, rows, HIDDEN);
             let mut gate_up: [(&Matrix, &mut [f32]); 2] = [
                 (&layer.gate, &mut wide[..rows * FFN]),
                 (&layer.up, &mut up[..rows * FFN]),
             ];
             matmul_group(*isa, pool, &mut gate_up, hidden, rows);
-            inner.quantize_silu_mul(*isa, wide, up, rows, FFN);
+            inner.quantize_gated(*isa, pool, Activation::Silu, wide, up, rows, FFN);
             matmul(*isa, pool, &layer.down, inner, rows, x, true);
         }
     }
@@ -147,7 +147,8 @@ fn how_long_does_a_pass_over_smollm2_take() {
                 let (best, median) = time(|| run.layers(&layers, rows));
                 let (head, head_median) = time(|| {
                     let out = &mut logits[..rows * VOCAB];
-                    run.hidden.quantize(isa, &run.x, rows, HIDDEN);
+                    run.hidden
+                        .quantize(isa, &mut run.pool, &run.x, rows, HIDDEN);
                     matmul(isa, &mut run.pool, &lm_head, &run.hidden, rows, out, false);
                 });
                 println!(

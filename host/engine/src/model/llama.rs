@@ -10,8 +10,8 @@ use crate::batch::Batch;
 use crate::block::{BLOCK_SIZE, BlockCopy};
 use crate::gguf::Gguf;
 use crate::kernels::{
-    Activations, AttentionScratch, AttentionShape, Isa, KvStore, Matrix, Pool, RopeStyle,
-    RopeTable, RowMeta, attention, matmul, matmul_group, rope_in_place,
+    Activation, Activations, AttentionScratch, AttentionShape, Isa, KvStore, Matrix, Pool,
+    RopeStyle, RopeTable, RowMeta, attention, matmul, matmul_group, rope_in_place,
 };
 use crate::runner::{Runner, RunnerError};
 
@@ -396,7 +396,7 @@ impl LlamaRunner {
             metas,
             attended,
         );
-        arena.input.quantize(isa, attended, rows, width);
+        arena.input.quantize(isa, pool, attended, rows, width);
         let residual = &mut arena.residual[..rows * config.hidden];
         let output = &weights.layers[index].attn_output;
         matmul(isa, pool, output, &arena.input, rows, residual, true);
@@ -422,7 +422,7 @@ impl LlamaRunner {
         let norm = &layer.attn_norm;
         arena
             .input
-            .quantize_rms_norm(*isa, &arena.residual, norm, rms_epsilon, rows, hidden);
+            .quantize_rms_norm(*isa, pool, &arena.residual, norm, rms_epsilon, rows, hidden);
         let group = &mut [
             (&layer.q, &mut arena.q[..rows * heads * head_dim]),
             (&layer.k, &mut arena.k[..rows * kv_heads * head_dim]),
@@ -486,6 +486,7 @@ impl LlamaRunner {
         let (isa, width) = (*isa, rows * config.feed_forward);
         arena.input.quantize_rms_norm(
             isa,
+            pool,
             &arena.residual,
             &layer.ffn_norm,
             config.rms_epsilon,
@@ -500,9 +501,15 @@ impl LlamaRunner {
             &arena.input,
             rows,
         );
-        arena
-            .input
-            .quantize_silu_mul(isa, &arena.gate, &arena.up, rows, config.feed_forward);
+        arena.input.quantize_gated(
+            isa,
+            pool,
+            Activation::Silu,
+            &arena.gate,
+            &arena.up,
+            rows,
+            config.feed_forward,
+        );
         let residual = &mut arena.residual[..rows * config.hidden];
         matmul(isa, pool, &layer.down, &arena.input, rows, residual, true);
     }
@@ -531,6 +538,7 @@ impl LlamaRunner {
         let epsilon = weights.config.rms_epsilon;
         arena.input.quantize_rms_norm(
             *isa,
+            pool,
             &arena.selected,
             &weights.output_norm,
             epsilon,

@@ -55,13 +55,18 @@ impl<'a> WeightReader<'a> {
         let format = match info.kind {
             TensorType::Q4_0 => BlockFormat::Q4_0,
             TensorType::Q4_1 => BlockFormat::Q4_1,
+            TensorType::Q5_0 => BlockFormat::Q5_0,
+            TensorType::Q5_1 => BlockFormat::Q5_1,
             TensorType::Q8_0 => BlockFormat::Q8_0,
+            TensorType::Q4_K => BlockFormat::Q4_K,
+            TensorType::Q5_K => BlockFormat::Q5_K,
+            TensorType::Q6_K => BlockFormat::Q6_K,
             TensorType::F32 => BlockFormat::F32,
             TensorType::F16 => BlockFormat::F16,
             TensorType::BF16 => BlockFormat::BF16,
             other => {
                 let problem = format!(
-                    "type {other} cannot be run; this engine runs Q4_0, Q4_1, Q8_0, F16, BF16 and F32"
+                    "type {other} cannot be run; this engine runs Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, F16, BF16 and F32"
                 );
                 return Err(self.gguf.tensor_error(info, problem).into());
             }
