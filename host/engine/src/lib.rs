@@ -11,6 +11,7 @@
 pub mod batch;
 pub mod block;
 mod chat_template;
+pub mod cost;
 mod encoder;
 mod engine;
 mod events;
@@ -23,10 +24,12 @@ pub mod runner;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
+pub mod speculation;
 mod stats;
 pub mod step;
 #[cfg(test)]
 mod tests;
+pub mod threads;
 mod tokenizer;
 
 pub use chat_template::{ChatMessage, ChatTemplate, TemplateError};
