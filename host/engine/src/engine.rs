@@ -27,6 +27,7 @@ use crate::random;
 use crate::sampler::{ParamError, SamplingParams};
 use crate::scheduler::{Limits, Refusal};
 use crate::sequence::{Order, Purpose, Sequence, SequenceId};
+use crate::speculation::{Cascade, Drafter, Goodput, Ngram, Suffix};
 use crate::stats::{EngineStats, StatsCell};
 use crate::step::Core;
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -368,6 +369,7 @@ struct Shared {
     template: Option<ChatTemplate>,
     limits: Limits,
     max_waiting: usize,
+    max_draft_tokens: usize,
     seed: u64,
     stats: Arc<StatsCell>,
     next_id: AtomicU64,
@@ -436,6 +438,7 @@ impl Engine {
             template,
             limits,
             max_waiting: config.max_waiting,
+            max_draft_tokens: config.speculation.max_draft_tokens,
             seed: config.seed,
             stats: Arc::default(),
             next_id: AtomicU64::new(0),
@@ -448,10 +451,16 @@ impl Engine {
             // Built here, so that the memory is first touched by the thread that uses it.
             let runner = Box::new(LlamaRunner::new(weights, isa, size));
             let core = Core::new(limits, runner, tokenizer, stats);
-            match config.prefix_cache {
-                true => core.with_prefix_cache(secret),
-                false => core,
+            let budget = Duration::from_millis(u64::from(config.step_milliseconds));
+            let mut core = core.with_step_budget(budget);
+            if config.prefix_cache {
+                core = core.with_prefix_cache(secret);
             }
+            let drafters = drafters(&config.speculation);
+            if !drafters.is_empty() {
+                core = core.with_drafter(Box::new(drafters), Some(Goodput::default()));
+            }
+            core
         })
     }
 
@@ -509,6 +518,16 @@ impl Drop for Engine {
             self.stop(Shutdown::Cancel);
         }
     }
+}
+
+fn drafters(config: &SpeculationConfig) -> Cascade {
+    let drafter = |kind: &DrafterKind| -> Box<dyn Drafter> {
+        match kind {
+            DrafterKind::Ngram => Box::new(Ngram::default()),
+            DrafterKind::Suffix => Box::new(Suffix::default()),
+        }
+    };
+    Cascade::new(config.drafters.iter().map(drafter).collect())
 }
 
 /// Whatever ends the thread, a panic included, the door is closed behind it; sinks that are dropped
@@ -798,7 +817,7 @@ impl EngineHandle {
             sink,
         });
         sequence.tenant = standing.tenant;
-        sequence.max_draft_tokens = standing.max_draft_tokens;
+        sequence.max_draft_tokens = standing.max_draft_tokens.min(shared.max_draft_tokens);
         sequence.priority = standing.priority;
         sequence.deadline = standing.patience.and_then(|p| arrived.checked_add(p));
         let sent = self.inbox.send(Command::Add(Box::new(sequence)));

@@ -168,6 +168,10 @@ impl Scheduler {
         self.waiting.push(sequence);
     }
 
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     pub fn running(&self) -> &[Sequence] {
         &self.running
     }
@@ -230,7 +234,13 @@ impl Scheduler {
     }
 
     /// The chunks of the next step; empty when there is nothing to do. `now` is the engine's time.
-    pub fn schedule(&mut self, pool: &mut BlockPool, now: Duration) -> Vec<Chunk> {
+    /// `prefill_rows` bounds the prompt rows beside decoding ones.
+    pub fn schedule(
+        &mut self,
+        pool: &mut BlockPool,
+        now: Duration,
+        prefill_rows: usize,
+    ) -> Vec<Chunk> {
         self.make_room_for_decoding(pool);
         let mut plan = Plan::new(&self.limits);
         if let Some(suspect) = self.next_suspect() {
@@ -253,6 +263,9 @@ impl Scheduler {
             );
         }
         self.place_drafts(pool, &mut plan);
+        if !plan.chunks.is_empty() {
+            plan.rows_left = plan.rows_left.min(prefill_rows);
+        }
         for index in 0..self.running.len() {
             if !self.running[index].is_decoding() {
                 plan.take_prefill(&self.running, index);

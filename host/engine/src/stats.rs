@@ -41,11 +41,17 @@ pub struct EngineStats {
     pub decode_tokens_per_second: Option<f64>,
 }
 
-/// What one step did, for the rates.
+/// What one step did. Decoded rows count with the draft tokens that held.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StepWork {
     pub prefill_rows: usize,
     pub decode_rows: usize,
+    /// Rows of the forward pass, drafts included, and those of them with logits.
+    pub rows: usize,
+    pub logit_rows: usize,
+    /// Tokens whose keys and values were read, over all rows.
+    pub context: usize,
+    pub threads: usize,
 }
 
 #[derive(Default)]
@@ -167,6 +173,7 @@ mod tests {
             StepWork {
                 prefill_rows: 10,
                 decode_rows: 10,
+                ..StepWork::default()
             },
             second,
         );
@@ -175,6 +182,7 @@ mod tests {
             StepWork {
                 prefill_rows: 0,
                 decode_rows: 100,
+                ..StepWork::default()
             },
             second,
         );
@@ -183,6 +191,7 @@ mod tests {
             StepWork {
                 prefill_rows: 0,
                 decode_rows: 200,
+                ..StepWork::default()
             },
             second,
         );

@@ -15,15 +15,20 @@ use std::time::Duration;
 
 use crate::batch::Batch;
 use crate::block::BlockPool;
+use crate::cost::StepCost;
 use crate::events::{EngineError, Event, FinishReason, TokenLogprob, TopLogprob, Usage};
 use crate::runner::Runner;
 use crate::sampler::{NotADistribution, RowReport, RowStatistics, Sampler};
 use crate::scheduler::{Chunk, Limits, Scheduler};
 use crate::sequence::{Outcome, Purpose, Sequence, SequenceId, State};
-use crate::speculation::Drafter;
+use crate::speculation::{Drafter, Goodput};
 use crate::speculator::Speculator;
 use crate::stats::{StatsCell, StepWork};
+use crate::threads::ThreadChooser;
 use crate::tokenizer::Tokenizer;
+
+/// Fewer prompt rows than these are not worth a step's fixed cost, whatever the budget says.
+const LEAST_PREFILL_ROWS: usize = 16;
 
 pub struct Core {
     scheduler: Scheduler,
@@ -41,6 +46,10 @@ pub struct Core {
     began: Duration,
     /// `None`: plain decoding, at no cost.
     speculator: Option<Speculator>,
+    step_budget: Option<Duration>,
+    /// What steps cost on this machine, learned from every one.
+    cost: StepCost,
+    threads: ThreadChooser,
     stats: Arc<StatsCell>,
 }
 
@@ -58,6 +67,7 @@ impl Core {
         stats: Arc<StatsCell>,
     ) -> Self {
         stats.total_blocks.store(limits.total_blocks, Relaxed);
+        let threads = ThreadChooser::new(runner.max_threads());
         Self {
             scheduler: Scheduler::new(limits),
             pool: BlockPool::new(limits.total_blocks),
@@ -70,6 +80,9 @@ impl Core {
             work: StepWork::default(),
             began: Duration::ZERO,
             speculator: None,
+            step_budget: None,
+            cost: StepCost::default(),
+            threads,
             stats,
         }
     }
@@ -80,9 +93,17 @@ impl Core {
         self
     }
 
-    /// Lets `drafter` propose tokens to sequences that may have drafts.
-    pub fn with_drafter(mut self, drafter: Box<dyn Drafter>) -> Self {
-        self.speculator = Some(Speculator::new(drafter));
+    /// Lets `drafter` propose tokens to sequences that may have drafts. With `goodput`, only as
+    /// many are verified as measured step times and acceptance make worth it.
+    pub fn with_drafter(mut self, drafter: Box<dyn Drafter>, goodput: Option<Goodput>) -> Self {
+        self.speculator = Some(Speculator::new(drafter, goodput));
+        self
+    }
+
+    /// Lets prefill delay running answers by about this much at a time, as far as step times can
+    /// be predicted.
+    pub fn with_step_budget(mut self, budget: Duration) -> Self {
+        self.step_budget = Some(budget);
         self
     }
 
@@ -107,16 +128,15 @@ impl Core {
 
     /// Computes the next batch, if there is anything to compute. `now` is the time at its start.
     pub fn step(&mut self, now: Duration) {
-        if let Some(speculator) = &mut self.speculator {
-            speculator.propose(self.scheduler.running_mut());
-        }
+        self.draft();
         for mut sequence in self.scheduler.expired(now) {
             let waited = now.saturating_sub(sequence.milestones.arrived);
             let outcome = Outcome::Failed(EngineError::DeadlineExceeded { waited });
             sequence.finish(&mut self.pool, outcome);
             self.finished.push(sequence);
         }
-        let chunks = self.scheduler.schedule(&mut self.pool, now);
+        let prefill_rows = self.prefill_rows();
+        let chunks = self.scheduler.schedule(&mut self.pool, now, prefill_rows);
         self.begin(&chunks, now);
         if chunks.is_empty() {
             return;
@@ -138,6 +158,26 @@ impl Core {
         self.check_books();
     }
 
+    fn draft(&mut self) {
+        let limits = *self.scheduler.limits();
+        if let Some(speculator) = &mut self.speculator {
+            speculator.propose(self.scheduler.running_mut(), &limits, &self.cost);
+        }
+    }
+
+    /// Prompt rows that may join a step in which somebody is waiting for the next token.
+    fn prefill_rows(&self) -> usize {
+        let Some(budget) = self.step_budget else {
+            return usize::MAX;
+        };
+        let decoding = self.scheduler.running().iter().filter(|s| s.is_decoding());
+        let (rows, context) = decoding.fold((0, 0), |(rows, context), s| {
+            (rows + 1, context + s.tokens.len())
+        });
+        let within = self.cost.rows_within(budget, context);
+        within.saturating_sub(rows).max(LEAST_PREFILL_ROWS)
+    }
+
     fn compute(&mut self, chunks: &[Chunk]) -> Result<(), StepFault> {
         self.runner.copy_blocks(self.scheduler.copies());
         self.scheduler.clear_copies();
@@ -146,7 +186,13 @@ impl Core {
             culprit: None,
             error: EngineError::Model(e.0),
         };
-        self.runner.forward(&self.batch).map_err(failed)?;
+        let batch = &self.batch;
+        self.work.rows = batch.rows();
+        self.work.logit_rows = batch.logit_rows.len();
+        self.work.context = batch.positions.iter().map(|p| *p as usize + 1).sum();
+        self.work.threads = self.threads.choose(batch.rows());
+        self.runner.set_threads(self.work.threads);
+        self.runner.forward(batch).map_err(failed)?;
         for (i, chunk) in chunks.iter().enumerate() {
             self.committing = Some(chunk.id);
             if let Err(NotADistribution) = self.commit(i, chunk) {
@@ -248,8 +294,7 @@ impl Core {
 
     /// Sends what the step made known. `now` is the time at its end; sinks run here and nowhere else.
     pub fn deliver(&mut self, now: Duration) {
-        self.stats
-            .observe(self.work, now.saturating_sub(self.began));
+        self.learn(now.saturating_sub(self.began));
         let mut gone = Vec::new();
         for sequence in self.scheduler.running_mut() {
             if sequence.milestones.first_token.is_none() && !sequence.outgoing.is_empty() {
@@ -267,6 +312,19 @@ impl Core {
             self.settle(&mut sequence, now);
         }
         self.publish();
+    }
+
+    /// Takes the time of the last step into everything that is chosen by time.
+    fn learn(&mut self, took: Duration) {
+        let work = std::mem::take(&mut self.work);
+        if work.rows == 0 || took.is_zero() {
+            return;
+        }
+        self.stats.observe(work, took);
+        self.cost
+            .observe(work.rows, work.logit_rows, work.context, took);
+        self.threads.observe(work.rows, work.threads, took);
+        self.stats.compute_threads.store(work.threads, Relaxed);
     }
 
     /// The last events of a sequence that has ended.

@@ -101,7 +101,7 @@ fn stepped(
     let stats = Arc::new(StatsCell::default());
     let mut core = Core::new(limits, runner, tiny::tokenizer(), Arc::clone(&stats));
     if let Some(drafter) = drafter {
-        core = core.with_prefix_cache([1; 32]).with_drafter(drafter);
+        core = core.with_prefix_cache([1; 32]).with_drafter(drafter, None);
     }
     let mut events = Vec::new();
     for (id, request) in requests.iter().enumerate() {

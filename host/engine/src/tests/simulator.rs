@@ -20,7 +20,7 @@ use crate::runner::{Runner, RunnerError};
 use crate::sampler::SamplingParams;
 use crate::scheduler::Limits;
 use crate::sequence::{Order, Purpose, Sequence, SequenceId};
-use crate::speculation::{Draft, DraftRequest, Drafter};
+use crate::speculation::{Draft, DraftRequest, Drafter, Goodput};
 use crate::step::Core;
 use crate::tokenizer::Tokenizer;
 
@@ -259,8 +259,9 @@ impl World {
             core = core.with_prefix_cache([seed as u8; 32]);
         }
         if random.below(4) > 0 {
+            let goodput = (random.below(2) == 0).then(Goodput::default);
             let random = SplitMix::new(seed ^ 0xD4AF7);
-            core = core.with_drafter(Box::new(Guesser { random }));
+            core = core.with_drafter(Box::new(Guesser { random }), goodput);
         }
         Self {
             random,
