@@ -18,16 +18,20 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::block::BLOCK_SIZE;
 use crate::chat_template::{ChatMessage, ChatTemplate, TemplateError};
 use crate::events::{Closed, EngineError, Event, FinishReason, Sink, TokenLogprob};
-use crate::gguf::{Gguf, GgufError};
 use crate::inspect::describe;
-use crate::kernels::{Isa, KernelError, KvStore};
+use crate::kernels::{Isa, KernelError, KvStore, WeightTarget};
 use crate::model::ModelError;
-use crate::model::llama::{LlamaRunner, LlamaWeights, RunnerSize};
+use crate::model::decoder::{DecoderRunner, RunnerSize};
+use crate::model::source::ModelSource;
+use crate::model::weights::DecoderWeights;
 use crate::random;
 use crate::sampler::{ParamError, SamplingParams};
 use crate::scheduler::{Limits, Refusal};
 use crate::sequence::{Order, Purpose, Sequence, SequenceId};
-use crate::speculation::{Cascade, Drafter, Goodput, Ngram, Suffix};
+use crate::speculation::model::DraftModelLimits;
+use crate::speculation::{
+    Cascade, DraftModel, Drafter, Goodput, Ngram, Suffix, VocabularyMismatch, same_vocabulary,
+};
 use crate::stats::{EngineStats, StatsCell};
 use crate::step::Core;
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -44,7 +48,11 @@ pub const MAX_DRAFT_TOKENS: usize = 64;
 pub struct EngineConfig {
     /// What the model is called outside.
     pub name: String,
+    /// A GGUF file, or a folder with `config.json`, safetensors and `tokenizer.json`.
     pub path: PathBuf,
+    /// What weights that the file stores as floats become in memory. Embedding and head stay at
+    /// 8 bits.
+    pub load_quantization: WeightTarget,
     /// Sequences computed together. Beyond some dozens a CPU gains nothing from more rows, and each
     /// running sequence slows the others.
     pub max_sequences: usize,
@@ -65,9 +73,6 @@ pub struct EngineConfig {
     /// before a running sequence lacks a block, so they cost no capacity.
     pub prefix_cache: bool,
     pub speculation: SpeculationConfig,
-    /// What float weights (safetensors, f16 and f32 tensors of a GGUF file) become at load; `None`
-    /// keeps them. Weights that are quantised in the file stay as they are.
-    pub load_quantization: Option<LoadQuantization>,
     /// Predicted time that the prefill rows of one step may take; `max_batch_tokens` bounds them
     /// too. Running answers stand still for about as long, and readers see a tenth of a second.
     pub step_milliseconds: u32,
@@ -80,6 +85,7 @@ impl EngineConfig {
         Self {
             name: name.into(),
             path: path.into(),
+            load_quantization: WeightTarget::Q8_0,
             max_sequences: 32,
             max_waiting: 256,
             kv_bytes: 256 << 20,
@@ -90,7 +96,6 @@ impl EngineConfig {
             threads: std::thread::available_parallelism().map_or(1, |n| n.get().min(4)),
             prefix_cache: true,
             speculation: SpeculationConfig::default(),
-            load_quantization: None,
             step_milliseconds: 100,
             seed: 0,
         }
@@ -172,14 +177,6 @@ pub enum DrafterKind {
     Suffix,
 }
 
-/// Types that float weights can become while they are loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LoadQuantization {
-    Q8_0,
-    Q4_0,
-    Q4_1,
-}
-
 /// A model that cannot be served. The messages say whether file, configuration or machine is at fault.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -201,14 +198,13 @@ pub enum LoadError {
     KvTooSmall { kv_bytes: u64, block_bytes: usize },
     #[error("the operating system refused the engine's thread: {0}")]
     Thread(std::io::Error),
+    #[error("draft model {file}: {source}")]
+    DraftModel {
+        file: String,
+        source: VocabularyMismatch,
+    },
     #[error("the operating system gives no random numbers for the prefix cache's key: {0}")]
     Random(getrandom::Error),
-}
-
-impl From<GgufError> for LoadError {
-    fn from(error: GgufError) -> Self {
-        Self::Model(error.into())
-    }
 }
 
 impl From<KernelError> for LoadError {
@@ -395,18 +391,18 @@ impl Engine {
     pub fn load(config: EngineConfig) -> Result<Self, LoadError> {
         config.check()?;
         let isa = Isa::detect()?;
-        let gguf = Gguf::open(&config.path)?;
+        let source = ModelSource::open(&config.path)?;
         let file = config.path.display().to_string();
-        let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
-        let template = gguf.text("tokenizer.chat_template")?;
+        let tokenizer = Arc::new(Tokenizer::read(&source)?);
+        let template = source.chat_template()?;
         let template = template
-            .map(|source| ChatTemplate::new(source, tokenizer.begin_text(), tokenizer.end_text()))
+            .map(|text| ChatTemplate::new(&text, tokenizer.begin_text(), tokenizer.end_text()))
             .transpose()
             .map_err(|source| LoadError::Template {
                 file: file.clone(),
                 source,
             })?;
-        let weights = LlamaWeights::load(&gguf)?;
+        let weights = DecoderWeights::load(&source, config.load_quantization)?;
         let rows = weights.config().vocabulary;
         if tokenizer.vocabulary() > rows {
             return Err(LoadError::Vocabulary {
@@ -418,7 +414,7 @@ impl Engine {
         let size = runner_size(&config, &weights)?;
         let info = model_info(
             &config,
-            &gguf,
+            &source,
             &weights,
             &tokenizer,
             template.is_some(),
@@ -445,18 +441,19 @@ impl Engine {
             closing: AtomicBool::new(false),
             epoch: Instant::now(),
         };
+        let draft_model = load_draft_model(&config, &shared.tokenizer, size)?;
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(LoadError::Random)?;
         Self::start(shared, move |limits, tokenizer, stats| {
             // Built here, so that the memory is first touched by the thread that uses it.
-            let runner = Box::new(LlamaRunner::new(weights, isa, size));
+            let runner = Box::new(DecoderRunner::new(weights, isa, size));
             let core = Core::new(limits, runner, tokenizer, stats);
             let budget = Duration::from_millis(u64::from(config.step_milliseconds));
             let mut core = core.with_step_budget(budget);
             if config.prefix_cache {
                 core = core.with_prefix_cache(secret);
             }
-            let drafters = drafters(&config.speculation);
+            let drafters = drafters(&config.speculation, draft_model, isa);
             if !drafters.is_empty() {
                 core = core.with_drafter(Box::new(drafters), Some(Goodput::default()));
             }
@@ -520,14 +517,55 @@ impl Drop for Engine {
     }
 }
 
-fn drafters(config: &SpeculationConfig) -> Cascade {
+/// Reads the draft model, if there is one. It gets as many KV blocks as its target, of its own size.
+fn load_draft_model(
+    config: &EngineConfig,
+    target: &Tokenizer,
+    size: RunnerSize,
+) -> Result<Option<(DecoderWeights, RunnerSize)>, LoadError> {
+    let Some(path) = &config.speculation.draft_model else {
+        return Ok(None);
+    };
+    let source = ModelSource::open(path)?;
+    same_vocabulary(target, &Tokenizer::read(&source)?).map_err(|source| {
+        LoadError::DraftModel {
+            file: path.display().to_string(),
+            source,
+        }
+    })?;
+    let weights = DecoderWeights::load(&source, config.load_quantization)?;
+    let context_tokens = weights.config().context_tokens.min(size.context_tokens);
+    let size = RunnerSize {
+        context_tokens,
+        ..size
+    };
+    Ok(Some((weights, size)))
+}
+
+/// Cheapest first.
+fn drafters(
+    config: &SpeculationConfig,
+    draft_model: Option<(DecoderWeights, RunnerSize)>,
+    isa: Isa,
+) -> Cascade {
     let drafter = |kind: &DrafterKind| -> Box<dyn Drafter> {
         match kind {
             DrafterKind::Ngram => Box::new(Ngram::default()),
             DrafterKind::Suffix => Box::new(Suffix::default()),
         }
     };
-    Cascade::new(config.drafters.iter().map(drafter).collect())
+    let mut drafters: Vec<_> = config.drafters.iter().map(drafter).collect();
+    if let Some((weights, size)) = draft_model {
+        let limits = DraftModelLimits {
+            blocks: size.blocks,
+            max_rows: size.max_rows,
+            max_logit_rows: size.max_logit_rows,
+            context_tokens: size.context_tokens,
+        };
+        let runner = Box::new(DecoderRunner::new(weights, isa, size));
+        drafters.push(Box::new(DraftModel::new(runner, limits)));
+    }
+    Cascade::new(drafters)
 }
 
 /// Whatever ends the thread, a panic included, the door is closed behind it; sinks that are dropped
@@ -540,7 +578,7 @@ impl Drop for CloseOnExit {
     }
 }
 
-fn runner_size(config: &EngineConfig, weights: &LlamaWeights) -> Result<RunnerSize, LoadError> {
+fn runner_size(config: &EngineConfig, weights: &DecoderWeights) -> Result<RunnerSize, LoadError> {
     let model = weights.config();
     let block_bytes = KvStore::bytes_per_block(model.layers, model.kv_heads, model.head_dim);
     let blocks = (config.kv_bytes / block_bytes as u64).min(1 << 31) as usize;
@@ -565,14 +603,14 @@ fn runner_size(config: &EngineConfig, weights: &LlamaWeights) -> Result<RunnerSi
 
 fn model_info(
     config: &EngineConfig,
-    gguf: &Gguf,
-    weights: &LlamaWeights,
+    source: &ModelSource,
+    weights: &DecoderWeights,
     tokenizer: &Tokenizer,
     has_chat_template: bool,
     size: &RunnerSize,
     isa: Isa,
 ) -> Result<ModelInfo, LoadError> {
-    let about = describe(gguf)?;
+    let about = describe(source)?;
     Ok(ModelInfo {
         name: config.name.clone(),
         file: config.path.clone(),

@@ -24,6 +24,7 @@ mod prefix;
 pub mod queue;
 mod random;
 pub mod runner;
+mod safetensors;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
@@ -40,14 +41,17 @@ pub use chat_template::{ChatMessage, ChatTemplate, TemplateError};
 pub use encoder::{Embedding, Encoder, EncoderError};
 pub use engine::{
     DrafterKind, Engine, EngineConfig, EngineHandle, GenerationRequest, LoadError,
-    LoadQuantization, MAX_DRAFT_TOKENS, ModelInfo, Prompt, ScoreError, Shutdown, SpeculationConfig,
-    SubmitError,
+    MAX_DRAFT_TOKENS, ModelInfo, Prompt, ScoreError, Shutdown, SpeculationConfig, SubmitError,
 };
 pub use events::{
     Closed, EngineError, Event, FinishReason, Sink, Timings, TokenLogprob, TopLogprob, Usage,
 };
 pub use gguf::{Gguf, GgufError, Header, TensorInfo, TensorType, Value};
-pub use inspect::{Inspection, TypeTotal, inspect};
+pub use inspect::{Experts, Inspection, TypeTotal, inspect};
+pub use kernels::WeightTarget as LoadQuantization;
+pub use model::ModelError;
+pub use model::source::ModelSource;
+pub use safetensors::{Safetensors, SafetensorsError, StoredTensor};
 pub use sampler::{ParamError, SamplingParams};
 pub use sequence::SequenceId;
 pub use stats::{DRAFT_POSITIONS, EngineStats};

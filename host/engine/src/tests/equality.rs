@@ -7,16 +7,17 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use super::tiny::{self, Answer, Collect, END, engine, random_request, submit, wait};
-use crate::gguf::Gguf;
-use crate::kernels::Isa;
-use crate::model::llama::{LlamaRunner, LlamaWeights, RunnerSize};
+use crate::kernels::{Isa, WeightTarget};
+use crate::model::decoder::{DecoderRunner, RunnerSize};
+use crate::model::source::ModelSource;
+use crate::model::weights::DecoderWeights;
 use crate::random::SplitMix;
 use crate::scheduler::Limits;
 use crate::sequence::{Order, Purpose, Sequence, SequenceId};
 use crate::speculation::{Draft, DraftRequest, Drafter};
 use crate::stats::{EngineStats, StatsCell};
 use crate::step::Core;
-use crate::{Engine, EngineConfig, GenerationRequest, Prompt};
+use crate::{DrafterKind, Engine, EngineConfig, GenerationRequest, Prompt, SpeculationConfig};
 
 fn requests(seed: u64, count: usize) -> Vec<GenerationRequest> {
     let mut random = SplitMix::new(seed);
@@ -38,6 +39,7 @@ fn alone(requests: &[GenerationRequest]) -> Vec<Answer> {
     let engine = engine(|c| {
         c.max_batch_tokens = 512;
         c.prefix_cache = false;
+        c.speculation.drafters.clear();
     });
     requests
         .iter()
@@ -80,8 +82,11 @@ fn stepped(
     drafter: Option<Box<dyn Drafter>>,
 ) -> (Vec<Answer>, EngineStats) {
     let (_folder, path) = tiny::on_disk();
-    let weights =
-        LlamaWeights::load(&Gguf::open(&path).expect("a good file")).expect("good weights");
+    let weights = DecoderWeights::load(
+        &ModelSource::open(&path).expect("a good file"),
+        WeightTarget::Q8_0,
+    )
+    .expect("good weights");
     let limits = Limits {
         max_sequences: 8,
         max_batch_tokens: 64,
@@ -97,7 +102,7 @@ fn stepped(
         context_tokens: limits.context_tokens,
     };
     let isa = Isa::detect().expect("a sane environment");
-    let runner = Box::new(LlamaRunner::new(weights, isa, size));
+    let runner = Box::new(DecoderRunner::new(weights, isa, size));
     let stats = Arc::new(StatsCell::default());
     let mut core = Core::new(limits, runner, tiny::tokenizer(), Arc::clone(&stats));
     if let Some(drafter) = drafter {
@@ -199,6 +204,70 @@ fn any_draft_gives_what_no_draft_gives() {
         }
     }
     assert!(accepted > 500, "{accepted} accepted tokens prove nothing");
+}
+
+/// Prompts that repeat themselves, so that drafters have something to find.
+fn repetitive(seed: u64) -> Vec<GenerationRequest> {
+    let mut random = SplitMix::new(seed);
+    let mut requests = requests(seed, 8);
+    for request in &mut requests {
+        let phrase: Vec<u32> = (0..4 + random.below(12))
+            .map(|_| random.below(256) as u32)
+            .collect();
+        request.prompt = Prompt::Tokens(phrase.repeat(6));
+        request.max_new_tokens = Some(90);
+        request.params.repetition_penalty = 1.0;
+        // A random model repeats itself when it is let off the leash.
+        request.params.temperature *= 0.3;
+    }
+    requests
+}
+
+#[test]
+fn every_drafter_and_length_gives_what_none_gives() {
+    let (_folder, path) = tiny::on_disk();
+    let both = vec![DrafterKind::Ngram, DrafterKind::Suffix];
+    let mut accepted = [0; 4];
+    for seed in 0..3 {
+        let requests = repetitive(seed);
+        let expected = alone(&requests);
+        let drafters = [
+            (vec![DrafterKind::Ngram], None),
+            (vec![DrafterKind::Suffix], None),
+            (Vec::new(), Some(path.clone())),
+            (both.clone(), Some(path.clone())),
+        ];
+        for ((drafters, draft_model), accepted) in drafters.into_iter().zip(&mut accepted) {
+            for max_draft_tokens in [1, 4, 16] {
+                let engine = engine(|c| {
+                    c.speculation = SpeculationConfig {
+                        drafters: drafters.clone(),
+                        draft_model: draft_model.clone(),
+                        max_draft_tokens,
+                    };
+                });
+                let waiting: Vec<_> = requests
+                    .iter()
+                    .map(|r| submit(&engine.handle(), r.clone()))
+                    .collect();
+                let answers: Vec<Answer> = waiting.into_iter().map(wait).collect();
+                assert_eq!(
+                    answers,
+                    expected,
+                    "seed {seed}, {drafters:?}, draft model {}, {max_draft_tokens} tokens",
+                    draft_model.is_some()
+                );
+                *accepted += engine
+                    .handle()
+                    .stats()
+                    .spec_decode_num_accepted_tokens_total;
+            }
+        }
+    }
+    assert!(
+        accepted.iter().all(|a| *a > 20),
+        "{accepted:?} prove nothing"
+    );
 }
 
 #[test]
