@@ -19,7 +19,7 @@ use crate::block::BLOCK_SIZE;
 use crate::chat_template::{ChatMessage, ChatTemplate, TemplateError};
 use crate::events::{Closed, EngineError, Event, FinishReason, Sink, TokenLogprob};
 use crate::gguf::{Gguf, GgufError};
-use crate::inspect::describe;
+use crate::inspect::describe_gguf;
 use crate::kernels::{Isa, KernelError, KvStore};
 use crate::model::ModelError;
 use crate::model::llama::{LlamaRunner, LlamaWeights, RunnerSize};
@@ -572,7 +572,7 @@ fn model_info(
     size: &RunnerSize,
     isa: Isa,
 ) -> Result<ModelInfo, LoadError> {
-    let about = describe(gguf)?;
+    let about = describe_gguf(gguf)?;
     Ok(ModelInfo {
         name: config.name.clone(),
         file: config.path.clone(),

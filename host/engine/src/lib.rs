@@ -24,6 +24,7 @@ mod prefix;
 pub mod queue;
 mod random;
 pub mod runner;
+mod safetensors;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;
@@ -47,7 +48,10 @@ pub use events::{
     Closed, EngineError, Event, FinishReason, Sink, Timings, TokenLogprob, TopLogprob, Usage,
 };
 pub use gguf::{Gguf, GgufError, Header, TensorInfo, TensorType, Value};
-pub use inspect::{Inspection, TypeTotal, inspect};
+pub use inspect::{Experts, Inspection, TypeTotal, inspect};
+pub use model::ModelError;
+pub use model::source::ModelSource;
+pub use safetensors::{Safetensors, SafetensorsError, StoredTensor};
 pub use sampler::{ParamError, SamplingParams};
 pub use sequence::SequenceId;
 pub use stats::{DRAFT_POSITIONS, EngineStats};

@@ -4,15 +4,21 @@
 //! the tensor, because a model that runs with one feature ignored is fluent and wrong.
 
 pub mod llama;
+pub mod source;
 
 use crate::gguf::{Gguf, GgufError, TensorInfo, TensorType};
 use crate::kernels::{BlockFormat, KernelError, Matrix};
+use crate::safetensors::SafetensorsError;
 
 /// A model file whose content cannot be run. The fault is the file's, or this engine is too old for it.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     #[error(transparent)]
     File(#[from] GgufError),
+    #[error(transparent)]
+    Safetensors(#[from] SafetensorsError),
+    #[error("{file}: {problem}")]
+    Unreadable { file: String, problem: String },
     #[error("{file}: architecture {architecture:?} is not supported; this engine runs llama")]
     Architecture { file: String, architecture: String },
     #[error("{file}: {key}: {problem}")]

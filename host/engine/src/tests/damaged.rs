@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::tiny;
 use crate::gguf::{Gguf, GgufError, Header};
+use crate::model::ModelError;
 use crate::model::llama::LlamaWeights;
 use crate::tokenizer::Tokenizer;
 use crate::{Engine, EngineConfig, inspect};
@@ -13,7 +14,7 @@ use crate::{Engine, EngineConfig, inspect};
 /// Everything that loading reads, short of starting a thread.
 fn load(path: &Path) -> Result<(), String> {
     let gguf = Gguf::open(path).map_err(|e| e.to_string())?;
-    crate::inspect::describe(&gguf).map_err(|e| e.to_string())?;
+    crate::inspect::describe_gguf(&gguf).map_err(|e| e.to_string())?;
     Tokenizer::from_gguf(&gguf).map_err(|e| e.to_string())?;
     LlamaWeights::load(&gguf)
         .map(drop)
@@ -133,14 +134,12 @@ fn other_architectures_and_other_files_are_refused_by_name() {
             .to_string()
             .contains("not a GGUF file")
     );
-    assert!(
-        matches!(inspect(folder.path()), Err(GgufError::Io { .. })),
-        "a folder"
-    );
+    let empty = inspect(folder.path()).expect_err("no model folder");
+    assert!(empty.to_string().contains("config.json"), "{empty}");
     assert!(
         matches!(
             inspect(&folder.path().join("none")),
-            Err(GgufError::Io { .. })
+            Err(ModelError::File(GgufError::Io { .. }))
         ),
         "no such file"
     );
