@@ -18,11 +18,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::block::BLOCK_SIZE;
 use crate::chat_template::{ChatMessage, ChatTemplate, TemplateError};
 use crate::events::{Closed, EngineError, Event, FinishReason, Sink, TokenLogprob};
-use crate::gguf::{Gguf, GgufError};
-use crate::inspect::describe_gguf;
-use crate::kernels::{Isa, KernelError, KvStore};
+use crate::inspect::describe;
+use crate::kernels::{Isa, KernelError, KvStore, WeightTarget};
 use crate::model::ModelError;
-use crate::model::llama::{LlamaRunner, LlamaWeights, RunnerSize};
+use crate::model::decoder::{DecoderRunner, RunnerSize};
+use crate::model::source::ModelSource;
+use crate::model::weights::DecoderWeights;
 use crate::random;
 use crate::sampler::{ParamError, SamplingParams};
 use crate::scheduler::{Limits, Refusal};
@@ -44,7 +45,11 @@ pub const MAX_DRAFT_TOKENS: usize = 64;
 pub struct EngineConfig {
     /// What the model is called outside.
     pub name: String,
+    /// A GGUF file, or a folder with `config.json`, safetensors and `tokenizer.json`.
     pub path: PathBuf,
+    /// What weights that the file stores as floats become in memory. Embedding and head stay at
+    /// 8 bits.
+    pub load_quantization: WeightTarget,
     /// Sequences computed together. Beyond some dozens a CPU gains nothing from more rows, and each
     /// running sequence slows the others.
     pub max_sequences: usize,
@@ -80,6 +85,7 @@ impl EngineConfig {
         Self {
             name: name.into(),
             path: path.into(),
+            load_quantization: WeightTarget::Q8_0,
             max_sequences: 32,
             max_waiting: 256,
             kv_bytes: 256 << 20,
@@ -203,12 +209,6 @@ pub enum LoadError {
     Thread(std::io::Error),
     #[error("the operating system gives no random numbers for the prefix cache's key: {0}")]
     Random(getrandom::Error),
-}
-
-impl From<GgufError> for LoadError {
-    fn from(error: GgufError) -> Self {
-        Self::Model(error.into())
-    }
 }
 
 impl From<KernelError> for LoadError {
@@ -395,18 +395,18 @@ impl Engine {
     pub fn load(config: EngineConfig) -> Result<Self, LoadError> {
         config.check()?;
         let isa = Isa::detect()?;
-        let gguf = Gguf::open(&config.path)?;
+        let source = ModelSource::open(&config.path)?;
         let file = config.path.display().to_string();
-        let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf)?);
-        let template = gguf.text("tokenizer.chat_template")?;
+        let tokenizer = Arc::new(Tokenizer::read(&source)?);
+        let template = source.chat_template()?;
         let template = template
-            .map(|source| ChatTemplate::new(source, tokenizer.begin_text(), tokenizer.end_text()))
+            .map(|text| ChatTemplate::new(&text, tokenizer.begin_text(), tokenizer.end_text()))
             .transpose()
             .map_err(|source| LoadError::Template {
                 file: file.clone(),
                 source,
             })?;
-        let weights = LlamaWeights::load(&gguf)?;
+        let weights = DecoderWeights::load(&source, config.load_quantization)?;
         let rows = weights.config().vocabulary;
         if tokenizer.vocabulary() > rows {
             return Err(LoadError::Vocabulary {
@@ -418,7 +418,7 @@ impl Engine {
         let size = runner_size(&config, &weights)?;
         let info = model_info(
             &config,
-            &gguf,
+            &source,
             &weights,
             &tokenizer,
             template.is_some(),
@@ -449,7 +449,7 @@ impl Engine {
         getrandom::fill(&mut secret).map_err(LoadError::Random)?;
         Self::start(shared, move |limits, tokenizer, stats| {
             // Built here, so that the memory is first touched by the thread that uses it.
-            let runner = Box::new(LlamaRunner::new(weights, isa, size));
+            let runner = Box::new(DecoderRunner::new(weights, isa, size));
             let core = Core::new(limits, runner, tokenizer, stats);
             let budget = Duration::from_millis(u64::from(config.step_milliseconds));
             let mut core = core.with_step_budget(budget);
@@ -540,7 +540,7 @@ impl Drop for CloseOnExit {
     }
 }
 
-fn runner_size(config: &EngineConfig, weights: &LlamaWeights) -> Result<RunnerSize, LoadError> {
+fn runner_size(config: &EngineConfig, weights: &DecoderWeights) -> Result<RunnerSize, LoadError> {
     let model = weights.config();
     let block_bytes = KvStore::bytes_per_block(model.layers, model.kv_heads, model.head_dim);
     let blocks = (config.kv_bytes / block_bytes as u64).min(1 << 31) as usize;
@@ -565,14 +565,14 @@ fn runner_size(config: &EngineConfig, weights: &LlamaWeights) -> Result<RunnerSi
 
 fn model_info(
     config: &EngineConfig,
-    gguf: &Gguf,
-    weights: &LlamaWeights,
+    source: &ModelSource,
+    weights: &DecoderWeights,
     tokenizer: &Tokenizer,
     has_chat_template: bool,
     size: &RunnerSize,
     isa: Isa,
 ) -> Result<ModelInfo, LoadError> {
-    let about = describe_gguf(gguf)?;
+    let about = describe(source)?;
     Ok(ModelInfo {
         name: config.name.clone(),
         file: config.path.clone(),

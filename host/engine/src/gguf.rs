@@ -316,6 +316,20 @@ impl Gguf {
         Ok(texts)
     }
 
+    /// An array of finite numbers.
+    pub fn floats(&self, key: &str) -> Result<Vec<f64>, GgufError> {
+        let Some(Value::Array(items)) = self.header.metadata.get(key) else {
+            return Err(self.metadata_error(key, "missing, or not an array"));
+        };
+        let as_float = |item: &Value| match item {
+            Value::Float(v) if v.is_finite() => Ok(*v),
+            other => {
+                Err(self.metadata_error(key, format!("expected finite numbers, found {other}")))
+            }
+        };
+        items.iter().map(as_float).collect()
+    }
+
     /// An array of whole numbers, or `None` when the key is absent.
     pub fn ints(&self, key: &str) -> Result<Option<Vec<i64>>, GgufError> {
         let items = match self.header.metadata.get(key) {

@@ -103,7 +103,7 @@ fn kv_bytes(factors: [Option<u64>; 3]) -> Option<u64> {
         .try_fold(4u64, |all, f| all.checked_mul(f?))
 }
 
-pub(crate) fn describe_gguf(gguf: &Gguf) -> Result<Inspection, GgufError> {
+fn describe_gguf(gguf: &Gguf) -> Result<Inspection, GgufError> {
     let architecture = gguf.required_text("general.architecture")?.to_owned();
     let uint = |part: &str| gguf.uint(&format!("{architecture}.{part}"));
     let tensors = gguf.header().tensors.values();

@@ -1,45 +1,46 @@
-//! Text to token numbers and back, from what the GGUF file itself says.
+//! Text to token numbers and back, from what the model's own file says.
 //!
 //! It exists apart from `tokenizers` because three things matter to a host and not to a
 //! library: control tokens written by a *user* must be recognisable as text, a stream must never
 //! emit half a character, and a stop string may be spread over several tokens. So the library
 //! does the byte-pair merges; splitting at control tokens, bytes and stops are done here.
 //!
-//! It refuses: tokenizer kinds other than byte-level BPE (`gpt2`), pre-tokenizers it does not
-//! know (a wrong split gives fluent nonsense, so guessing is worse than refusing), and special
+//! It refuses: tokenizer kinds other than byte-level BPE and SentencePiece, pre-tokenizers it does
+//! not know (a wrong split gives fluent nonsense, so guessing is worse than refusing), and special
 //! numbers outside the vocabulary.
+
+mod from_folder;
+mod from_gguf;
+mod sentencepiece;
 
 use std::collections::HashMap;
 
-use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence as PreSequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::tokenizer::SplitDelimiterBehavior;
-use tokenizers::{PreTokenizerWrapper, Tokenizer as Bpe};
+use tokenizers::Tokenizer as Pipeline;
 
-use crate::gguf::{Gguf, GgufError};
+use crate::gguf::GgufError;
+use crate::model::ModelError;
+use crate::model::source::ModelSource;
+use sentencepiece::SentencePiece;
 
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     #[error(transparent)]
     File(#[from] GgufError),
+    #[error(transparent)]
+    Folder(#[from] ModelError),
     #[error(
-        "{file}: tokenizer kind {kind:?} is not supported; this engine reads byte-level BPE (\"gpt2\")"
+        "{file}: tokenizer kind {kind:?} is not supported; this engine reads byte-level BPE (\"gpt2\") and \
+         SentencePiece (\"llama\")"
     )]
     Kind { file: String, kind: String },
     #[error(
-        "{file}: pre-tokenizer {pre:?} is not supported; known are smollm, llama-bpe, qwen2 and gpt-2"
+        "{file}: pre-tokenizer {pre:?} is not supported; known are smollm, starcoder, refact, command-r, llama-bpe, \
+         qwen2, deepseek-r1-qwen, stablelm2, tekken and gpt-2"
     )]
     Pre { file: String, pre: String },
     #[error("{file}: {problem}")]
     Vocabulary { file: String, problem: String },
 }
-
-/// ggml's token types that matter here.
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
 
 /// Names under which models end a turn or a text. A file's `eos` and `eot` keys name at most two
 /// of the tokens its template can produce; a control token with one of these texts ends as well.
@@ -56,10 +57,15 @@ const END_TEXTS: [&str; 7] = [
 /// A noncharacter, which Unicode sets aside for such internal marks; dropped before the merges.
 const GUARD: char = '\u{FDD0}';
 
+/// What SentencePiece writes for a space.
+const SPACE: char = '\u{2581}';
+
 pub struct Tokenizer {
-    bpe: Bpe,
+    cutter: Cutter,
     /// The bytes of every token; control tokens have none, they are never shown.
     bytes: Vec<Box<[u8]>>,
+    /// The token of every byte, where the vocabulary has one.
+    byte_tokens: Vec<Option<u32>>,
     /// Tokens recognised in text as a whole, longest first.
     whole: Vec<WholeToken>,
     /// Which bytes any of them starts with.
@@ -67,7 +73,20 @@ pub struct Tokenizer {
     control_texts: HashMap<u32, String>,
     begin: Option<u32>,
     add_begin: bool,
+    /// The end that templates write.
+    end: Option<u32>,
     ends: Vec<u32>,
+}
+
+/// What cuts plain text into tokens.
+enum Cutter {
+    /// The library's merges. With `space_first`, spaces are written SentencePiece's way before, and
+    /// one is put before the text if it is the first.
+    Library {
+        pipeline: Box<Pipeline>,
+        space_first: bool,
+    },
+    SentencePiece(SentencePiece),
 }
 
 struct WholeToken {
@@ -76,59 +95,98 @@ struct WholeToken {
     control: bool,
 }
 
+/// How a vocabulary spells bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spelling {
+    /// GPT-2's stand-ins.
+    ByteLevel,
+    /// `▁` for a space, `<0x0A>` for a byte.
+    SentencePiece,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TokenKind {
+    /// Found by merging.
+    Normal,
+    /// Recognised in a text before merging.
+    Whole,
+    /// Recognised only where control tokens are asked for; never shown.
+    Control,
+}
+
+/// A vocabulary as a file describes it.
+struct Vocabulary {
+    /// Text and kind of every token; `None` for numbers that are left out.
+    tokens: Vec<Option<(String, TokenKind)>>,
+    spelling: Spelling,
+    begin: Option<u32>,
+    add_begin: bool,
+    /// Named by the file; the first is the one that templates write.
+    ends: Vec<u32>,
+}
+
 impl Tokenizer {
-    pub fn from_gguf(gguf: &Gguf) -> Result<Self, TokenizerError> {
-        let file = gguf.path().display().to_string();
-        let kind = gguf.required_text("tokenizer.ggml.model")?;
-        if kind != "gpt2" {
-            return Err(TokenizerError::Kind {
-                file,
-                kind: kind.to_owned(),
-            });
+    pub fn read(source: &ModelSource) -> Result<Self, TokenizerError> {
+        match source {
+            ModelSource::Gguf(gguf) => from_gguf::read(gguf),
+            ModelSource::Folder(folder) => from_folder::read(folder),
         }
-        let tokens = gguf.texts("tokenizer.ggml.tokens")?;
-        let types = gguf
-            .ints("tokenizer.ggml.token_type")?
-            .unwrap_or_else(|| vec![1; tokens.len()]);
-        if tokens.is_empty() || types.len() != tokens.len() {
-            let problem = format!("{} tokens, but {} token types", tokens.len(), types.len());
-            return Err(TokenizerError::Vocabulary { file, problem });
+    }
+
+    fn new(vocabulary: Vocabulary, cutter: Cutter) -> Self {
+        let Vocabulary {
+            tokens,
+            spelling,
+            begin,
+            add_begin,
+            mut ends,
+        } = vocabulary;
+        let end = ends.first().copied();
+        let mut byte_tokens = vec![None; 256];
+        let (mut bytes, mut whole) = (Vec::with_capacity(tokens.len()), Vec::new());
+        let mut control_texts = HashMap::new();
+        for (token, id) in tokens.into_iter().zip(0u32..) {
+            let Some((text, kind)) = token else {
+                bytes.push(Box::default());
+                continue;
+            };
+            bytes.push(token_bytes(&text, kind, spelling));
+            if kind == TokenKind::Normal {
+                if let Some(byte) = single_byte(&text, spelling) {
+                    byte_tokens[usize::from(byte)] = Some(id);
+                }
+                continue;
+            }
+            let control = kind == TokenKind::Control;
+            if control {
+                if END_TEXTS.contains(&text.as_str()) {
+                    ends.push(id);
+                }
+                control_texts.insert(id, text.clone());
+            }
+            if !text.is_empty() {
+                whole.push(WholeToken { text, id, control });
+            }
         }
-        let special = |key: &str| special_id(gguf, key, tokens.len());
-        let begin = special("tokenizer.ggml.bos_token_id")?;
-        let mut ends: Vec<u32> = Vec::new();
-        for key in [
-            "tokenizer.ggml.eos_token_id",
-            "tokenizer.ggml.eot_token_id",
-            "tokenizer.ggml.eom_token_id",
-        ] {
-            ends.extend(special(key)?);
-        }
-        let listed = |(id, text): (usize, &&str)| {
-            (types[id] == CONTROL && END_TEXTS.contains(text)).then_some(id as u32)
-        };
-        ends.extend(tokens.iter().enumerate().filter_map(listed));
         ends.sort_unstable();
         ends.dedup();
-        let whole = whole_tokens(&tokens, &types);
+        whole.sort_by_key(|token| std::cmp::Reverse(token.text.len()));
         let mut whole_starts = [false; 256];
         whole
             .iter()
             .for_each(|token| whole_starts[usize::from(token.text.as_bytes()[0])] = true);
-        Ok(Self {
-            bpe: byte_pair_encoder(gguf, &file, &tokens)?,
-            bytes: tokens
-                .iter()
-                .zip(&types)
-                .map(|(text, kind)| token_bytes(text, *kind))
-                .collect(),
+        Self {
+            cutter,
+            bytes,
+            byte_tokens,
             whole,
             whole_starts,
-            control_texts: controls(&tokens, &types),
+            control_texts,
             begin,
-            add_begin: gguf.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(false),
+            add_begin,
+            end,
             ends,
-        })
+        }
     }
 
     pub fn vocabulary(&self) -> usize {
@@ -149,9 +207,8 @@ impl Tokenizer {
 
     /// The text of the first end token named by the file, for templates.
     pub fn end_text(&self) -> Option<&str> {
-        self.ends
-            .iter()
-            .find_map(|id| self.control_texts.get(id))
+        self.end
+            .and_then(|id| self.control_texts.get(&id))
             .map(String::as_str)
     }
 
@@ -175,9 +232,10 @@ impl Tokenizer {
         let mut rest = text;
         while !rest.is_empty() {
             let (at, found) = self.next_whole(rest, special);
+            let first = rest.len() == text.len();
             match special && rest[..at].contains(GUARD) {
-                true => self.encode_plain(&rest[..at].replace(GUARD, ""), &mut ids),
-                false => self.encode_plain(&rest[..at], &mut ids),
+                true => self.encode_plain(&rest[..at].replace(GUARD, ""), first, &mut ids),
+                false => self.encode_plain(&rest[..at], first, &mut ids),
             }
             rest = &rest[at..];
             if let Some(token) = found {
@@ -236,20 +294,34 @@ impl Tokenizer {
         (text.len(), None)
     }
 
-    fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) {
+    /// `first`: nothing stands before this text.
+    fn encode_plain(&self, text: &str, first: bool, ids: &mut Vec<u32>) {
         if text.is_empty() {
             return;
         }
-        match self.bpe.encode_fast(text, false) {
+        let result = match &self.cutter {
+            Cutter::SentencePiece(pieces) => return pieces.encode(text, ids),
+            Cutter::Library {
+                pipeline,
+                space_first: false,
+            } => pipeline.encode_fast(text, false),
+            Cutter::Library { pipeline, .. } => {
+                let mut spaced = text.replace(' ', "\u{2581}");
+                if first && !spaced.starts_with(SPACE) {
+                    spaced.insert(0, SPACE);
+                }
+                pipeline.encode_fast(spaced, false)
+            }
+        };
+        match result {
             Ok(encoding) => ids.extend_from_slice(encoding.get_ids()),
-            // Byte-level BPE can spell any text; the library's error path has no cause left here,
-            // but if it finds one, spelling the bytes out is right, only longer.
+            // Such vocabularies can spell any text; the library's error path has no cause left
+            // here, but if it finds one, spelling the bytes out is right, only longer.
             Err(error) => {
                 tracing::warn!(%error, "byte-pair merges failed, spelling the text byte by byte");
                 ids.extend(
-                    text.bytes().filter_map(|b| {
-                        self.bpe.token_to_id(byte_char(b).encode_utf8(&mut [0; 4]))
-                    }),
+                    text.bytes()
+                        .filter_map(|b| self.byte_tokens[usize::from(b)]),
                 );
             }
         }
@@ -266,119 +338,46 @@ impl Tokenizer {
     }
 }
 
-fn special_id(gguf: &Gguf, key: &str, vocabulary: usize) -> Result<Option<u32>, TokenizerError> {
-    match gguf.uint(key)? {
-        None => Ok(None),
-        Some(id) if (id as usize) < vocabulary => Ok(Some(id as u32)),
-        Some(id) => Err(TokenizerError::Vocabulary {
-            file: gguf.path().display().to_string(),
-            problem: format!("{key} is {id}, but the vocabulary has {vocabulary} tokens"),
-        }),
-    }
-}
-
-fn byte_pair_encoder(gguf: &Gguf, file: &str, tokens: &[&str]) -> Result<Bpe, TokenizerError> {
-    let refuse = |problem: String| TokenizerError::Vocabulary {
-        file: file.to_owned(),
-        problem,
-    };
-    let vocabulary: Vocab = tokens.iter().map(|t| (*t).to_owned()).zip(0..).collect();
-    if vocabulary.len() != tokens.len() {
-        return Err(refuse("a token text occurs twice".into()));
-    }
-    let split = |merge: &str| {
-        merge
-            .split_once(' ')
-            .map(|(a, b)| (a.to_owned(), b.to_owned()))
-            .ok_or_else(|| refuse(format!("merge {merge:?} is not two parts")))
-    };
-    let merges = gguf
-        .texts("tokenizer.ggml.merges")?
-        .into_iter()
-        .map(split)
-        .collect::<Result<Vec<_>, _>>()?;
-    let model = BPE::builder()
-        .vocab_and_merges(vocabulary, merges)
-        .build()
-        .map_err(|e| refuse(format!("the merges do not fit the vocabulary: {e}")))?;
-    let mut bpe = Bpe::new(model);
-    bpe.with_pre_tokenizer(Some(pre_tokenizer(gguf, file)?));
-    Ok(bpe)
-}
-
-/// How text is cut before merging. The patterns are those of the models' own tokenizers.
-fn pre_tokenizer(gguf: &Gguf, file: &str) -> Result<PreTokenizerWrapper, TokenizerError> {
-    const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+";
-    const REST: &str = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-    let refuse = |problem: String| TokenizerError::Vocabulary {
-        file: file.to_owned(),
-        problem,
-    };
-    let by_pattern = |digits: &str| {
-        let pattern = format!("{WORDS}|{digits}{REST}");
-        let split = Split::new(
-            SplitPattern::Regex(pattern),
-            SplitDelimiterBehavior::Isolated,
-            false,
-        )
-        .map_err(|e| refuse(format!("pre-tokenizer pattern: {e}")))?;
-        Ok(PreSequence::new(vec![
-            split.into(),
-            ByteLevel::new(false, false, false).into(),
-        ])
-        .into())
-    };
-    match gguf.text("tokenizer.ggml.pre")?.unwrap_or("gpt-2") {
-        "smollm" => {
-            let words = ByteLevel::new(false, true, true);
-            Ok(PreSequence::new(vec![Digits::new(true).into(), words.into()]).into())
-        }
-        "gpt-2" => Ok(ByteLevel::new(false, true, true).into()),
-        "llama-bpe" | "llama3" | "llama-v3" => by_pattern(r"\p{N}{1,3}"),
-        "qwen2" => by_pattern(r"\p{N}"),
-        other => Err(TokenizerError::Pre {
-            file: file.to_owned(),
-            pre: other.to_owned(),
-        }),
-    }
-}
-
-fn whole_tokens(tokens: &[&str], types: &[i64]) -> Vec<WholeToken> {
-    let listed = tokens.iter().zip(types).zip(0u32..);
-    let mut whole: Vec<WholeToken> = listed
-        .filter(|((text, kind), _)| {
-            (**kind == CONTROL || **kind == USER_DEFINED) && !text.is_empty()
-        })
-        .map(|((text, kind), id)| WholeToken {
-            text: (*text).to_owned(),
-            id,
-            control: *kind == CONTROL,
-        })
-        .collect();
-    whole.sort_by_key(|token| std::cmp::Reverse(token.text.len()));
-    whole
-}
-
-fn controls(tokens: &[&str], types: &[i64]) -> HashMap<u32, String> {
-    let listed = tokens.iter().zip(types).zip(0u32..);
-    listed
-        .filter(|((_, kind), _)| **kind == CONTROL)
-        .map(|((text, _), id)| (id, (*text).to_owned()))
-        .collect()
-}
-
-fn token_bytes(text: &str, kind: i64) -> Box<[u8]> {
-    match kind {
-        CONTROL => Box::default(),
-        USER_DEFINED => text.as_bytes().into(),
-        _ => {
+fn token_bytes(text: &str, kind: TokenKind, spelling: Spelling) -> Box<[u8]> {
+    match (kind, spelling) {
+        (TokenKind::Control, _) => Box::default(),
+        (TokenKind::Whole, _) => text.as_bytes().into(),
+        (TokenKind::Normal, Spelling::ByteLevel) => {
             let bytes: Option<Vec<u8>> = text.chars().map(char_byte).collect();
             bytes.unwrap_or_else(|| text.as_bytes().to_vec()).into()
         }
+        (TokenKind::Normal, Spelling::SentencePiece) => match hex_byte(text) {
+            Some(byte) => Box::new([byte]),
+            None => text.replace(SPACE, " ").into_bytes().into(),
+        },
+    }
+}
+
+/// The byte for which a token stands alone.
+fn single_byte(text: &str, spelling: Spelling) -> Option<u8> {
+    match spelling {
+        Spelling::SentencePiece => hex_byte(text),
+        Spelling::ByteLevel => {
+            let mut chars = text.chars();
+            match (chars.next(), chars.next()) {
+                (Some(only), None) => char_byte(only),
+                _ => None,
+            }
+        }
+    }
+}
+
+/// 10 of `<0x0A>`.
+fn hex_byte(text: &str) -> Option<u8> {
+    let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
+    match digits.len() {
+        2 => u8::from_str_radix(digits, 16).ok(),
+        _ => None,
     }
 }
 
 /// GPT-2's printable stand-in for a byte: itself where printable, else a letter from U+0100 on.
+#[cfg(test)]
 pub(crate) fn byte_char(byte: u8) -> char {
     match byte {
         b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => char::from(byte),

@@ -11,11 +11,13 @@ use candle_core::{Device, Tensor};
 use candle_transformers::models::quantized_llama::ModelWeights;
 use homeostat_engine::batch::{Batch, Span};
 use homeostat_engine::kernels::Isa;
-use homeostat_engine::model::llama::{LlamaRunner, LlamaWeights, RunnerSize};
+use homeostat_engine::model::decoder::{DecoderRunner, RunnerSize};
+use homeostat_engine::model::weights::DecoderWeights;
 use homeostat_engine::runner::Runner;
 use homeostat_engine::{
     ChatMessage, Closed, Encoder, Engine, EngineConfig, EngineHandle, Event, FinishReason,
-    GenerationRequest, Gguf, SamplingParams, Sink, TextStream, Tokenizer, inspect,
+    GenerationRequest, LoadQuantization, ModelSource, SamplingParams, Sink, TextStream, Tokenizer,
+    inspect,
 };
 
 /// A file of the model cache. A missing one fails the test: these tests are the proof that the
@@ -126,7 +128,7 @@ const PROMPTS: [&str; 22] = [
 ];
 
 /// Our logits at every position of `tokens`, in one pass.
-fn our_logits(runner: &mut LlamaRunner, tokens: &[u32]) -> Vec<Vec<f32>> {
+fn our_logits(runner: &mut DecoderRunner, tokens: &[u32]) -> Vec<Vec<f32>> {
     let rows = tokens.len();
     let blocks: Vec<u32> = (0..rows.div_ceil(32) as u32).collect();
     let batch = Batch {
@@ -232,9 +234,9 @@ impl Agreement {
 #[test]
 fn logits_agree_with_candle_transformers_at_every_position_of_every_prompt() {
     let path = smollm();
-    let gguf = Gguf::open(&path).expect("a good file");
-    let tokenizer = Tokenizer::from_gguf(&gguf).expect("a good vocabulary");
-    let weights = LlamaWeights::load(&gguf).expect("good weights");
+    let source = ModelSource::open(&path).expect("a good file");
+    let tokenizer = Tokenizer::read(&source).expect("a good vocabulary");
+    let weights = DecoderWeights::load(&source, LoadQuantization::Q8_0).expect("good weights");
     let size = RunnerSize {
         threads: 2,
         blocks: 8,
@@ -242,7 +244,7 @@ fn logits_agree_with_candle_transformers_at_every_position_of_every_prompt() {
         max_logit_rows: 128,
         context_tokens: 256,
     };
-    let mut ours = LlamaRunner::new(weights, Isa::detect().expect("a sane environment"), size);
+    let mut ours = DecoderRunner::new(weights, Isa::detect().expect("a sane environment"), size);
     let mut file = std::fs::File::open(&path).expect("it exists");
     let content = gguf_file::Content::read(&mut file).expect("a good header");
     let mut quantized =
@@ -344,8 +346,8 @@ fn the_answer_to_the_capital_of_france_names_paris() {
 /// The expected numbers are llama.cpp's for the same file (llama-cpp-python, `tokenize`).
 #[test]
 fn tokens_are_those_of_llama_cpp() {
-    let gguf = Gguf::open(&smollm()).expect("a good file");
-    let tokenizer = Tokenizer::from_gguf(&gguf).expect("a good vocabulary");
+    let source = ModelSource::open(&smollm()).expect("a good file");
+    let tokenizer = Tokenizer::read(&source).expect("a good vocabulary");
     let table: [(&str, &[u32]); 9] = [
         ("The capital of France is", &[504, 3575, 282, 4649, 314]),
         (
@@ -457,8 +459,8 @@ fn a_stop_string_across_tokens_ends_the_answer_before_it() {
 
 #[test]
 fn text_survives_tokens_and_is_streamed_in_whole_characters() {
-    let gguf = Gguf::open(&smollm()).expect("a good file");
-    let tokenizer = Tokenizer::from_gguf(&gguf).expect("a good vocabulary");
+    let source = ModelSource::open(&smollm()).expect("a good file");
+    let tokenizer = Tokenizer::read(&source).expect("a good vocabulary");
     let mut split_characters = 0;
     for text in PROMPTS.into_iter().chain([
         "naïve café 🧑‍🚀🇫🇷 e\u{301}",

@@ -188,6 +188,11 @@ impl<'a> Settings<'a> {
         self.object.get(key).filter(|value| !value.is_null())
     }
 
+    /// Whether the key is there, be it null.
+    pub fn has(&self, key: &str) -> bool {
+        self.object.contains_key(key)
+    }
+
     pub fn uint(&self, key: &str) -> Result<Option<u64>, ModelError> {
         let read = |v: &Value| {
             v.as_u64()

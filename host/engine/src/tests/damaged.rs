@@ -5,18 +5,21 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::tiny;
-use crate::gguf::{Gguf, GgufError, Header};
+use crate::gguf::{GgufError, Header};
+use crate::kernels::WeightTarget;
 use crate::model::ModelError;
-use crate::model::llama::LlamaWeights;
+use crate::model::source::ModelSource;
+use crate::model::weights::DecoderWeights;
 use crate::tokenizer::Tokenizer;
 use crate::{Engine, EngineConfig, inspect};
 
 /// Everything that loading reads, short of starting a thread.
 fn load(path: &Path) -> Result<(), String> {
-    let gguf = Gguf::open(path).map_err(|e| e.to_string())?;
-    crate::inspect::describe_gguf(&gguf).map_err(|e| e.to_string())?;
-    Tokenizer::from_gguf(&gguf).map_err(|e| e.to_string())?;
-    LlamaWeights::load(&gguf)
+    let source = ModelSource::open(path).map_err(|e| e.to_string())?;
+    crate::inspect::describe(&source).map_err(|e| e.to_string())?;
+    source.chat_template().map_err(|e| e.to_string())?;
+    Tokenizer::read(&source).map_err(|e| e.to_string())?;
+    DecoderWeights::load(&source, WeightTarget::Q8_0)
         .map(drop)
         .map_err(|e| e.to_string())
 }
@@ -120,8 +123,8 @@ fn other_architectures_and_other_files_are_refused_by_name() {
     w.text("general.architecture", "mamba");
     w.tensor("token_embd.weight", &[32, 2], (0..64).map(|_| 0.0));
     std::fs::write(&path, w.finish().0).expect("writable");
-    let gguf = Gguf::open(&path).expect("a valid file");
-    let message = LlamaWeights::load(&gguf)
+    let source = ModelSource::open(&path).expect("a valid file");
+    let message = DecoderWeights::load(&source, WeightTarget::Q8_0)
         .err()
         .expect("another architecture")
         .to_string();

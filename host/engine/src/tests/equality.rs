@@ -7,9 +7,10 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use super::tiny::{self, Answer, Collect, END, engine, random_request, submit, wait};
-use crate::gguf::Gguf;
-use crate::kernels::Isa;
-use crate::model::llama::{LlamaRunner, LlamaWeights, RunnerSize};
+use crate::kernels::{Isa, WeightTarget};
+use crate::model::decoder::{DecoderRunner, RunnerSize};
+use crate::model::source::ModelSource;
+use crate::model::weights::DecoderWeights;
 use crate::random::SplitMix;
 use crate::scheduler::Limits;
 use crate::sequence::{Order, Purpose, Sequence, SequenceId};
@@ -80,8 +81,11 @@ fn stepped(
     drafter: Option<Box<dyn Drafter>>,
 ) -> (Vec<Answer>, EngineStats) {
     let (_folder, path) = tiny::on_disk();
-    let weights =
-        LlamaWeights::load(&Gguf::open(&path).expect("a good file")).expect("good weights");
+    let weights = DecoderWeights::load(
+        &ModelSource::open(&path).expect("a good file"),
+        WeightTarget::Q8_0,
+    )
+    .expect("good weights");
     let limits = Limits {
         max_sequences: 8,
         max_batch_tokens: 64,
@@ -97,7 +101,7 @@ fn stepped(
         context_tokens: limits.context_tokens,
     };
     let isa = Isa::detect().expect("a sane environment");
-    let runner = Box::new(LlamaRunner::new(weights, isa, size));
+    let runner = Box::new(DecoderRunner::new(weights, isa, size));
     let stats = Arc::new(StatsCell::default());
     let mut core = Core::new(limits, runner, tiny::tokenizer(), Arc::clone(&stats));
     if let Some(drafter) = drafter {

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use tempfile::TempDir;
 
 use crate::events::{Closed, Event, FinishReason, Sink};
-use crate::gguf::Gguf;
+use crate::model::source::ModelSource;
 use crate::random::SplitMix;
 use crate::tokenizer::Tokenizer;
 use crate::{Engine, EngineConfig, EngineHandle, GenerationRequest, Prompt, SamplingParams};
@@ -195,7 +195,8 @@ pub fn on_disk() -> (TempDir, PathBuf) {
 pub fn tokenizer() -> Arc<Tokenizer> {
     let (_folder, path) = on_disk();
     Arc::new(
-        Tokenizer::from_gguf(&Gguf::open(&path).expect("a good file")).expect("a good vocabulary"),
+        Tokenizer::read(&ModelSource::open(&path).expect("a good file"))
+            .expect("a good vocabulary"),
     )
 }
 

@@ -1,0 +1,712 @@
+//! The weights of a decoder, from either kind of source, packed for this engine's kernels.
+//!
+//! It exists to make one promise: what a file holds is used, or the file is refused. A bias, a norm
+//! or a scale that nobody reads would give a model that is fluent and wrong, so a tensor that is
+//! left over is an error that names it. One tensor is read at a time and the file's own bytes are
+//! dropped, so memory stays near the final size.
+//!
+//! Source of the tensor names: the GGUF conversion of the ggml project, and Hugging Face's
+//! `transformers`.
+
+use std::collections::HashSet;
+
+use super::ModelError;
+use super::config::{DecoderConfig, ExpertConfig, LayerKind};
+use super::source::ModelSource;
+use crate::gguf::{Gguf, TensorInfo, TensorType};
+use crate::kernels::{BlockFormat, Matrix, WeightTarget};
+use crate::safetensors::Safetensors;
+
+/// Projections to queries, keys and values, and what some families do to them.
+pub(super) struct AttentionWeights {
+    pub norm: Vec<f32>,
+    pub q: Matrix,
+    pub k: Matrix,
+    pub v: Matrix,
+    /// Empty: none.
+    pub q_bias: Vec<f32>,
+    pub k_bias: Vec<f32>,
+    pub v_bias: Vec<f32>,
+    /// Over every head; empty: none.
+    pub q_norm: Vec<f32>,
+    pub k_norm: Vec<f32>,
+    pub output: Matrix,
+    pub output_bias: Vec<f32>,
+    /// Before the residual is added; empty: none.
+    pub post_norm: Vec<f32>,
+}
+
+/// `down(activation(gate(x)) * up(x))`.
+pub(super) struct GatedWeights {
+    pub gate: Matrix,
+    pub up: Matrix,
+    pub down: Matrix,
+}
+
+pub(super) struct ExpertWeights {
+    /// `[experts][hidden]`, in floats: which experts a token gets must not hang on a rounded weight.
+    pub router: Vec<f32>,
+    pub experts: Vec<GatedWeights>,
+    pub shared: Option<SharedExpert>,
+}
+
+/// The expert that every token passes through.
+pub(super) struct SharedExpert {
+    /// `[hidden]`; the sigmoid of its dot with the row weighs the expert.
+    pub gate: Vec<f32>,
+    pub weights: GatedWeights,
+}
+
+pub(super) enum FeedForward {
+    Dense(GatedWeights),
+    Sparse(ExpertWeights),
+}
+
+pub(super) struct Layer {
+    pub attention: AttentionWeights,
+    pub ffn_norm: Vec<f32>,
+    pub feed_forward: FeedForward,
+    /// Before the residual is added; empty: none.
+    pub ffn_post_norm: Vec<f32>,
+}
+
+/// All weights of a model.
+pub struct DecoderWeights {
+    pub(super) config: DecoderConfig,
+    pub(super) embedding: Matrix,
+    /// `None`: tied to the embedding.
+    pub(super) head: Option<Matrix>,
+    pub(super) output_norm: Vec<f32>,
+    /// Divisors of the rotation's angles; empty: 1.
+    pub(super) rope_divisors: Vec<f32>,
+    pub(super) layers: Vec<Layer>,
+}
+
+impl DecoderWeights {
+    /// Weights that the file stores as floats are quantised to `target`; embedding and head, on
+    /// which every token depends, never below Q8_0.
+    pub fn load(source: &ModelSource, target: WeightTarget) -> Result<Self, ModelError> {
+        let config = DecoderConfig::read(source)?;
+        let mut reader = WeightReader::new(source, &config, target)?;
+        let (hidden, vocabulary) = (config.hidden, config.vocabulary);
+        let embedding = reader.in_full_width(Part::Embedding, vocabulary, hidden)?;
+        let head = match config.tied {
+            true => None,
+            false => Some(reader.in_full_width(Part::Head, vocabulary, hidden)?),
+        };
+        let weights = Self {
+            embedding,
+            head,
+            output_norm: reader.norm(Part::OutputNorm, hidden)?,
+            rope_divisors: rope_divisors(&mut reader, &config)?,
+            layers: (0..config.layers)
+                .map(|i| Layer::load(&mut reader, &config, i))
+                .collect::<Result<_, _>>()?,
+            config,
+        };
+        reader.nothing_is_left(weights.config.tied)?;
+        Ok(weights)
+    }
+
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+}
+
+/// The file may bring its own divisors (Llama 3 in GGUF); then nothing else may scale.
+fn rope_divisors(
+    reader: &mut WeightReader<'_>,
+    config: &DecoderConfig,
+) -> Result<Vec<f32>, ModelError> {
+    let rope = &config.rope;
+    let computed = rope.scaling.divisors(rope.dim, rope.base);
+    let listed = reader.optional(Part::RopeDivisors, rope.dim / 2)?;
+    if listed.iter().any(|d| *d <= 0.0) || !(listed.is_empty() || computed.is_empty()) {
+        let problem = "must be above 0, and stand alone: the metadata scale the rotation too";
+        return Err(reader.error(&Part::RopeDivisors.name(reader), problem.into()));
+    }
+    Ok(match listed.is_empty() {
+        true => computed,
+        false => listed,
+    })
+}
+
+impl Layer {
+    fn load(
+        reader: &mut WeightReader<'_>,
+        config: &DecoderConfig,
+        index: usize,
+    ) -> Result<Self, ModelError> {
+        let hidden = config.hidden;
+        let gemma = config.architecture.is_gemma();
+        let ffn_norm = match gemma {
+            true => Part::PreFfnNorm(index),
+            false => Part::FfnNorm(index),
+        };
+        Ok(Self {
+            attention: AttentionWeights::load(reader, config, index)?,
+            ffn_norm: reader.norm(ffn_norm, hidden)?,
+            feed_forward: match (config.kinds[index], config.experts) {
+                (LayerKind { sparse: true, .. }, Some(experts)) => {
+                    FeedForward::Sparse(ExpertWeights::load(reader, &experts, hidden, index)?)
+                }
+                _ => FeedForward::Dense(reader.gated(
+                    [Part::Gate(index), Part::Up(index), Part::Down(index)],
+                    hidden,
+                    config.feed_forward,
+                )?),
+            },
+            ffn_post_norm: match gemma {
+                true => reader.norm(Part::PostFfnNorm(index), hidden)?,
+                false => Vec::new(),
+            },
+        })
+    }
+}
+
+impl AttentionWeights {
+    fn load(
+        reader: &mut WeightReader<'_>,
+        config: &DecoderConfig,
+        index: usize,
+    ) -> Result<Self, ModelError> {
+        let (hidden, head_dim) = (config.hidden, config.head_dim);
+        let (wide, narrow) = (config.heads * head_dim, config.kv_heads * head_dim);
+        let needs_bias = config.architecture.has_biases();
+        let mut bias = |part: Part, width: usize| {
+            let bias = reader.optional(part, width)?;
+            match needs_bias && bias.is_empty() {
+                true => Err(reader.missing(&part.name(reader))),
+                false => Ok(bias),
+            }
+        };
+        let q_bias = bias(Part::QueryBias(index), wide)?;
+        let k_bias = bias(Part::KeyBias(index), narrow)?;
+        let v_bias = bias(Part::ValueBias(index), narrow)?;
+        let mut head_norm = |part: Part| match config.architecture.has_head_norms() {
+            true => reader.norm(part, head_dim),
+            false => Ok(Vec::new()),
+        };
+        let q_norm = head_norm(Part::QueryNorm(index))?;
+        let k_norm = head_norm(Part::KeyNorm(index))?;
+        Ok(Self {
+            norm: reader.norm(Part::AttentionNorm(index), hidden)?,
+            q: reader.matrix(Part::Query(index), wide, hidden)?,
+            k: reader.matrix(Part::Key(index), narrow, hidden)?,
+            v: reader.matrix(Part::Value(index), narrow, hidden)?,
+            q_bias,
+            k_bias,
+            v_bias,
+            q_norm,
+            k_norm,
+            output: reader.matrix(Part::Output(index), hidden, wide)?,
+            output_bias: reader.optional(Part::OutputBias(index), hidden)?,
+            post_norm: match config.architecture.is_gemma() {
+                true => reader.norm(Part::PostAttentionNorm(index), hidden)?,
+                false => Vec::new(),
+            },
+        })
+    }
+}
+
+impl ExpertWeights {
+    fn load(
+        reader: &mut WeightReader<'_>,
+        config: &ExpertConfig,
+        hidden: usize,
+        layer: usize,
+    ) -> Result<Self, ModelError> {
+        let (count, width) = (config.count, config.feed_forward);
+        let shared = match config.shared_feed_forward {
+            Some(width) => Some(SharedExpert {
+                gate: reader.floats(Part::SharedRouter(layer), 1, hidden)?,
+                weights: reader.gated(
+                    [
+                        Part::SharedGate(layer),
+                        Part::SharedUp(layer),
+                        Part::SharedDown(layer),
+                    ],
+                    hidden,
+                    width,
+                )?,
+            }),
+            None => None,
+        };
+        Ok(Self {
+            router: reader.floats(Part::Router(layer), count, hidden)?,
+            experts: (0..count)
+                .map(|expert| {
+                    let mut of = |part, rows, cols| {
+                        reader.expert_matrix(part, layer, (expert, count), rows, cols)
+                    };
+                    Ok(GatedWeights {
+                        gate: of(ExpertPart::Gate, width, hidden)?,
+                        up: of(ExpertPart::Up, width, hidden)?,
+                        down: of(ExpertPart::Down, hidden, width)?,
+                    })
+                })
+                .collect::<Result<_, ModelError>>()?,
+            shared,
+        })
+    }
+}
+
+/// A tensor by what it is for; the number is the layer's.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Embedding,
+    Head,
+    OutputNorm,
+    RopeDivisors,
+    AttentionNorm(usize),
+    Query(usize),
+    Key(usize),
+    Value(usize),
+    QueryBias(usize),
+    KeyBias(usize),
+    ValueBias(usize),
+    QueryNorm(usize),
+    KeyNorm(usize),
+    Output(usize),
+    OutputBias(usize),
+    PostAttentionNorm(usize),
+    FfnNorm(usize),
+    PreFfnNorm(usize),
+    PostFfnNorm(usize),
+    Gate(usize),
+    Up(usize),
+    Down(usize),
+    Router(usize),
+    SharedRouter(usize),
+    SharedGate(usize),
+    SharedUp(usize),
+    SharedDown(usize),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum ExpertPart {
+    Gate,
+    Up,
+    Down,
+}
+
+impl Part {
+    fn name(self, reader: &WeightReader<'_>) -> String {
+        match &reader.names {
+            Names::Gguf => self.gguf_name(),
+            Names::Folder { prefix, mixtral } => self.folder_name(prefix, *mixtral),
+        }
+    }
+
+    fn gguf_name(self) -> String {
+        let (layer, part) = match self {
+            Self::Embedding => return "token_embd.weight".into(),
+            Self::Head => return "output.weight".into(),
+            Self::OutputNorm => return "output_norm.weight".into(),
+            Self::RopeDivisors => return "rope_freqs.weight".into(),
+            Self::AttentionNorm(i) => (i, "attn_norm.weight"),
+            Self::Query(i) => (i, "attn_q.weight"),
+            Self::Key(i) => (i, "attn_k.weight"),
+            Self::Value(i) => (i, "attn_v.weight"),
+            Self::QueryBias(i) => (i, "attn_q.bias"),
+            Self::KeyBias(i) => (i, "attn_k.bias"),
+            Self::ValueBias(i) => (i, "attn_v.bias"),
+            Self::QueryNorm(i) => (i, "attn_q_norm.weight"),
+            Self::KeyNorm(i) => (i, "attn_k_norm.weight"),
+            Self::Output(i) => (i, "attn_output.weight"),
+            Self::OutputBias(i) => (i, "attn_output.bias"),
+            Self::PostAttentionNorm(i) => (i, "post_attention_norm.weight"),
+            Self::FfnNorm(i) | Self::PreFfnNorm(i) => (i, "ffn_norm.weight"),
+            Self::PostFfnNorm(i) => (i, "post_ffw_norm.weight"),
+            Self::Gate(i) => (i, "ffn_gate.weight"),
+            Self::Up(i) => (i, "ffn_up.weight"),
+            Self::Down(i) => (i, "ffn_down.weight"),
+            Self::Router(i) => (i, "ffn_gate_inp.weight"),
+            Self::SharedRouter(i) => (i, "ffn_gate_inp_shexp.weight"),
+            Self::SharedGate(i) => (i, "ffn_gate_shexp.weight"),
+            Self::SharedUp(i) => (i, "ffn_up_shexp.weight"),
+            Self::SharedDown(i) => (i, "ffn_down_shexp.weight"),
+        };
+        format!("blk.{layer}.{part}")
+    }
+
+    fn folder_name(self, prefix: &str, mixtral: bool) -> String {
+        let (layer, part) = match self {
+            Self::Embedding => return format!("{prefix}embed_tokens.weight"),
+            // Models that also see put their head beside the decoder, under one of these names.
+            Self::Head if prefix == "language_model.model." => {
+                return "language_model.lm_head.weight".into();
+            }
+            Self::Head => return "lm_head.weight".into(),
+            Self::OutputNorm => return format!("{prefix}norm.weight"),
+            // Not a tensor of these files; `optional` finds none.
+            Self::RopeDivisors => return format!("{prefix}rope_divisors"),
+            Self::AttentionNorm(i) => (i, "input_layernorm.weight"),
+            Self::Query(i) => (i, "self_attn.q_proj.weight"),
+            Self::Key(i) => (i, "self_attn.k_proj.weight"),
+            Self::Value(i) => (i, "self_attn.v_proj.weight"),
+            Self::QueryBias(i) => (i, "self_attn.q_proj.bias"),
+            Self::KeyBias(i) => (i, "self_attn.k_proj.bias"),
+            Self::ValueBias(i) => (i, "self_attn.v_proj.bias"),
+            Self::QueryNorm(i) => (i, "self_attn.q_norm.weight"),
+            Self::KeyNorm(i) => (i, "self_attn.k_norm.weight"),
+            Self::Output(i) => (i, "self_attn.o_proj.weight"),
+            Self::OutputBias(i) => (i, "self_attn.o_proj.bias"),
+            // The same name for two things: behind attention in Gemma, before the feed-forward
+            // elsewhere.
+            Self::PostAttentionNorm(i) | Self::FfnNorm(i) => (i, "post_attention_layernorm.weight"),
+            Self::PreFfnNorm(i) => (i, "pre_feedforward_layernorm.weight"),
+            Self::PostFfnNorm(i) => (i, "post_feedforward_layernorm.weight"),
+            Self::Gate(i) => (i, "mlp.gate_proj.weight"),
+            Self::Up(i) => (i, "mlp.up_proj.weight"),
+            Self::Down(i) => (i, "mlp.down_proj.weight"),
+            Self::Router(i) if mixtral => (i, "block_sparse_moe.gate.weight"),
+            Self::Router(i) => (i, "mlp.gate.weight"),
+            Self::SharedRouter(i) => (i, "mlp.shared_expert_gate.weight"),
+            Self::SharedGate(i) => (i, "mlp.shared_expert.gate_proj.weight"),
+            Self::SharedUp(i) => (i, "mlp.shared_expert.up_proj.weight"),
+            Self::SharedDown(i) => (i, "mlp.shared_expert.down_proj.weight"),
+        };
+        format!("{prefix}layers.{layer}.{part}")
+    }
+}
+
+impl ExpertPart {
+    /// One expert's own tensor.
+    fn name(self, names: &Names, layer: usize, expert: usize) -> String {
+        match names {
+            Names::Gguf => format!("blk.{layer}.ffn_{}.{expert}.weight", self.word()),
+            Names::Folder { prefix, mixtral } => {
+                let part = match (mixtral, self) {
+                    (true, Self::Gate) => "w1",
+                    (true, Self::Up) => "w3",
+                    (true, Self::Down) => "w2",
+                    (false, Self::Gate) => "gate_proj",
+                    (false, Self::Up) => "up_proj",
+                    (false, Self::Down) => "down_proj",
+                };
+                let home = if *mixtral { "block_sparse_moe" } else { "mlp" };
+                format!("{prefix}layers.{layer}.{home}.experts.{expert}.{part}.weight")
+            }
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Gate => "gate",
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
+}
+
+enum Names {
+    Gguf,
+    Folder {
+        /// What stands before `layers` and `embed_tokens`.
+        prefix: &'static str,
+        mixtral: bool,
+    },
+}
+
+#[derive(Clone, Copy)]
+enum Tensors<'a> {
+    Gguf(&'a Gguf),
+    Folder(&'a Safetensors),
+}
+
+/// Reads tensors, checks their shapes and repacks them; the buffer is reused from one to the next.
+struct WeightReader<'a> {
+    tensors: Tensors<'a>,
+    names: Names,
+    target: WeightTarget,
+    /// Safetensors of Gemma hold the weights of norms less 1.
+    norms_lack_one: bool,
+    used: HashSet<String>,
+    buffer: Vec<u8>,
+}
+
+/// Where a decoder may stand in a folder's names, alone or as a part of a model that also sees.
+const PREFIXES: [&str; 3] = ["model.", "language_model.model.", "model.language_model."];
+
+/// Parts that see; the language model runs without them.
+const SEEING: [&str; 4] = [
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+];
+
+impl<'a> WeightReader<'a> {
+    fn new(
+        source: &'a ModelSource,
+        config: &DecoderConfig,
+        target: WeightTarget,
+    ) -> Result<Self, ModelError> {
+        let (tensors, names) = match source {
+            ModelSource::Gguf(gguf) => (Tensors::Gguf(gguf), Names::Gguf),
+            ModelSource::Folder(folder) => {
+                let Some(weights) = folder.weights() else {
+                    let problem = "no model.safetensors and no model.safetensors.index.json";
+                    return Err(ModelError::Unreadable {
+                        file: folder.path().display().to_string(),
+                        problem: problem.into(),
+                    });
+                };
+                let has = |prefix: &&&str| {
+                    let embedding = format!("{prefix}embed_tokens.weight");
+                    weights.tensors().contains_key(&embedding)
+                };
+                let prefix = PREFIXES.iter().find(has).unwrap_or(&PREFIXES[0]);
+                let mixtral = config.architecture == super::config::Architecture::Mixtral;
+                (Tensors::Folder(weights), Names::Folder { prefix, mixtral })
+            }
+        };
+        Ok(Self {
+            norms_lack_one: config.architecture.is_gemma() && matches!(tensors, Tensors::Folder(_)),
+            tensors,
+            names,
+            target,
+            used: HashSet::new(),
+            buffer: Vec::new(),
+        })
+    }
+
+    fn has(&self, name: &str) -> bool {
+        match self.tensors {
+            Tensors::Gguf(gguf) => gguf.header().tensors.contains_key(name),
+            Tensors::Folder(weights) => weights.tensors().contains_key(name),
+        }
+    }
+
+    fn error(&self, name: &str, problem: String) -> ModelError {
+        match self.tensors {
+            Tensors::Gguf(gguf) => match gguf.tensor(name) {
+                Ok(info) => gguf.tensor_error(info, problem).into(),
+                Err(missing) => missing.into(),
+            },
+            Tensors::Folder(weights) => match weights.tensor(name) {
+                Ok(tensor) => weights.tensor_error(tensor, problem).into(),
+                Err(missing) => missing.into(),
+            },
+        }
+    }
+
+    fn missing(&self, name: &str) -> ModelError {
+        self.error(name, String::new())
+    }
+
+    /// Fills the buffer with a tensor of this shape (outermost first), or with one of `count` equal
+    /// slices of it along the outermost axis.
+    fn fetch(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        (slice, count): (usize, usize),
+    ) -> Result<TensorType, ModelError> {
+        self.used.insert(name.to_owned());
+        match self.tensors {
+            Tensors::Gguf(gguf) => {
+                let info = gguf.tensor(name)?;
+                let found: Vec<u64> = info.shape.iter().rev().copied().collect();
+                let found = without_leading_ones(&found, shape.len());
+                self.check_shape(name, found, shape)?;
+                let part = part_of(info, slice, count);
+                gguf.read_tensor(&part, &mut self.buffer)?;
+                Ok(info.kind)
+            }
+            Tensors::Folder(weights) => {
+                let tensor = weights.tensor(name)?;
+                let found = without_leading_ones(&tensor.shape, shape.len());
+                self.check_shape(name, found, shape)?;
+                weights.read(tensor, &mut self.buffer)?;
+                Ok(tensor.kind)
+            }
+        }
+    }
+
+    fn check_shape(&self, name: &str, found: &[u64], wanted: &[usize]) -> Result<(), ModelError> {
+        let same = found.iter().map(|d| *d as usize).eq(wanted.iter().copied());
+        match same {
+            true => Ok(()),
+            false => Err(self.error(
+                name,
+                format!("shape {found:?}, but the metadata say {wanted:?} (rows first)"),
+            )),
+        }
+    }
+
+    fn pack(
+        &self,
+        name: &str,
+        kind: TensorType,
+        target: WeightTarget,
+        (rows, cols): (usize, usize),
+    ) -> Result<Matrix, ModelError> {
+        let Some(format) = block_format(kind) else {
+            let problem = format!("type {kind} cannot be run");
+            return Err(self.error(name, problem));
+        };
+        Matrix::quantize(target, format, rows, cols, &self.buffer)
+            .map_err(|source| self.error(name, source.to_string()))
+    }
+
+    /// A matrix of `rows` outputs by `cols` inputs.
+    fn matrix(&mut self, part: Part, rows: usize, cols: usize) -> Result<Matrix, ModelError> {
+        let name = part.name(self);
+        let kind = self.fetch(&name, &[rows, cols], (0, 1))?;
+        self.pack(&name, kind, self.target, (rows, cols))
+    }
+
+    /// As [`Self::matrix`]; floats become Q8_0 whatever the target.
+    fn in_full_width(
+        &mut self,
+        part: Part,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Matrix, ModelError> {
+        let name = part.name(self);
+        let kind = self.fetch(&name, &[rows, cols], (0, 1))?;
+        self.pack(&name, kind, WeightTarget::Q8_0, (rows, cols))
+    }
+
+    fn gated(
+        &mut self,
+        [gate, up, down]: [Part; 3],
+        hidden: usize,
+        width: usize,
+    ) -> Result<GatedWeights, ModelError> {
+        Ok(GatedWeights {
+            gate: self.matrix(gate, width, hidden)?,
+            up: self.matrix(up, width, hidden)?,
+            down: self.matrix(down, hidden, width)?,
+        })
+    }
+
+    /// One expert's matrix: a tensor of its own, or a slice of the tensor of all (GGUF's newer way).
+    fn expert_matrix(
+        &mut self,
+        part: ExpertPart,
+        layer: usize,
+        (expert, count): (usize, usize),
+        rows: usize,
+        cols: usize,
+    ) -> Result<Matrix, ModelError> {
+        let all = format!("blk.{layer}.ffn_{}_exps.weight", part.word());
+        if matches!(self.names, Names::Gguf) && self.has(&all) {
+            let kind = self.fetch(&all, &[count, rows, cols], (expert, count))?;
+            return self.pack(&all, kind, self.target, (rows, cols));
+        }
+        let name = part.name(&self.names, layer, expert);
+        let kind = self.fetch(&name, &[rows, cols], (0, 1))?;
+        self.pack(&name, kind, self.target, (rows, cols))
+    }
+
+    /// A small matrix as floats: `[rows][cols]`.
+    fn floats(&mut self, part: Part, rows: usize, cols: usize) -> Result<Vec<f32>, ModelError> {
+        let name = part.name(self);
+        let shape = [rows, cols];
+        let shape = if rows == 1 { &shape[1..] } else { &shape };
+        let kind = self.fetch(&name, shape, (0, 1))?;
+        self.to_floats(&name, kind)
+    }
+
+    /// The weights of a norm as they are multiplied.
+    fn norm(&mut self, part: Part, length: usize) -> Result<Vec<f32>, ModelError> {
+        let mut weights = self.floats(part, 1, length)?;
+        if self.norms_lack_one {
+            weights.iter_mut().for_each(|w| *w += 1.0);
+        }
+        Ok(weights)
+    }
+
+    /// A list of floats, empty where the file has none.
+    fn optional(&mut self, part: Part, length: usize) -> Result<Vec<f32>, ModelError> {
+        match self.has(&part.name(self)) {
+            true => self.floats(part, 1, length),
+            false => Ok(Vec::new()),
+        }
+    }
+
+    fn to_floats(&self, name: &str, kind: TensorType) -> Result<Vec<f32>, ModelError> {
+        let halves = || self.buffer.as_chunks().0.iter();
+        let values: Vec<f32> = match kind {
+            TensorType::F32 => {
+                let words = self.buffer.as_chunks().0.iter();
+                words.map(|b| f32::from_le_bytes(*b)).collect()
+            }
+            TensorType::F16 => halves()
+                .map(|b| half::f16::from_le_bytes(*b).to_f32())
+                .collect(),
+            TensorType::BF16 => halves()
+                .map(|b| half::bf16::from_le_bytes(*b).to_f32())
+                .collect(),
+            other => {
+                let problem = format!("type {other}; F32, F16 or BF16 is expected");
+                return Err(self.error(name, problem));
+            }
+        };
+        match values.iter().all(|v| v.is_finite()) {
+            true => Ok(values),
+            false => Err(self.error(name, "a weight is not a finite number".into())),
+        }
+    }
+
+    /// A tensor that nobody reads is a feature that nobody runs.
+    fn nothing_is_left(&self, tied: bool) -> Result<(), ModelError> {
+        let harmless = |name: &str| {
+            // Angles that every reader computes, and a second copy of a tied head.
+            name.ends_with("rotary_emb.inv_freq")
+                || name.ends_with("rope.freqs")
+                || (tied && name == Part::Head.name(self))
+                || SEEING.iter().any(|part| name.starts_with(part))
+        };
+        let mut all: Box<dyn Iterator<Item = &String>> = match self.tensors {
+            Tensors::Gguf(gguf) => Box::new(gguf.header().tensors.keys()),
+            Tensors::Folder(weights) => Box::new(weights.tensors().keys()),
+        };
+        match all.find(|name| !self.used.contains(*name) && !harmless(name)) {
+            Some(name) => Err(self.error(
+                name,
+                "belongs to something that this engine does not run".into(),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A vector may be written as a matrix of one row.
+fn without_leading_ones(shape: &[u64], rank: usize) -> &[u64] {
+    let extra = shape.len().saturating_sub(rank);
+    match shape[..extra].iter().all(|d| *d == 1) {
+        true => &shape[extra..],
+        false => shape,
+    }
+}
+
+/// The entry of one of `count` equal slices, which its shape has been checked to have.
+fn part_of(info: &TensorInfo, slice: usize, count: usize) -> TensorInfo {
+    let bytes = info.bytes / count as u64;
+    TensorInfo {
+        offset: info.offset + bytes * slice as u64,
+        bytes,
+        ..info.clone()
+    }
+}
+
+fn block_format(kind: TensorType) -> Option<BlockFormat> {
+    Some(match kind {
+        TensorType::F32 => BlockFormat::F32,
+        TensorType::F16 => BlockFormat::F16,
+        TensorType::BF16 => BlockFormat::BF16,
+        TensorType::Q4_0 => BlockFormat::Q4_0,
+        TensorType::Q4_1 => BlockFormat::Q4_1,
+        TensorType::Q5_0 => BlockFormat::Q5_0,
+        TensorType::Q5_1 => BlockFormat::Q5_1,
+        TensorType::Q8_0 => BlockFormat::Q8_0,
+        TensorType::Q4_K => BlockFormat::Q4_K,
+        TensorType::Q5_K => BlockFormat::Q5_K,
+        TensorType::Q6_K => BlockFormat::Q6_K,
+        TensorType::Q2_K | TensorType::Q3_K => return None,
+    })
+}
