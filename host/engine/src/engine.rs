@@ -19,7 +19,7 @@ use crate::block::BLOCK_SIZE;
 use crate::chat_template::{ChatMessage, ChatTemplate, TemplateError};
 use crate::events::{Closed, EngineError, Event, FinishReason, Sink, TokenLogprob};
 use crate::inspect::describe;
-use crate::kernels::{Isa, KernelError, KvStore, WeightTarget};
+use crate::kernels::{Isa, KernelError, KvStore};
 use crate::model::ModelError;
 use crate::model::decoder::{DecoderRunner, RunnerSize};
 use crate::model::source::ModelSource;
@@ -47,9 +47,6 @@ pub struct EngineConfig {
     pub name: String,
     /// A GGUF file, or a folder with `config.json`, safetensors and `tokenizer.json`.
     pub path: PathBuf,
-    /// What weights that the file stores as floats become in memory. Embedding and head stay at
-    /// 8 bits.
-    pub load_quantization: WeightTarget,
     /// Sequences computed together. Beyond some dozens a CPU gains nothing from more rows, and each
     /// running sequence slows the others.
     pub max_sequences: usize,
@@ -71,7 +68,8 @@ pub struct EngineConfig {
     pub prefix_cache: bool,
     pub speculation: SpeculationConfig,
     /// What float weights (safetensors, f16 and f32 tensors of a GGUF file) become at load; `None`
-    /// keeps them. Weights that are quantised in the file stay as they are.
+    /// is Q8_0. Embedding and head never fall below that, and weights that are quantised in the
+    /// file stay as they are.
     pub load_quantization: Option<LoadQuantization>,
     /// Predicted time that the prefill rows of one step may take; `max_batch_tokens` bounds them
     /// too. Running answers stand still for about as long, and readers see a tenth of a second.
@@ -85,7 +83,6 @@ impl EngineConfig {
         Self {
             name: name.into(),
             path: path.into(),
-            load_quantization: WeightTarget::Q8_0,
             max_sequences: 32,
             max_waiting: 256,
             kv_bytes: 256 << 20,
@@ -179,12 +176,7 @@ pub enum DrafterKind {
 }
 
 /// Types that float weights can become while they are loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LoadQuantization {
-    Q8_0,
-    Q4_0,
-    Q4_1,
-}
+pub use crate::kernels::WeightTarget as LoadQuantization;
 
 /// A model that cannot be served. The messages say whether file, configuration or machine is at fault.
 #[derive(Debug, thiserror::Error)]
@@ -224,7 +216,7 @@ pub struct ModelInfo {
     pub file: PathBuf,
     pub architecture: String,
     pub parameters: u64,
-    /// ggml's name of the type that most weights have.
+    /// ggml's name of the type that most weights have in memory.
     pub quantization: String,
     /// Longest prompt plus answer.
     pub context_tokens: usize,
@@ -406,7 +398,7 @@ impl Engine {
                 file: file.clone(),
                 source,
             })?;
-        let weights = DecoderWeights::load(&source, config.load_quantization)?;
+        let weights = DecoderWeights::load(&source, config.load_quantization.unwrap_or_default())?;
         let rows = weights.config().vocabulary;
         if tokenizer.vocabulary() > rows {
             return Err(LoadError::Vocabulary {
@@ -576,10 +568,14 @@ fn model_info(
     Ok(ModelInfo {
         name: config.name.clone(),
         file: config.path.clone(),
-        quantization: about
-            .quantization()
-            .map(|kind| kind.to_string())
-            .unwrap_or_default(),
+        quantization: match about.quantization() {
+            // Floats are not what is in memory.
+            Some(kind) if kind.block().0 == 1 => {
+                format!("{:?}", config.load_quantization.unwrap_or_default())
+            }
+            Some(kind) => kind.to_string(),
+            None => String::new(),
+        },
         architecture: about.architecture,
         parameters: about.parameters,
         context_tokens: size.context_tokens,

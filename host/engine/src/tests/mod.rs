@@ -8,3 +8,4 @@ mod equality;
 mod life;
 mod simulator;
 pub(crate) mod tiny;
+mod tokenizers;

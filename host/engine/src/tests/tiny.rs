@@ -71,6 +71,20 @@ impl Writer {
             .for_each(|v| self.metadata.extend(v.to_le_bytes()));
     }
 
+    pub fn flag(&mut self, key: &str, value: bool) {
+        self.key(key, 7);
+        self.metadata.push(u8::from(value));
+    }
+
+    pub fn floats(&mut self, key: &str, values: &[f32]) {
+        self.key(key, 9);
+        self.metadata.extend(6u32.to_le_bytes());
+        self.metadata.extend((values.len() as u64).to_le_bytes());
+        values
+            .iter()
+            .for_each(|v| self.metadata.extend(v.to_le_bytes()));
+    }
+
     pub fn tensor(&mut self, name: &str, shape: &[usize], values: impl Iterator<Item = f32>) {
         put_text(&mut self.directory, name);
         self.directory.extend((shape.len() as u32).to_le_bytes());

@@ -144,13 +144,13 @@ impl Blueprint {
     }
 
     /// The same with what the metadata of a GGUF file cannot say left at its default.
-    pub fn as_gguf_can(mut self) -> Self {
+    pub fn within_gguf(mut self) -> Self {
         self.query_scalar = self.head_dim as f64;
         self
     }
 
     /// The same without what candle leaves out or does otherwise.
-    pub fn as_candle_can(mut self) -> Self {
+    pub fn within_candle(mut self) -> Self {
         self.window = None;
         self.scaling = match self.family {
             Family::Llama => self.scaling,
