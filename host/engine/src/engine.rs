@@ -73,6 +73,10 @@ pub struct EngineConfig {
     /// before a running sequence lacks a block, so they cost no capacity.
     pub prefix_cache: bool,
     pub speculation: SpeculationConfig,
+    /// What float weights (safetensors, f16 and f32 tensors of a GGUF file) become at load; `None`
+    /// is Q8_0. Embedding and head never fall below that, and weights that are quantised in the
+    /// file stay as they are.
+    pub load_quantization: Option<LoadQuantization>,
     /// Predicted time that the prefill rows of one step may take; `max_batch_tokens` bounds them
     /// too. Running answers stand still for about as long, and readers see a tenth of a second.
     pub step_milliseconds: u32,
@@ -177,6 +181,9 @@ pub enum DrafterKind {
     Suffix,
 }
 
+/// Types that float weights can become while they are loaded.
+pub use crate::kernels::WeightTarget as LoadQuantization;
+
 /// A model that cannot be served. The messages say whether file, configuration or machine is at fault.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -220,7 +227,7 @@ pub struct ModelInfo {
     pub file: PathBuf,
     pub architecture: String,
     pub parameters: u64,
-    /// ggml's name of the type that most weights have.
+    /// ggml's name of the type that most weights have in memory.
     pub quantization: String,
     /// Longest prompt plus answer.
     pub context_tokens: usize,
@@ -402,7 +409,7 @@ impl Engine {
                 file: file.clone(),
                 source,
             })?;
-        let weights = DecoderWeights::load(&source, config.load_quantization)?;
+        let weights = DecoderWeights::load(&source, config.load_quantization.unwrap_or_default())?;
         let rows = weights.config().vocabulary;
         if tokenizer.vocabulary() > rows {
             return Err(LoadError::Vocabulary {
@@ -533,7 +540,7 @@ fn load_draft_model(
             source,
         }
     })?;
-    let weights = DecoderWeights::load(&source, config.load_quantization)?;
+    let weights = DecoderWeights::load(&source, config.load_quantization.unwrap_or_default())?;
     let context_tokens = weights.config().context_tokens.min(size.context_tokens);
     let size = RunnerSize {
         context_tokens,
@@ -614,10 +621,14 @@ fn model_info(
     Ok(ModelInfo {
         name: config.name.clone(),
         file: config.path.clone(),
-        quantization: about
-            .quantization()
-            .map(|kind| kind.to_string())
-            .unwrap_or_default(),
+        quantization: match about.quantization() {
+            // Floats are not what is in memory.
+            Some(kind) if kind.block().0 == 1 => {
+                format!("{:?}", config.load_quantization.unwrap_or_default())
+            }
+            Some(kind) => kind.to_string(),
+            None => String::new(),
+        },
         architecture: about.architecture,
         parameters: about.parameters,
         context_tokens: size.context_tokens,

@@ -48,7 +48,6 @@ pub use events::{
 };
 pub use gguf::{Gguf, GgufError, Header, TensorInfo, TensorType, Value};
 pub use inspect::{Experts, Inspection, TypeTotal, inspect};
-pub use kernels::WeightTarget as LoadQuantization;
 pub use model::ModelError;
 pub use model::source::ModelSource;
 pub use safetensors::{Safetensors, SafetensorsError, StoredTensor};

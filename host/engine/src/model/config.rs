@@ -245,6 +245,10 @@ impl DecoderConfig {
                 return Err(refuse(what, format!("{value} is not above 0")));
             }
         }
+        if self.rms_epsilon >= 1.0 {
+            let problem = format!("{} would drown every row", self.rms_epsilon);
+            return Err(refuse("norm epsilon", problem));
+        }
         if self.kinds.iter().any(|kind| kind.window == Some(0)) {
             let problem = "a window of 0 positions sees nothing".to_owned();
             return Err(refuse("sliding window", problem));

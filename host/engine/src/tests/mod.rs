@@ -2,8 +2,10 @@
 //! driven through the step by a scripted runner, equality of everything that must be equal, and
 //! files that are damaged everywhere.
 
+mod architectures;
 mod damaged;
 mod equality;
 mod life;
 mod simulator;
 pub(crate) mod tiny;
+mod tokenizers;

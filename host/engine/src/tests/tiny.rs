@@ -71,6 +71,20 @@ impl Writer {
             .for_each(|v| self.metadata.extend(v.to_le_bytes()));
     }
 
+    pub fn flag(&mut self, key: &str, value: bool) {
+        self.key(key, 7);
+        self.metadata.push(u8::from(value));
+    }
+
+    pub fn floats(&mut self, key: &str, values: &[f32]) {
+        self.key(key, 9);
+        self.metadata.extend(6u32.to_le_bytes());
+        self.metadata.extend((values.len() as u64).to_le_bytes());
+        values
+            .iter()
+            .for_each(|v| self.metadata.extend(v.to_le_bytes()));
+    }
+
     pub fn tensor(&mut self, name: &str, shape: &[usize], values: impl Iterator<Item = f32>) {
         put_text(&mut self.directory, name);
         self.directory.extend((shape.len() as u32).to_le_bytes());
@@ -163,13 +177,21 @@ pub fn file() -> (Vec<u8>, usize) {
 }
 
 /// Every byte, an end token, a turn token, and a few merges of printable letters.
-fn vocabulary(w: &mut Writer) {
+pub fn words() -> (Vec<String>, [&'static str; 6]) {
     let byte = |b: u8| crate::tokenizer::byte_char(b).to_string();
     let mut tokens: Vec<String> = (0..=255).map(byte).collect();
     tokens.extend(["<|im_end|>".to_owned(), "<|im_start|>".to_owned()]);
     let merges = ["t h", "th e", "Ġ the", "i n", "a n", "Ġ a"];
     tokens.extend(merges.iter().map(|m| m.replace(' ', "")));
     assert_eq!(tokens.len(), VOCABULARY);
+    (tokens, merges)
+}
+
+pub const TEMPLATE: &str =
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}";
+
+pub fn vocabulary(w: &mut Writer) {
+    let (tokens, merges) = words();
     let types: Vec<i32> = (0..VOCABULARY)
         .map(|i| if (256..258).contains(&i) { 3 } else { 1 })
         .collect();
@@ -179,9 +201,7 @@ fn vocabulary(w: &mut Writer) {
     w.ints("tokenizer.ggml.token_type", &types);
     w.texts("tokenizer.ggml.merges", &merges.map(str::to_owned));
     w.uint("tokenizer.ggml.eos_token_id", END);
-    let template =
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}";
-    w.text("tokenizer.chat_template", template);
+    w.text("tokenizer.chat_template", TEMPLATE);
 }
 
 /// The tiny model as a file; it lives as long as the folder.
