@@ -257,16 +257,20 @@ impl Core {
         }
         let (mut node, mut accepted) = (None, 0);
         let outcome = loop {
+            let mask = sequence.constraint.as_mut().map(|c| c.mask());
             let picked = self.sampler.pick(
                 self.runner.logits(rows.start + sequence.branches.row(node)),
                 &sequence.params,
                 &sequence.counts,
-                None,
+                mask.transpose()?,
                 sequence.seed,
                 sequence.tokens.len(),
             )?;
             self.stats.generation_tokens.fetch_add(1, Relaxed);
             append(sequence, &self.tokenizer, picked.token, &picked.report);
+            if let Some(constraint) = &mut sequence.constraint {
+                constraint.accept(picked.token)?;
+            }
             let outcome = ending(sequence, &self.tokenizer, end);
             let next = match sequence.branches.is_empty() {
                 true => None,
@@ -473,7 +477,12 @@ fn ending(sequence: &mut Sequence, tokenizer: &Tokenizer, end: usize) -> Option<
         (String::new(), Some(FinishReason::Stop))
     } else {
         let piece = sequence.text.push(tokenizer.bytes(token));
-        (piece.text, piece.stopped.then_some(FinishReason::Stop))
+        let complete = sequence
+            .constraint
+            .as_ref()
+            .is_some_and(|c| c.is_complete());
+        let over = piece.stopped || complete;
+        (piece.text, over.then_some(FinishReason::Stop))
     };
     if reason.is_none() && sequence.tokens.len() >= end {
         reason = Some(FinishReason::Length);
