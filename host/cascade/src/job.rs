@@ -1,10 +1,10 @@
 //! What goes into the cascade and what comes out.
 
 use futures::stream::BoxStream;
-use homeostat_hooks::{AnsweredBy, Attribute, Endpoint, Finish, Hook, Rejection, ResponseFormat};
+use homeostat_hooks::{AnsweredBy, Attribute, Endpoint, Finish, Hook, Rejection};
 use serde::Serialize;
 
-use crate::tier::{Prompt, Sampling, TierError, Token};
+use crate::tier::{OutputFormat, Prompt, Sampling, TierError, Token};
 
 /// A checked request.
 #[derive(Debug, Clone)]
@@ -23,10 +23,8 @@ pub struct Job {
     pub max_tokens: Option<u32>,
     /// Whether the client reads a stream.
     pub stream: bool,
-    /// Form of the answer.
-    pub response_format: ResponseFormat,
-    /// The schema, with `ResponseFormat::JsonSchema`.
-    pub json_schema: Option<String>,
+    /// What the answer must look like.
+    pub output: OutputFormat,
     /// Who pays.
     pub tenant: Option<String>,
     /// The answer is worthless after this time.

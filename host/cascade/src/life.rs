@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt;
 use homeostat_hooks::{
-    Answer, AnsweredBy, Decision, DirectAnswer, Finish, Hook, HookReply, Outcome, Plan, Policies,
-    Session, Snapshot, Step, TierView, Verdict,
+    Answer, AnsweredBy, Decision, DirectAnswer, Fault, FaultKind, Finish, Hook, HookReply, Outcome,
+    Plan, Policies, Session, Snapshot, Step, TierView, Verdict, builtin,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -239,7 +239,13 @@ impl Life {
 
     /// The whole life on one screen.
     async fn serve(&mut self) -> Result<(), Refused> {
-        match self.decide().await {
+        let decision = match self.decide().await {
+            Decision::Answer(answer) if !self.job.output.admits(&answer.text) => {
+                self.plan_instead(&answer)
+            }
+            decision => decision,
+        };
+        match decision {
             Decision::Reject(rejection) => Err(Refused::Policy(rejection)),
             Decision::Answer(answer) => self.answer_directly(answer).await,
             Decision::Plan(plan) => self.climb(plan).await,
@@ -260,6 +266,38 @@ impl Life {
         self.record.classification = Some(classification);
         self.record.decision = Some(decision);
         value
+    }
+
+    /// A direct answer in another form than the client asked for is no answer: the built-in policy
+    /// plans instead.
+    fn plan_instead(&mut self, answer: &DirectAnswer) -> Decision {
+        let (Some(classification), Some(reply)) =
+            (&self.record.classification, &mut self.record.decision)
+        else {
+            unreachable!("decisions are made from classifications and recorded");
+        };
+        let decision = builtin::route(
+            &classification.value,
+            &self.record.tiers,
+            &self.record.snapshot,
+        );
+        let what = format!(
+            "the direct answer of {} is not in the form asked for",
+            answer.method
+        );
+        reply.fault = Some(Fault::new(FaultKind::Invalid, what));
+        reply.value = decision.clone();
+        if let AnsweredBy::Component {
+            name, generation, ..
+        } = &reply.by
+        {
+            reply.by = AnsweredBy::Fallback {
+                name: name.clone(),
+                generation: *generation,
+                fallback: "built-in".into(),
+            };
+        }
+        decision
     }
 
     async fn answer_directly(&mut self, answer: DirectAnswer) -> Result<(), Refused> {
@@ -355,6 +393,7 @@ impl Life {
             sampling: self.job.sampling.clone(),
             max_tokens,
             max_draft_tokens: step.max_draft_tokens,
+            output: self.job.output.clone(),
             answer_prefix: String::new(),
         };
         tier.generate(call).await
@@ -462,6 +501,10 @@ impl Life {
         match verdict {
             Verdict::Escalate(_) if steps_left > 0 => return Ok(Attempt::Escalate(held)),
             Verdict::Reject(rejection) => return Err(Refused::Policy(rejection)),
+            Verdict::Amend(amendment) if !self.job.output.admits(&amendment.text) => {
+                let note = "the validator's amendment is not in the form asked for: not sent";
+                self.record.notes.push(note.into());
+            }
             Verdict::Amend(amendment) => {
                 held.tokens = vec![Token {
                     text: amendment.text,
@@ -742,7 +785,7 @@ fn open_record(job: &Job, snapshot: Arc<Snapshot>, tiers: Vec<TierView>) -> Deci
             stream: job.stream,
             max_tokens: job.max_tokens,
             temperature: job.sampling.temperature,
-            response_format: job.response_format,
+            response_format: job.output.response_format(),
             tenant: job.tenant.clone(),
         },
         snapshot,

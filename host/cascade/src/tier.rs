@@ -4,7 +4,7 @@
 
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use homeostat_hooks::{Finish, Message, TierView};
+use homeostat_hooks::{Finish, Message, ResponseFormat, TierView};
 use serde::Serialize;
 
 /// One served model.
@@ -30,8 +30,56 @@ pub struct GenerateCall {
     pub max_tokens: Option<u32>,
     /// Draft tokens a step may verify; 0 = no speculation.
     pub max_draft_tokens: u32,
+    /// What the answer must look like.
+    pub output: OutputFormat,
     /// Text of the answer that the client has already seen; the tier continues it.
     pub answer_prefix: String,
+}
+
+/// What an answer must look like, while it is generated and not only afterwards.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum OutputFormat {
+    /// Anything.
+    #[default]
+    Text,
+    /// Any JSON object.
+    JsonObject,
+    /// JSON that a schema accepts.
+    JsonSchema {
+        /// What the client calls it.
+        name: String,
+        /// The schema.
+        schema: serde_json::Value,
+    },
+    /// Text that an expression matches as a whole.
+    Regex(String),
+    /// Text of a grammar in a dialect of Lark.
+    Grammar(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+}
+
+impl OutputFormat {
+    /// The part of it that policies have a word for.
+    pub fn response_format(&self) -> ResponseFormat {
+        match self {
+            Self::JsonObject => ResponseFormat::JsonObject,
+            Self::JsonSchema { .. } => ResponseFormat::JsonSchema,
+            Self::Text | Self::Regex(_) | Self::Grammar(_) | Self::Choice(_) => {
+                ResponseFormat::Text
+            }
+        }
+    }
+
+    /// Whether a text that no tier has shaped may be sent. JSON is the policies' own business: they
+    /// are told, and the validating one checks. Nobody but a tier can tell what a grammar accepts.
+    pub(crate) fn admits(&self, text: &str) -> bool {
+        match self {
+            Self::Text | Self::JsonObject | Self::JsonSchema { .. } => true,
+            Self::Choice(choices) => choices.iter().any(|c| c == text),
+            Self::Regex(_) | Self::Grammar(_) => false,
+        }
+    }
 }
 
 /// What to answer.

@@ -5,7 +5,7 @@
 use homeostat_hooks::{Message, Request, Role, Value};
 
 use crate::job::Job;
-use crate::tier::Prompt;
+use crate::tier::{OutputFormat, Prompt};
 
 /// The request as policies see it, with at most `limit` bytes of message text. The
 /// newest messages are kept whole for as long as they fit; the one that does not fit is
@@ -29,9 +29,7 @@ pub(crate) fn of(job: &Job, limit: usize) -> Request {
         left -= message.content.len();
     }
     let mut attributes = job.attributes.clone();
-    if let Some(schema) = &job.json_schema {
-        attributes.push(("homeostat.json-schema".into(), Value::Text(schema.clone())));
-    }
+    attributes.extend(shape(&job.output).map(|(name, text)| (name.into(), Value::Text(text))));
     Request {
         id: job.id.clone(),
         endpoint: job.endpoint,
@@ -40,11 +38,24 @@ pub(crate) fn of(job: &Job, limit: usize) -> Request {
         cut_bytes,
         max_tokens: job.max_tokens,
         temperature: job.sampling.temperature,
-        response_format: job.response_format,
+        response_format: job.output.response_format(),
         stream: job.stream,
         tenant: job.tenant.clone(),
         deadline_ms: job.deadline_ms,
         attributes,
+    }
+}
+
+/// What policies are told about a form for which their contract has no word.
+fn shape(output: &OutputFormat) -> Option<(&'static str, String)> {
+    match output {
+        OutputFormat::Text | OutputFormat::JsonObject => None,
+        OutputFormat::JsonSchema { schema, .. } => {
+            Some(("homeostat.json-schema", schema.to_string()))
+        }
+        OutputFormat::Regex(_) => Some(("homeostat.output", "regex".into())),
+        OutputFormat::Grammar(_) => Some(("homeostat.output", "grammar".into())),
+        OutputFormat::Choice(_) => Some(("homeostat.output", "choice".into())),
     }
 }
 

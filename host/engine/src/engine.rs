@@ -9,14 +9,15 @@
 
 use std::hash::{DefaultHasher, Hasher};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::block::BLOCK_SIZE;
 use crate::chat_template::{ChatMessage, ChatTemplate, TemplateError};
+use crate::constraint::{Constraint, ConstraintError, Constraints, Grammar};
 use crate::events::{Closed, EngineError, Event, FinishReason, Sink, TokenLogprob};
 use crate::inspect::describe;
 use crate::kernels::{Isa, KernelError, KvStore, WeightTarget};
@@ -257,6 +258,8 @@ pub struct GenerationRequest {
     pub max_new_tokens: Option<usize>,
     /// The answer ends before the first of these; at most 16 of at most 256 bytes.
     pub stop: Vec<String>,
+    /// What the answer must look like; `None` is any text.
+    pub constraint: Option<Grammar>,
     /// Whose share of the engine's time this takes; requests of nobody share as one.
     pub tenant: Option<String>,
     /// From -128 to 127; lower goes first, as for vLLM.
@@ -276,6 +279,7 @@ impl GenerationRequest {
             params: SamplingParams::default(),
             max_new_tokens: None,
             stop: Vec::new(),
+            constraint: None,
             tenant: None,
             priority: 0,
             max_draft_tokens: None,
@@ -312,6 +316,9 @@ pub enum SubmitError {
     /// The client's fault.
     #[error(transparent)]
     Invalid(#[from] ParamError),
+    /// Nearly always the client's fault; the error says so where it is not.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
     /// The host is going down.
     #[error("the engine is shutting down")]
     ShuttingDown,
@@ -370,6 +377,8 @@ struct Shared {
     info: ModelInfo,
     tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
+    /// Built by the first request that needs it, on its thread.
+    constraints: OnceLock<Result<Constraints, ConstraintError>>,
     limits: Limits,
     max_waiting: usize,
     max_draft_tokens: usize,
@@ -439,6 +448,7 @@ impl Engine {
             info,
             tokenizer,
             template,
+            constraints: OnceLock::new(),
             limits,
             max_waiting: config.max_waiting,
             max_draft_tokens: config.speculation.max_draft_tokens,
@@ -683,6 +693,15 @@ fn serve(mut core: Core, commands: &Receiver<Command>, epoch: Instant) {
     }
 }
 
+impl Shared {
+    fn constraints(&self) -> Result<&Constraints, ConstraintError> {
+        let built = self
+            .constraints
+            .get_or_init(|| Constraints::new(&self.tokenizer));
+        built.as_ref().map_err(Clone::clone)
+    }
+}
+
 impl EngineHandle {
     pub fn info(&self) -> &ModelInfo {
         &self.shared.info
@@ -753,9 +772,12 @@ impl EngineHandle {
         if request.max_new_tokens == Some(0) {
             return Err(ParamError::new("max_new_tokens", 0, "at least 1").into());
         }
-        let standing = Standing::of(&request, shared.seed)?;
+        let mut standing = Standing::of(&request, shared.seed)?;
         let tokens = self.prompt_tokens(request.prompt)?;
         let end = shared.limits.admit(tokens.len(), request.max_new_tokens)?;
+        if let Some(grammar) = &request.constraint {
+            standing.constraint = Some(Box::new(shared.constraints()?.compile(grammar)?));
+        }
         self.enqueue(
             tokens,
             request.params,
@@ -868,19 +890,21 @@ impl EngineHandle {
         sequence.tenant = standing.tenant;
         sequence.max_draft_tokens = standing.max_draft_tokens.min(shared.max_draft_tokens);
         sequence.priority = standing.priority;
+        sequence.constraint = standing.constraint;
         sequence.deadline = standing.patience.and_then(|p| arrived.checked_add(p));
         let sent = self.inbox.send(Command::Add(Box::new(sequence)));
         sent.map(|()| id).map_err(|_| SubmitError::ShuttingDown)
     }
 }
 
-/// A request's place among others.
+/// A request's place among others, and in its grammar.
 #[derive(Default)]
 struct Standing {
     tenant: u64,
     max_draft_tokens: usize,
     priority: i8,
     patience: Option<Duration>,
+    constraint: Option<Box<Constraint>>,
 }
 
 impl Standing {
@@ -898,6 +922,7 @@ impl Standing {
             max_draft_tokens: request.max_draft_tokens.unwrap_or(usize::MAX),
             priority: i8::try_from(request.priority).map_err(outside)?,
             patience: request.deadline,
+            constraint: None,
         })
     }
 }

@@ -5,6 +5,9 @@
 
 use std::time::Duration;
 
+use crate::constraint::ConstraintError;
+use crate::sampler::{NotADistribution, PickError};
+
 /// Receives the events of one sequence, in order, on the engine's thread. It must not wait.
 pub trait Sink: Send {
     /// `Err(Closed)`: nobody reads any more; the sequence is cancelled and no further event comes.
@@ -90,6 +93,10 @@ pub enum EngineError {
     /// The model's fault: retrying will give the same.
     #[error("the model failed: {0}")]
     Model(String),
+    /// The client's grammar led to a place that it does not lead out of, or that costs too much.
+    /// Retrying the same request will most likely give the same.
+    #[error("the answer could not be kept in the form that was asked for: {0}")]
+    Grammar(String),
     /// A defect of the host; other sequences go on. Retrying may help, reporting it will.
     #[error("internal error of the engine: {0}")]
     Internal(String),
@@ -102,4 +109,28 @@ pub enum EngineError {
     /// The host is going down; retry elsewhere or later.
     #[error("the engine is shutting down")]
     ShuttingDown,
+}
+
+impl From<NotADistribution> for EngineError {
+    fn from(error: NotADistribution) -> Self {
+        Self::Model(error.to_string())
+    }
+}
+
+impl From<PickError> for EngineError {
+    fn from(error: PickError) -> Self {
+        match error {
+            PickError::NotADistribution(error) => error.into(),
+            PickError::NothingAllowed => Self::Grammar(error.to_string()),
+        }
+    }
+}
+
+impl From<ConstraintError> for EngineError {
+    fn from(error: ConstraintError) -> Self {
+        match error {
+            ConstraintError::Refused(_) => Self::Internal(error.to_string()),
+            _ => Self::Grammar(error.to_string()),
+        }
+    }
 }

@@ -13,6 +13,7 @@ pub mod block;
 mod branches;
 mod chat_template;
 pub mod cost;
+pub mod constraint;
 mod encoder;
 mod engine;
 mod events;
@@ -38,6 +39,7 @@ pub mod threads;
 mod tokenizer;
 
 pub use chat_template::{ChatMessage, ChatTemplate, TemplateError};
+pub use constraint::{Constraint, ConstraintError, Constraints, Grammar, TokenMask};
 pub use encoder::{Embedding, Encoder, EncoderError};
 pub use engine::{
     DrafterKind, Engine, EngineConfig, EngineHandle, GenerationRequest, LoadError,

@@ -6,13 +6,16 @@
 //! temperature. The report costs one vectorised pass, so every token gets it.
 //!
 //! It refuses rows with a NaN or an infinity that leaves no distribution: that is the model's
-//! fault and ends the sequence with an error instead of a random token.
+//! fault and ends the sequence with an error instead of a random token. A mask that leaves none
+//! is the grammar's.
 //!
-//! Order of the steps, as in vLLM: penalties and bias, temperature, min_p, top_k, top_p, draw.
+//! Order of the steps, as in vLLM: penalties and bias, the grammar's mask, temperature, min_p,
+//! top_k, top_p, draw. The filters so see only tokens that are allowed. The report sees them all.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
+use crate::constraint::TokenMask;
 use crate::random;
 
 /// Most alternatives reported per token, as in OpenAI's interface.
@@ -192,6 +195,16 @@ pub struct RowReport {
 #[error("the model produced logits that are not numbers")]
 pub struct NotADistribution;
 
+/// A row from which no token can be chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PickError {
+    #[error(transparent)]
+    NotADistribution(#[from] NotADistribution),
+    /// The fault is the grammar's.
+    #[error("the grammar allows no token that the model can produce")]
+    NothingAllowed,
+}
+
 /// Scratch memory for sampling; holds no state between rows.
 #[derive(Default)]
 pub struct Sampler {
@@ -200,22 +213,30 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Chooses the token for `position` of a sequence whose generator is keyed by `seed`.
+    /// Chooses the token for `position` of a sequence whose generator is keyed by `seed`, among
+    /// those of the `mask` if there is one.
     pub fn pick(
         &mut self,
         logits: &[f32],
         params: &SamplingParams,
         counts: &TokenCounts,
+        mask: Option<&TokenMask>,
         seed: u64,
         position: usize,
-    ) -> Result<Picked, NotADistribution> {
+    ) -> Result<Picked, PickError> {
         let row = RowStatistics::of(logits)?;
-        let token = if params.logit_bias.is_empty() && !counts.wanted {
+        let token = if params.logit_bias.is_empty() && !counts.wanted && mask.is_none() {
             self.choose(logits, row.max, params, seed, position)
         } else {
             let mut adjusted = std::mem::take(&mut self.adjusted);
             adjust(&mut adjusted, logits, params, counts);
-            let token = self.choose(&adjusted, maximum(&adjusted), params, seed, position);
+            mask.iter()
+                .for_each(|mask| forbid_others(&mut adjusted, mask));
+            let max = maximum(&adjusted);
+            if max == f32::NEG_INFINITY {
+                return Err(PickError::NothingAllowed);
+            }
+            let token = self.choose(&adjusted, max, params, seed, position);
             self.adjusted = adjusted;
             token
         };
@@ -342,6 +363,14 @@ fn adjust(adjusted: &mut Vec<f32>, logits: &[f32], params: &SamplingParams, coun
     }
 }
 
+fn forbid_others(row: &mut [f32], mask: &TokenMask) {
+    for (logit, token) in row.iter_mut().zip(0u32..) {
+        if !mask.contains(token) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+}
+
 fn maximum(row: &[f32]) -> f32 {
     row.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
@@ -463,7 +492,7 @@ mod tests {
     fn pick(logits: &[f32], params: &SamplingParams, seed: u64, position: usize) -> u32 {
         let counts = TokenCounts::new(params, &[]);
         Sampler::default()
-            .pick(logits, params, &counts, seed, position)
+            .pick(logits, params, &counts, None, seed, position)
             .expect("finite logits")
             .token
     }
@@ -593,7 +622,7 @@ mod tests {
         };
         let counts = TokenCounts::new(&params, &[]);
         let picked = Sampler::default()
-            .pick(&logits, &params, &counts, 0, 0)
+            .pick(&logits, &params, &counts, None, 0, 0)
             .expect("finite");
         let total: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
         let expected = |l: f32| (f64::from(l).exp() / total).ln() as f32;
@@ -717,8 +746,8 @@ mod tests {
         ] {
             let counts = TokenCounts::new(&params, &[]);
             assert_eq!(
-                Sampler::default().pick(&bad, &params, &counts, 0, 0),
-                Err(NotADistribution),
+                Sampler::default().pick(&bad, &params, &counts, None, 0, 0),
+                Err(PickError::NotADistribution(NotADistribution)),
                 "{bad:?}"
             );
         }

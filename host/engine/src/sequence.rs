@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::batch::Batch;
 use crate::block::{BLOCK_SIZE, BlockCopy, BlockPool, BlockTable};
 use crate::branches::Branches;
+use crate::constraint::Constraint;
 use crate::events::{EngineError, Event, FinishReason, Sink, Timings};
 use crate::prefix::{PrefixHit, PrefixKey};
 use crate::sampler::{SamplingParams, TokenCounts};
@@ -92,6 +93,8 @@ pub struct Sequence {
     pub priority: i8,
     /// By the engine's clock: an answer that has not begun by then is not wanted.
     pub deadline: Option<Duration>,
+    /// What the answer must look like, and how far it is.
+    pub constraint: Option<Box<Constraint>>,
     pub counts: TokenCounts,
     pub text: TextStream,
     pub milestones: Milestones,
@@ -115,7 +118,7 @@ pub struct Order {
 }
 
 impl Sequence {
-    /// It is nobody's, of priority 0 and without a deadline until its owner says otherwise.
+    /// It is nobody's, of priority 0, without a deadline and free to say anything until its owner says otherwise.
     pub fn new(order: Order) -> Self {
         assert!(
             !order.tokens.is_empty(),
@@ -137,6 +140,7 @@ impl Sequence {
             tenant: 0,
             priority: 0,
             deadline: None,
+            constraint: None,
             counts: TokenCounts::new(&order.params, &order.tokens),
             params: order.params,
             text: TextStream::new(order.stops),

@@ -18,7 +18,7 @@ use crate::block::BlockPool;
 use crate::cost::StepCost;
 use crate::events::{EngineError, Event, FinishReason, TokenLogprob, TopLogprob, Usage};
 use crate::runner::Runner;
-use crate::sampler::{NotADistribution, RowReport, RowStatistics, Sampler};
+use crate::sampler::{RowReport, RowStatistics, Sampler};
 use crate::scheduler::{Chunk, Limits, Scheduler};
 use crate::sequence::{Outcome, Purpose, Sequence, SequenceId, State};
 use crate::speculation::{Drafter, Goodput};
@@ -195,8 +195,8 @@ impl Core {
         self.runner.forward(batch).map_err(failed)?;
         for (i, chunk) in chunks.iter().enumerate() {
             self.committing = Some(chunk.id);
-            if let Err(NotADistribution) = self.commit(i, chunk) {
-                let outcome = Outcome::Failed(EngineError::Model(NotADistribution.to_string()));
+            if let Err(error) = self.commit(i, chunk) {
+                let outcome = Outcome::Failed(error);
                 self.scheduler.running_mut()[chunk.index].finish(&mut self.pool, outcome);
             }
             self.committing = None;
@@ -205,7 +205,7 @@ impl Core {
     }
 
     /// Makes the computed rows count, and appends or reports what their logits say.
-    fn commit(&mut self, index: usize, chunk: &Chunk) -> Result<(), NotADistribution> {
+    fn commit(&mut self, index: usize, chunk: &Chunk) -> Result<(), EngineError> {
         let sequence = &mut self.scheduler.running_mut()[chunk.index];
         let rows = self.batch.chunk_logits[index].clone();
         match sequence.purpose {
@@ -250,22 +250,27 @@ impl Core {
         chunk: &Chunk,
         rows: std::ops::Range<usize>,
         end: usize,
-    ) -> Result<(usize, Option<FinishReason>), NotADistribution> {
+    ) -> Result<(usize, Option<FinishReason>), EngineError> {
         let sequence = &mut self.scheduler.running_mut()[chunk.index];
         if rows.is_empty() {
             return Ok((0, None));
         }
         let (mut node, mut accepted) = (None, 0);
         let outcome = loop {
+            let mask = sequence.constraint.as_mut().map(|c| c.mask());
             let picked = self.sampler.pick(
                 self.runner.logits(rows.start + sequence.branches.row(node)),
                 &sequence.params,
                 &sequence.counts,
+                mask.transpose()?,
                 sequence.seed,
                 sequence.tokens.len(),
             )?;
             self.stats.generation_tokens.fetch_add(1, Relaxed);
             append(sequence, &self.tokenizer, picked.token, &picked.report);
+            if let Some(constraint) = &mut sequence.constraint {
+                constraint.accept(picked.token)?;
+            }
             let outcome = ending(sequence, &self.tokenizer, end);
             let next = match sequence.branches.is_empty() {
                 true => None,
@@ -472,7 +477,12 @@ fn ending(sequence: &mut Sequence, tokenizer: &Tokenizer, end: usize) -> Option<
         (String::new(), Some(FinishReason::Stop))
     } else {
         let piece = sequence.text.push(tokenizer.bytes(token));
-        (piece.text, piece.stopped.then_some(FinishReason::Stop))
+        let complete = sequence
+            .constraint
+            .as_ref()
+            .is_some_and(|c| c.is_complete());
+        let over = piece.stopped || complete;
+        (piece.text, over.then_some(FinishReason::Stop))
     };
     if reason.is_none() && sequence.tokens.len() >= end {
         reason = Some(FinishReason::Length);

@@ -122,9 +122,6 @@ fn headers(head: &Head, asked: &Asked) -> HeaderMap {
     if let Some(method) = &head.method {
         put("x-homeostat-method", method);
     }
-    if !asked.warnings.is_empty() {
-        put("x-homeostat-warning", &asked.warnings.join("; "));
-    }
     if !asked.ignored.is_empty() {
         put("x-homeostat-ignored", &asked.ignored.join(","));
     }

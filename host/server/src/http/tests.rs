@@ -87,13 +87,6 @@ async fn an_answer_says_who_gave_it_in_headers_and_body() {
     assert!(policy.contains("classify=built-in") && policy.contains("route=built-in"));
     assert_eq!(headers["x-homeostat-ignored"], "colour");
     assert!(!headers.contains_key("x-homeostat-fallback"));
-    assert!(!headers.contains_key("x-homeostat-warning"));
-}
-
-#[tokio::test]
-async fn a_wish_that_is_not_enforced_is_answered_with_a_warning() {
-    let (_, headers, _) = ask("x", r#","response_format":{"type":"json_object"}"#).await;
-    assert!(headers.contains_key("x-homeostat-warning"));
 }
 
 /// The stream's text with its id, time and story replaced.

@@ -4,5 +4,6 @@
 pub mod embeddings;
 pub mod error;
 pub mod fields;
+mod output;
 pub mod request;
 pub mod shape;

@@ -4,12 +4,13 @@
 //! server cannot honour is refused by name, and what nobody reads is listed. No wire
 //! type goes further than here.
 
-use homeostat_cascade::{Job, Prompt, Sampling};
-use homeostat_hooks::{Attribute, Endpoint, Message, ResponseFormat, Role, Value};
+use homeostat_cascade::{Job, OutputFormat, Prompt, Sampling};
+use homeostat_hooks::{Attribute, Endpoint, Message, Role, Value};
 use serde_json::Value as Json;
 
 use super::error::ApiError;
 use super::fields::{Fields, kind};
+use super::output;
 
 /// Answers to one request; each of them costs a whole generation.
 const N_MAX: i64 = 8;
@@ -47,11 +48,8 @@ pub struct Asked {
     pub include_usage: bool,
     /// Whether the client wants to see log-probabilities.
     pub logprobs: bool,
-    pub response_format: ResponseFormat,
-    pub json_schema: Option<String>,
+    pub output: OutputFormat,
     pub attributes: Vec<Attribute>,
-    /// For `x-homeostat-warning`.
-    pub warnings: Vec<&'static str>,
     /// For `x-homeostat-ignored`.
     pub ignored: Vec<String>,
 }
@@ -78,7 +76,6 @@ impl Asked {
             return Err(ApiError::invalid("top_logprobs", why));
         }
         asked.sampling.top_logprobs = asked.logprobs.then_some(top.unwrap_or(0) as u8);
-        response_format(&mut fields, &mut asked)?;
         asked.ignored = fields.ignored();
         Ok(asked)
     }
@@ -126,10 +123,8 @@ impl Asked {
             stream,
             include_usage: stream_options(fields, stream)?,
             logprobs: false,
-            response_format: ResponseFormat::Text,
-            json_schema: None,
+            output: output::format(fields)?,
             attributes: metadata(fields)?,
-            warnings: Vec::new(),
             ignored: Vec::new(),
         })
     }
@@ -147,8 +142,7 @@ impl Asked {
             sampling,
             max_tokens: self.max_tokens,
             stream: self.stream,
-            response_format: self.response_format,
-            json_schema: self.json_schema.clone(),
+            output: self.output.clone(),
             tenant: tenant.map(str::to_string),
             deadline_ms,
             attributes: self.attributes.clone(),
@@ -333,40 +327,6 @@ fn modalities(fields: &mut Fields) -> Result<(), ApiError> {
     }
     let why = "modalities: this server answers in text only";
     Err(ApiError::unsupported("modalities", why))
-}
-
-fn response_format(fields: &mut Fields, asked: &mut Asked) -> Result<(), ApiError> {
-    let Some(mut format) = fields.object("response_format")? else {
-        return Ok(());
-    };
-    let kinds = [
-        ("text", ResponseFormat::Text),
-        ("json_object", ResponseFormat::JsonObject),
-        ("json_schema", ResponseFormat::JsonSchema),
-    ];
-    asked.response_format = format.word("type", &kinds)?.ok_or_else(|| {
-        let what =
-            "response_format.type is missing, expected one of text, json_object, json_schema";
-        ApiError::invalid("response_format.type", what)
-    })?;
-    if asked.response_format == ResponseFormat::JsonSchema {
-        let schema = match format.object("json_schema")? {
-            Some(mut spec) => spec.object("schema")?,
-            None => None,
-        };
-        let schema = schema.ok_or_else(|| {
-            let name = "response_format.json_schema.schema";
-            ApiError::invalid(name, format!("{name} is missing, expected a JSON schema"))
-        })?;
-        let map: serde_json::Map<String, Json> = schema.rest().collect();
-        asked.json_schema = Some(Json::Object(map).to_string());
-    }
-    if asked.response_format != ResponseFormat::Text {
-        asked.warnings.push(
-            "response_format is checked by the validating policy, not enforced while generating",
-        );
-    }
-    Ok(())
 }
 
 fn messages(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
@@ -686,16 +646,6 @@ mod tests {
     fn unknown_fields_are_listed_for_the_client() {
         let asked = chat(r#","temprature":1,"user":"u""#).unwrap();
         assert_eq!(asked.ignored, ["temprature", "user"]);
-    }
-
-    #[test]
-    fn a_schema_reaches_the_policies_and_the_client_is_told_that_it_is_not_enforced() {
-        let extra = r#","response_format":{"type":"json_schema","json_schema":{"name":"x","schema":{"type":"object"}}}"#;
-        let asked = chat(extra).unwrap();
-        assert_eq!(asked.json_schema.as_deref(), Some(r#"{"type":"object"}"#));
-        assert_eq!(asked.warnings.len(), 1);
-        let missing = chat(r#","response_format":{"type":"json_schema"}"#);
-        refused(missing, "response_format.json_schema.schema", &["missing"]);
     }
 
     #[test]

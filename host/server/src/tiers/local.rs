@@ -4,17 +4,18 @@
 //! its events come back through a channel that never makes the engine wait. The channel
 //! is bounded by the length of the answer, which the context bounds. Long prompts are
 //! tokenised on a blocking thread, short ones in place, because the hop costs more.
+//! Grammars are compiled there as well.
 
 use std::sync::{Arc, Mutex};
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use homeostat_cascade::{
-    GenerateCall, Prompt, Tier, TierError, TierEvent, TierFault, Token, TokenStream,
+    GenerateCall, OutputFormat, Prompt, Tier, TierError, TierEvent, TierFault, Token, TokenStream,
 };
 use homeostat_engine::{
-    ChatMessage, Closed, EngineError, EngineHandle, Event, FinishReason, GenerationRequest,
-    SamplingParams, SequenceId, Sink, SubmitError, Timings,
+    ChatMessage, Closed, ConstraintError, EngineError, EngineHandle, Event, FinishReason,
+    GenerationRequest, Grammar, SamplingParams, SequenceId, Sink, SubmitError, Timings,
 };
 use homeostat_hooks::{Finish, Role, Sample, TierView};
 use tokio::sync::mpsc;
@@ -93,7 +94,8 @@ impl Tier for LocalTier {
     fn generate(&self, call: GenerateCall) -> BoxFuture<'static, Result<TokenStream, TierError>> {
         let shared = self.shared.clone();
         async move {
-            let long = prompt_bytes(&call) > LONG_PROMPT_BYTES;
+            // A grammar is compiled before its request is queued: milliseconds, for a large one more.
+            let long = prompt_bytes(&call) > LONG_PROMPT_BYTES || call.output != OutputFormat::Text;
             let (events, receiver) = mpsc::unbounded_channel();
             let submit = {
                 let shared = shared.clone();
@@ -131,6 +133,18 @@ impl Shared {
         call: &GenerateCall,
         events: mpsc::UnboundedSender<Event>,
     ) -> Result<SequenceId, TierError> {
+        if call.output != OutputFormat::Text && !call.answer_prefix.is_empty() {
+            return Err(TierError {
+                fault: TierFault::Tier,
+                code: "cannot_continue",
+                message: format!(
+                    "tier {} cannot continue an answer of which the form is given",
+                    self.view.id
+                ),
+                retryable: false,
+                retry_after_ms: None,
+            });
+        }
         let text = self.prompt_text(call)?;
         let tokens = self.engine.tokenize(&text, true);
         let context = self.engine.info().context_tokens;
@@ -142,6 +156,7 @@ impl Shared {
             None => left.min(self.wishes.max_tokens as usize).max(1),
         };
         let request = GenerationRequest {
+            constraint: grammar(&call.output),
             prompt: homeostat_engine::Prompt::Tokens(tokens),
             params: params(call),
             max_new_tokens: Some(max_new_tokens),
@@ -192,6 +207,18 @@ impl Shared {
     }
 }
 
+/// The form of the answer in the engine's words.
+fn grammar(output: &OutputFormat) -> Option<Grammar> {
+    match output {
+        OutputFormat::Text => None,
+        OutputFormat::JsonObject => Some(Grammar::JsonObject),
+        OutputFormat::JsonSchema { schema, .. } => Some(Grammar::JsonSchema(schema.clone())),
+        OutputFormat::Regex(expression) => Some(Grammar::Regex(expression.clone())),
+        OutputFormat::Grammar(text) => Some(Grammar::Lark(text.clone())),
+        OutputFormat::Choice(choices) => Some(Grammar::Choice(choices.clone())),
+    }
+}
+
 fn params(call: &GenerateCall) -> SamplingParams {
     let s = &call.sampling;
     SamplingParams {
@@ -231,6 +258,10 @@ fn refused(tier: &str, error: SubmitError) -> TierError {
             (TierFault::Client, "context_length_exceeded", None)
         }
         SubmitError::Invalid(_) => (TierFault::Client, "invalid_value", None),
+        SubmitError::Constraint(ConstraintError::Vocabulary(_)) => {
+            (TierFault::Host, "internal_error", None)
+        }
+        SubmitError::Constraint(_) => (TierFault::Client, "invalid_grammar", None),
         SubmitError::ShuttingDown => (TierFault::Tier, "unavailable", Some(1000)),
     };
     TierError {
@@ -245,6 +276,7 @@ fn refused(tier: &str, error: SubmitError) -> TierError {
 fn failed(tier: &str, error: &EngineError) -> TierError {
     let (fault, code, retryable) = match error {
         EngineError::Model(_) => (TierFault::Tier, "model_failed", false),
+        EngineError::Grammar(_) => (TierFault::Client, "invalid_grammar", false),
         EngineError::Internal(_) => (TierFault::Host, "internal_error", true),
         EngineError::ShuttingDown => (TierFault::Tier, "unavailable", true),
     };

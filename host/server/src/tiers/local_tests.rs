@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use homeostat_cascade::{
-    GenerateCall, Prompt, Sampling, Tier, TierError, TierEvent, TierFault, Token,
+    GenerateCall, OutputFormat, Prompt, Sampling, Tier, TierError, TierEvent, TierFault, Token,
 };
 use homeostat_engine::{Engine, EngineConfig};
 use homeostat_hooks::{Finish, GenerateOptions, Message, ModelError, Models, Role, TierView};
@@ -51,6 +51,7 @@ fn call(question: &str) -> GenerateCall {
         },
         max_tokens: None,
         max_draft_tokens: 0,
+        output: OutputFormat::Text,
         answer_prefix: String::new(),
     }
 }

@@ -192,7 +192,9 @@ fn not_taken(error: &SubmitError) -> ModelError {
         SubmitError::ContextTooLong { .. } | SubmitError::NeverFits { .. } => {
             ModelError::LimitExceeded(error.to_string())
         }
-        SubmitError::Invalid(_) => ModelError::InvalidArgument(error.to_string()),
+        SubmitError::Invalid(_) | SubmitError::Constraint(_) => {
+            ModelError::InvalidArgument(error.to_string())
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures::StreamExt;
 use homeostat_cascade::{
-    GenerateCall, Prompt, Sampling, Tier, TierError, TierEvent, TierFault, Token,
+    GenerateCall, OutputFormat, Prompt, Sampling, Tier, TierError, TierEvent, TierFault, Token,
 };
 use homeostat_hooks::{Finish, Message, Role, TierView};
 use serde_json::{Value, json};
@@ -73,6 +73,7 @@ fn call(prefix: &str) -> GenerateCall {
         sampling: Sampling::default(),
         max_tokens: None,
         max_draft_tokens: 0,
+        output: OutputFormat::Text,
         answer_prefix: prefix.into(),
     }
 }

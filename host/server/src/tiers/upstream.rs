@@ -4,7 +4,7 @@
 //! Servers differ. Fields beyond OpenAI's are sent only when the client asked for
 //! something that needs them, and every field of a chunk may be missing.
 
-use homeostat_cascade::{GenerateCall, Prompt, TierError, TierFault, Token};
+use homeostat_cascade::{GenerateCall, OutputFormat, Prompt, TierError, TierFault, Token};
 use homeostat_hooks::{Finish, Role};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -98,7 +98,27 @@ fn sampling(call: &GenerateCall, max_tokens: u32) -> Map<String, Value> {
         let map: Map<String, Value> = biases.map(|(t, b)| (t.to_string(), (*b).into())).collect();
         put("logit_bias", map.into());
     }
+    if let Some((name, value)) = output(&call.output) {
+        put(name, value);
+    }
     body
+}
+
+/// The field that asks for this form: OpenAI's where it has one, else vLLM's. A server that knows
+/// neither may answer in any form.
+fn output(output: &OutputFormat) -> Option<(&'static str, Value)> {
+    match output {
+        OutputFormat::Text => None,
+        OutputFormat::JsonObject => Some(("response_format", json!({"type": "json_object"}))),
+        OutputFormat::JsonSchema { name, schema } => {
+            let spec = json!({"name": name, "schema": schema, "strict": true});
+            let format = json!({"type": "json_schema", "json_schema": spec});
+            Some(("response_format", format))
+        }
+        OutputFormat::Regex(text) => Some(("structured_outputs", json!({"regex": text}))),
+        OutputFormat::Grammar(text) => Some(("structured_outputs", json!({"grammar": text}))),
+        OutputFormat::Choice(texts) => Some(("structured_outputs", json!({"choice": texts}))),
+    }
 }
 
 fn role(role: Role) -> &'static str {
@@ -317,6 +337,7 @@ mod tests {
             sampling: Sampling::default(),
             max_tokens: None,
             max_draft_tokens: 0,
+            output: OutputFormat::Text,
             answer_prefix: prefix.into(),
         }
     }
