@@ -6,6 +6,7 @@
 //! are quantised on the way in, to the target that the caller names.
 
 use half::{bf16, f16};
+use serde::{Deserialize, Serialize};
 
 use super::QUANT_BLOCK;
 use super::matrix::TILE_ROWS;
@@ -85,7 +86,8 @@ impl BlockFormat {
 }
 
 /// What floats are quantised to when a model is loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum WeightTarget {
     /// 8.5 bits a weight; what a model loses by it can hardly be measured.
     #[default]
@@ -94,6 +96,17 @@ pub enum WeightTarget {
     Q4_0,
     /// 5 bits a weight, with an offset: the better one of the two.
     Q4_1,
+}
+
+impl WeightTarget {
+    /// `(elements, bytes)` of one block, scales included.
+    pub fn block(self) -> (u64, u64) {
+        match self {
+            Self::Q8_0 => (32, 34),
+            Self::Q4_0 => (32, 18),
+            Self::Q4_1 => (32, 20),
+        }
+    }
 }
 
 /// How a tile holds its integers and scales.
