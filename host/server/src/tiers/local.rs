@@ -6,6 +6,7 @@
 //! tokenised on a blocking thread, short ones in place, because the hop costs more.
 
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
@@ -18,6 +19,8 @@ use homeostat_engine::{
 };
 use homeostat_hooks::{Finish, Role, Sample, TierView};
 use tokio::sync::mpsc;
+
+use crate::metrics::TierTimes;
 
 /// Bytes of a prompt from which tokenising it would hold up the async thread: about
 /// a millisecond.
@@ -36,6 +39,7 @@ struct Shared {
     engine: EngineHandle,
     wishes: Wishes,
     means: Mutex<Means>,
+    times: TierTimes,
 }
 
 /// What holds where a request says nothing.
@@ -56,13 +60,14 @@ struct Means {
 
 impl LocalTier {
     /// `view` is what routers are shown; load and measurements are filled in.
-    pub fn new(view: TierView, engine: EngineHandle, wishes: Wishes) -> Self {
+    pub fn new(view: TierView, engine: EngineHandle, wishes: Wishes, times: TierTimes) -> Self {
         Self {
             shared: Arc::new(Shared {
                 view,
                 engine,
                 wishes,
                 means: Mutex::default(),
+                times,
             }),
         }
     }
@@ -110,6 +115,7 @@ impl Tier for LocalTier {
                 shared,
                 id,
                 receiver,
+                newest: None,
                 over: false,
             };
             Ok(futures::stream::unfold(running, Running::next).boxed())
@@ -177,6 +183,7 @@ impl Shared {
     }
 
     fn measured(&self, timings: Timings, completion_tokens: usize) {
+        self.times.queue.observe(timings.queued.as_secs_f64());
         let Some(first) = timings.first_token else {
             return;
         };
@@ -271,6 +278,8 @@ struct Running {
     shared: Arc<Shared>,
     id: SequenceId,
     receiver: mpsc::UnboundedReceiver<Event>,
+    /// When the newest token arrived.
+    newest: Option<Instant>,
     over: bool,
 }
 
@@ -292,6 +301,11 @@ impl Running {
     fn translate(&mut self, event: Event) -> Option<Result<TierEvent, TierError>> {
         let item = match event {
             Event::Token { text, logprob } => {
+                let now = Instant::now();
+                if let Some(before) = self.newest.replace(now) {
+                    let gap = now.duration_since(before).as_secs_f64();
+                    self.shared.times.inter_token.observe(gap);
+                }
                 // The end token is no part of the text, so it is none of the answer.
                 let ends = &self.shared.engine.info().end_tokens;
                 if text.is_empty() && ends.contains(&logprob.token_id) {

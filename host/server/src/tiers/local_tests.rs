@@ -12,6 +12,7 @@ use homeostat_hooks::{Finish, GenerateOptions, Message, ModelError, Models, Role
 
 use super::local::{LocalTier, Wishes};
 use super::models::HostModels;
+use crate::metrics::Metrics;
 use crate::models::{Manifests, ModelCache};
 
 /// One engine for all tests of this file.
@@ -35,7 +36,8 @@ fn tier() -> LocalTier {
         max_tokens: 12,
         system: Some(String::new()),
     };
-    LocalTier::new(view, ENGINE.handle(), wishes)
+    let times = Metrics::new().unwrap().times_of("small");
+    LocalTier::new(view, ENGINE.handle(), wishes, times)
 }
 
 fn call(question: &str) -> GenerateCall {
