@@ -253,6 +253,11 @@ impl Default for Speculation {
 }
 
 impl Speculation {
+    /// Whether anybody guesses.
+    pub fn is_on(&self) -> bool {
+        !self.drafters.is_empty() || self.draft_model.is_some()
+    }
+
     fn check(&self) -> Result<(), String> {
         let n = self.max_draft_tokens;
         if !(1..=MAX_DRAFT_TOKENS).contains(&n) {
@@ -651,7 +656,7 @@ mod tests {
         assert_eq!(read.speculation.max_draft_tokens, 3);
         let off = format!("{tier}speculation = {{ drafters = [] }}");
         let off = Config::parse("t", &off).unwrap().tiers.remove(0);
-        assert!(off.speculation.drafters.is_empty());
+        assert!(!off.speculation.is_on());
         let bad = |line: &str, words: &[&str]| refused(&format!("{tier}{line}"), words);
         bad("load_quantization = \"q5\"", &["line 4", "q5", "q4_0"]);
         bad("step_milliseconds = 0", &["tier a", "1 to 60000"]);

@@ -361,7 +361,7 @@ fn pairs(labels: &[(&str, &str)]) -> Vec<LabelPair> {
 
 impl ModelMetrics {
     fn new(r: &Registry) -> Result<Self> {
-        let time = |name: &str, help: &str, buckets: &[f64]| {
+        let each = |name: &str, help: &str, buckets: &[f64]| {
             histogram(r, &format!("homeostat_{name}"), help, &[MODEL], buckets)
         };
         Ok(Self {
@@ -371,33 +371,33 @@ impl ModelMetrics {
                 "Steps that a model ended, by reason: stop, length, abort, error.",
                 &[MODEL, "finished_reason"],
             )?,
-            e2e_seconds: time(
+            e2e_seconds: each(
                 "e2e_request_latency_seconds",
                 "Time of a model's whole answer.",
                 &REQUEST_SECONDS,
             )?,
-            ttft_seconds: time(
+            ttft_seconds: each(
                 "time_to_first_token_seconds",
                 "Time from asking a model to its first token.",
                 &TTFT_SECONDS,
             )?,
-            tpot_seconds: time(
+            tpot_seconds: each(
                 "time_per_output_token_seconds",
                 "Mean time of an answer's tokens after the first, one value per answer.",
                 &TPOT_SECONDS,
             )?,
-            inter_token_seconds: time(
+            inter_token_seconds: each(
                 "inter_token_latency_seconds",
                 "Time between two tokens of an answer, one value per token; local tiers.",
                 &TPOT_SECONDS,
             )?,
-            queue_seconds: time(
+            queue_seconds: each(
                 "request_queue_time_seconds",
                 "Time from arrival at the engine to the first step; local tiers.",
                 &REQUEST_SECONDS,
             )?,
-            prompt_tokens: time("request_prompt_tokens", "Tokens of a prompt.", &TOKENS)?,
-            generation_tokens: time("request_generation_tokens", "Tokens of an answer.", &TOKENS)?,
+            prompt_tokens: each("request_prompt_tokens", "Tokens of a prompt.", &TOKENS)?,
+            generation_tokens: each("request_generation_tokens", "Tokens of an answer.", &TOKENS)?,
             unsent_tokens: counter(
                 r,
                 "homeostat_unsent_tokens_total",

@@ -231,6 +231,7 @@ fn tiers(config: &Config, engines: &Engines, metrics: &Metrics) -> Result<Tiers,
                     parameters: Some(info.parameters),
                     context_tokens: info.context_tokens as u32,
                     gives_logprobs: true,
+                    can_speculate: tier.speculation.is_on(),
                     ..described(tier)
                 };
                 let wishes = Wishes {

@@ -18,7 +18,7 @@ const HOST_BYTES: u64 = 224 << 20;
 
 /// Buffers of one step with `rows` rows of which `logit_rows` want logits: activations of the
 /// widest layer in f32 with a quantised copy beside them, and the logits.
-pub fn scratch_bytes(model: &Inspection, rows: u64, logit_rows: u64) -> Option<u64> {
+fn scratch_bytes(model: &Inspection, rows: u64, logit_rows: u64) -> Option<u64> {
     let heads = model.heads? + 2 * model.kv_heads?;
     let dense = model.feed_forward.unwrap_or(0);
     let expert = model

@@ -15,8 +15,7 @@ mod shelf;
 mod transfer;
 
 pub use cache::{CacheError, ModelCache};
-pub use hub::{Hub, HubName, pulled};
-pub use manifest::{Manifest, Manifests, ModelKind};
-pub use memory::{Demand, Footprint, Room, scratch_bytes};
-pub use pull::pull;
+pub use hub::pulled;
+pub use manifest::{Manifest, ModelKind};
+pub use memory::{Demand, Footprint, Room};
 pub use shelf::{Shelf, is_path};

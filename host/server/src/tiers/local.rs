@@ -152,6 +152,8 @@ impl Shared {
             params: params(call),
             max_new_tokens: Some(max_new_tokens),
             stop: call.sampling.stop.clone(),
+            max_draft_tokens: Some(call.max_draft_tokens as usize),
+            ..GenerationRequest::new("")
         };
         let sink = Box::new(ChannelSink(events));
         self.engine
@@ -253,6 +255,7 @@ fn failed(tier: &str, error: &EngineError) -> TierError {
     let (fault, code, retryable) = match error {
         EngineError::Model(_) => (TierFault::Tier, "model_failed", false),
         EngineError::Internal(_) => (TierFault::Host, "internal_error", true),
+        EngineError::DeadlineExceeded { .. } => (TierFault::Tier, "deadline_exceeded", true),
         EngineError::ShuttingDown => (TierFault::Tier, "unavailable", true),
     };
     TierError {

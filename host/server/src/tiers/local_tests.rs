@@ -12,19 +12,15 @@ use homeostat_hooks::{Finish, GenerateOptions, Message, ModelError, Models, Role
 
 use super::local::{LocalTier, Wishes};
 use super::models::HostModels;
+use crate::config::Config;
 use crate::metrics::Metrics;
-use crate::models::{Manifests, ModelCache};
+use crate::models::Shelf;
 
 /// One engine for all tests of this file.
 static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
-    let manifests = Manifests::load(None).unwrap();
-    let manifest = manifests.get("smollm2-135m-instruct").unwrap();
-    let folder = ModelCache::open(None).unwrap().verified(manifest).unwrap();
-    Engine::load(EngineConfig::new(
-        "small",
-        folder.join(&manifest.files[0].name),
-    ))
-    .unwrap()
+    let shelf = Shelf::open(&Config::default()).unwrap();
+    let file = shelf.verified("smollm2-135m-instruct").unwrap();
+    Engine::load(EngineConfig::new("small", file)).unwrap()
 });
 
 fn tier() -> LocalTier {
