@@ -18,7 +18,7 @@ def basic() -> str:
 
 def local_tier(id: str, rank: int = 0, quality=SMALL_QUALITY, **extra) -> str:
     if "path" not in extra:
-        extra["model"] = GENERATIVE
+        extra.setdefault("model", GENERATIVE)
     return _table("[tiers]", id=id, kind="local", rank=rank, quality=quality, **extra)
 
 

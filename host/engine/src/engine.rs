@@ -15,6 +15,8 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+
 use crate::block::BLOCK_SIZE;
 use crate::chat_template::{ChatMessage, ChatTemplate, TemplateError};
 use crate::constraint::{Constraint, ConstraintError, Constraints, Grammar};
@@ -174,7 +176,8 @@ impl Default for SpeculationConfig {
 }
 
 /// A drafter that needs no model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum DrafterKind {
     /// What followed the last occurrence of the newest tokens in the sequence's own text.
     Ngram,

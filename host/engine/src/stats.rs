@@ -9,6 +9,9 @@ use std::time::Duration;
 /// Places of a draft that are counted one by one; what lies beyond counts as the last.
 pub const DRAFT_POSITIONS: usize = 16;
 
+/// Upper bounds of the histogram of rows per step. A last, unbounded bucket follows them.
+pub const ITERATION_TOKEN_BOUNDS: [u64; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
+
 /// A reading. Counters only grow; rates are `None` until measured.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct EngineStats {
@@ -24,6 +27,9 @@ pub struct EngineStats {
     pub steps_total: u64,
     /// Rows of all steps: prompt tokens, decoded tokens and drafts.
     pub iteration_tokens_total: u64,
+    /// Steps by their rows: one count per bound of [`ITERATION_TOKEN_BOUNDS`], not cumulative, and
+    /// one for what lies above.
+    pub iteration_tokens_buckets: [u64; ITERATION_TOKEN_BOUNDS.len() + 1],
     /// Prompt tokens that were looked up in the prefix cache, and those it had.
     pub prefix_cache_queries_total: u64,
     pub prefix_cache_hits_total: u64,
@@ -66,8 +72,9 @@ pub struct StatsCell {
     pub preemptions: AtomicU64,
     pub finished: AtomicU64,
     pub failed: AtomicU64,
-    pub steps: AtomicU64,
-    pub iteration_tokens: AtomicU64,
+    steps: AtomicU64,
+    iteration_tokens: AtomicU64,
+    iteration_tokens_buckets: [AtomicU64; ITERATION_TOKEN_BOUNDS.len() + 1],
     pub prefix_cache_queries: AtomicU64,
     pub prefix_cache_hits: AtomicU64,
     pub drafts: AtomicU64,
@@ -95,6 +102,10 @@ impl StatsCell {
             requests_failed_total: self.failed.load(Relaxed),
             steps_total: self.steps.load(Relaxed),
             iteration_tokens_total: self.iteration_tokens.load(Relaxed),
+            iteration_tokens_buckets: self
+                .iteration_tokens_buckets
+                .each_ref()
+                .map(|bucket| bucket.load(Relaxed)),
             prefix_cache_queries_total: self.prefix_cache_queries.load(Relaxed),
             prefix_cache_hits_total: self.prefix_cache_hits.load(Relaxed),
             spec_decode_num_drafts_total: self.drafts.load(Relaxed),
@@ -108,6 +119,15 @@ impl StatsCell {
             prefill_tokens_per_second: rate(&self.prefill_rate),
             decode_tokens_per_second: rate(&self.decode_rate),
         }
+    }
+
+    /// Counts one step of `rows` rows.
+    pub fn stepped(&self, rows: usize) {
+        let rows = rows as u64;
+        self.steps.fetch_add(1, Relaxed);
+        self.iteration_tokens.fetch_add(rows, Relaxed);
+        let bucket = ITERATION_TOKEN_BOUNDS.partition_point(|bound| *bound < rows);
+        self.iteration_tokens_buckets[bucket].fetch_add(1, Relaxed);
     }
 
     /// Counts one verified draft of `drafted` tokens, of which the first `accepted` were right.
@@ -147,6 +167,23 @@ impl StatsCell {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn steps_fall_into_the_bucket_of_the_first_bound_that_holds_them() {
+        let cell = StatsCell::default();
+        [1, 8, 9, 1024, 1025, 9000]
+            .into_iter()
+            .for_each(|rows| cell.stepped(rows));
+        let stats = cell.read();
+        let bucket = |bound: u64| {
+            let at = ITERATION_TOKEN_BOUNDS.iter().position(|b| *b == bound);
+            stats.iteration_tokens_buckets[at.unwrap()]
+        };
+        assert_eq!([1, 8, 16, 1024].map(bucket), [1, 1, 1, 1]);
+        assert_eq!(stats.iteration_tokens_buckets.last(), Some(&2));
+        assert_eq!(stats.steps_total, 6);
+        assert_eq!(stats.iteration_tokens_total, 11_067);
+    }
 
     #[test]
     fn accepted_tokens_add_up_over_their_places() {

@@ -384,13 +384,11 @@ impl Core {
                 self.stats.waiting.fetch_sub(1, Relaxed);
             }
         }
-        self.stats
-            .steps
-            .fetch_add(u64::from(!chunks.is_empty()), Relaxed);
-        let running = self.scheduler.running();
-        let rows = |c: &Chunk| c.rows + running[c.index].branches.num_rows();
-        let rows: usize = chunks.iter().map(rows).sum();
-        self.stats.iteration_tokens.fetch_add(rows as u64, Relaxed);
+        if !chunks.is_empty() {
+            let running = self.scheduler.running();
+            let rows = |c: &Chunk| c.rows + running[c.index].branches.num_rows();
+            self.stats.stepped(chunks.iter().map(rows).sum());
+        }
     }
 
     fn panicked(&mut self, panic: &(dyn std::any::Any + Send)) -> StepFault {

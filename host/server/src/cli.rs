@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use homeostat_engine::LoadQuantization;
 use homeostat_hooks::Hook;
 
 /// An LLM inference host whose judgement can be swapped while it runs.
@@ -144,22 +145,64 @@ pub enum PolicyCommand {
 
 #[derive(Debug, Subcommand)]
 pub enum ModelsCommand {
-    /// List known models and whether they are in the cache.
+    /// List the models of the manifests and those pulled from a hub: size, place, state.
     List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         config: ConfigArgs,
     },
     /// Fetch a model into the cache [default: all that the configuration needs].
+    ///
+    /// hf:OWNER/REPO[@REVISION][/FILE.gguf] is a model of a hub: its only GGUF file, the named
+    /// one, or its safetensors with what belongs to them. HF_ENDPOINT is the hub's address,
+    /// HF_TOKEN the token for private and gated models. An interrupted download goes on where
+    /// it was.
     Pull {
-        /// Name of a manifest.
+        /// Name of a manifest, or hf:OWNER/REPO[@REVISION][/FILE.gguf].
         name: Option<String>,
         #[command(flatten)]
         config: ConfigArgs,
     },
-    /// Say what is in a GGUF file.
+    /// Say what a model is and what memory it takes.
     Inspect {
-        /// The file.
-        file: PathBuf,
+        /// A GGUF file, a folder with config.json (weights may be missing), or a model's name.
+        model: String,
+        /// Tokens of a sequence, prompt and answer; 8k is 8192 [default: 2k, 8k, the model's own].
+        #[arg(long, value_name = "TOKENS", value_delimiter = ',', value_parser = count)]
+        context: Vec<u64>,
+        /// Sequences at once.
+        #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count, default_value = "1,8,32")]
+        batch: Vec<u64>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// Say which models, contexts and batches fit this machine, and with what settings.
+    Plan {
+        /// Names or paths [default: all models that are here].
+        models: Vec<String>,
+        /// Memory that the host may take, like 16GiB [default: what is free now, within the
+        /// container's limit].
+        #[arg(long, value_name = "BYTES", value_parser = byte_count)]
+        memory: Option<u64>,
+        /// Tokens of a sequence, prompt and answer; 8k is 8192.
+        #[arg(long, value_name = "TOKENS", value_delimiter = ',', value_parser = count, default_value = "2k,8k")]
+        contexts: Vec<u64>,
+        /// Sequences at once.
+        #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count, default_value = "1,8,32")]
+        batches: Vec<u64>,
+        /// Type that float weights become at load: q8_0, q4_0, q4_1 [default: they stay].
+        #[arg(long, value_name = "TYPE", value_parser = quantization)]
+        load_quantization: Option<LoadQuantization>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        config: ConfigArgs,
     },
 }
 
@@ -174,6 +217,54 @@ pub enum ConfigCommand {
 fn hook(word: &str) -> Result<Hook, String> {
     let known = Hook::ALL.into_iter().find(|h| h.as_str() == word);
     known.ok_or_else(|| "expected classify, route or validate".into())
+}
+
+/// A number above 0; `k` is 1,024.
+fn count(word: &str) -> Result<u64, String> {
+    let lower = word.to_ascii_lowercase();
+    let (digits, unit) = match lower.strip_suffix('k') {
+        Some(digits) => (digits, 1024),
+        None => (lower.as_str(), 1),
+    };
+    let number = digits.parse().ok().and_then(|n: u64| n.checked_mul(unit));
+    let number = number.filter(|n| *n > 0);
+    number.ok_or_else(|| "expected a number above 0, like 2048 or 2k".into())
+}
+
+/// Bytes with a unit.
+fn byte_count(word: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 10] = [
+        ("tib", 1 << 40),
+        ("gib", 1 << 30),
+        ("mib", 1 << 20),
+        ("kib", 1 << 10),
+        ("tb", 1_000_000_000_000),
+        ("gb", 1_000_000_000),
+        ("mb", 1_000_000),
+        ("kb", 1_000),
+        ("g", 1 << 30),
+        ("m", 1 << 20),
+    ];
+    let lower = word.trim().to_ascii_lowercase();
+    let found = UNITS
+        .iter()
+        .find_map(|(name, unit)| Some((lower.strip_suffix(name)?, *unit)));
+    let (digits, unit) = found.unwrap_or((&lower, 1));
+    let number: Option<f64> = digits.trim().parse().ok();
+    let bytes = number.map(|n| n * unit as f64);
+    match bytes.filter(|b| *b >= 1.0 && *b < 2f64.powi(60)) {
+        Some(bytes) => Ok(bytes as u64),
+        None => Err("expected bytes, like 16GiB, 512MiB or 8000000000".into()),
+    }
+}
+
+fn quantization(word: &str) -> Result<LoadQuantization, String> {
+    match word {
+        "q8_0" => Ok(LoadQuantization::Q8_0),
+        "q4_0" => Ok(LoadQuantization::Q4_0),
+        "q4_1" => Ok(LoadQuantization::Q4_1),
+        _ => Err("expected q8_0, q4_0 or q4_1".into()),
+    }
 }
 
 #[cfg(test)]
@@ -192,5 +283,29 @@ mod tests {
         assert!(parse("route").is_ok());
         let error = parse("router").unwrap_err().to_string();
         assert!(error.contains("classify, route or validate"), "{error}");
+    }
+
+    #[test]
+    fn counts_and_bytes_may_have_units_and_nonsense_is_refused() {
+        assert_eq!(count("128K"), Ok(131_072));
+        assert_eq!(count("7"), Ok(7));
+        for bad in [
+            "0",
+            "",
+            "k",
+            "-1",
+            "1.5",
+            "99999999999999999999",
+            "18014398509481984k",
+        ] {
+            assert!(count(bad).is_err(), "{bad}");
+        }
+        assert_eq!(byte_count("16GiB"), Ok(16 << 30));
+        assert_eq!(byte_count("1.5 gib"), Ok(3 << 29));
+        assert_eq!(byte_count("2GB"), Ok(2_000_000_000));
+        assert_eq!(byte_count("4096"), Ok(4096));
+        for bad in ["", "GiB", "-1GiB", "inf", "nan", "1e30", "0"] {
+            assert!(byte_count(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Results go to standard output, everything else to standard error.
 
+mod models;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,11 +13,12 @@ use homeostat_policy::{Offer, PolicyRoom, read_component};
 use serde_json::Value;
 
 use crate::admin_client::ask;
-use crate::cli::{ConfigArgs, ConfigCommand, HostArgs, ModelsCommand, PolicyCommand};
-use crate::config::{Config, DEFAULT_FILE, TierKind};
-use crate::models::{CacheError, Manifest, Manifests, ModelCache, pull};
+use crate::cli::{ConfigArgs, ConfigCommand, HostArgs, PolicyCommand};
+use crate::config::{Config, DEFAULT_FILE};
 use crate::tiers::HostModels;
 use crate::{Failure, serve};
+
+pub use models::models;
 
 pub fn policy(command: PolicyCommand) -> Result<(), Failure> {
     match command {
@@ -137,100 +140,6 @@ fn print_json(value: &Value) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(Failure::failed)?;
     println!("{text}");
     Ok(())
-}
-
-pub fn models(command: ModelsCommand) -> Result<(), Failure> {
-    match command {
-        ModelsCommand::List { config } => {
-            let config = Config::load(config.config.as_deref())?;
-            let (manifests, cache) = shelf(&config)?;
-            for manifest in manifests.iter() {
-                print_model(manifest, &cache);
-            }
-            Ok(())
-        }
-        ModelsCommand::Pull { name, config } => {
-            let config = Config::load(config.config.as_deref())?;
-            let (manifests, cache) = shelf(&config)?;
-            let wanted = name.map_or_else(|| needed(&config), |name| vec![name]);
-            for name in wanted {
-                let manifest = manifests.get(&name).map_err(Failure::Config)?;
-                let fresh = pull(manifest, &cache).map_err(Failure::failed)?;
-                let what = if fresh { "fetched" } else { "already there" };
-                println!("{name}: {what}, {}", cache.folder_of(manifest).display());
-            }
-            Ok(())
-        }
-        ModelsCommand::Inspect { file } => {
-            let found = homeostat_engine::inspect(&file).map_err(Failure::failed)?;
-            print_inspection(&found);
-            Ok(())
-        }
-    }
-}
-
-fn shelf(config: &Config) -> Result<(Manifests, ModelCache), Failure> {
-    let manifests = config.models.manifests.as_ref().map(|d| config.path(d));
-    let manifests = Manifests::load(manifests.as_deref()).map_err(Failure::Config)?;
-    let dir = config.models.dir.as_ref().map(|d| config.path(d));
-    let cache = ModelCache::open(dir.as_deref()).map_err(Failure::failed)?;
-    Ok((manifests, cache))
-}
-
-/// Models of the manifests that a configuration loads.
-fn needed(config: &Config) -> Vec<String> {
-    let tiers = config
-        .tiers
-        .iter()
-        .filter(|t| t.kind == TierKind::Local && t.path.is_none());
-    let mut names: Vec<String> = tiers.filter_map(|t| t.model.clone()).collect();
-    if config.encoder.enabled && config.encoder.path.is_none() {
-        names.push(config.encoder.model.clone());
-    }
-    names.sort();
-    names.dedup();
-    names
-}
-
-fn print_model(manifest: &Manifest, cache: &ModelCache) {
-    let megabytes = manifest.files.iter().map(|f| f.bytes).sum::<u64>() as f64 / 1e6;
-    let state = match cache.verified(manifest) {
-        Ok(folder) => format!("ready in {}", folder.display()),
-        Err(CacheError::Missing { .. }) => {
-            format!("not fetched: homeostat models pull {}", manifest.name)
-        }
-        Err(other) => format!("damaged: {other}"),
-    };
-    println!(
-        "{}  {}  {megabytes:.1} MB  {} ({})  {state}",
-        manifest.name,
-        manifest.kind.as_str(),
-        manifest.upstream,
-        manifest.license,
-    );
-}
-
-fn print_inspection(found: &homeostat_engine::Inspection) {
-    let number = |n: Option<u64>| n.map_or("not said".to_string(), |n| n.to_string());
-    let text = |t: &Option<String>| t.clone().unwrap_or_else(|| "not said".into());
-    println!("architecture        {}", found.architecture);
-    println!("name                {}", text(&found.name));
-    println!("parameters          {}", found.parameters);
-    if let Some(kind) = found.quantization() {
-        println!("quantization        {kind}");
-    }
-    println!("layers              {}", number(found.layers));
-    println!("heads               {}", number(found.heads));
-    println!("kv heads            {}", number(found.kv_heads));
-    println!("head dim            {}", number(found.head_dim));
-    println!("context tokens      {}", number(found.context_tokens));
-    println!("vocabulary          {}", number(found.vocabulary));
-    println!("kv bytes per token  {}", number(found.kv_bytes_per_token));
-    println!("tokenizer           {}", text(&found.tokenizer));
-    println!("chat template       {}", found.has_chat_template);
-    for (kind, total) in &found.tensors_by_type {
-        println!("{kind:19} {} tensors, {} bytes", total.tensors, total.bytes);
-    }
 }
 
 /// One snapshot. A state needs a few samples before it means something.
@@ -361,12 +270,6 @@ fn answered(reply: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_default_configuration_needs_its_two_models() {
-        let names = needed(&Config::default());
-        assert_eq!(names, ["all-minilm-l6-v2", "smollm2-135m-instruct"]);
-    }
 
     #[test]
     fn a_story_names_hooks_policies_steps_and_the_end() {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use homeostat_engine::{DrafterKind, LoadQuantization, MAX_DRAFT_TOKENS, SpeculationConfig};
 use homeostat_hooks::Profile;
 use homeostat_policy::RoomConfig;
 use serde::{Deserialize, Serialize};
@@ -181,6 +182,10 @@ pub struct TierConfig {
     pub max_sequences: usize,
     pub max_waiting: usize,
     pub max_batch_tokens: usize,
+    pub step_milliseconds: u32,
+    pub prefix_cache: bool,
+    pub speculation: Speculation,
+    pub load_quantization: Option<LoadQuantization>,
     pub url: Option<String>,
     pub api_key_env: Option<String>,
     pub logprobs: bool,
@@ -211,6 +216,10 @@ impl Default for TierConfig {
             max_sequences: 32,
             max_waiting: 256,
             max_batch_tokens: 256,
+            step_milliseconds: 100,
+            prefix_cache: true,
+            speculation: Speculation::default(),
+            load_quantization: None,
             url: None,
             api_key_env: None,
             logprobs: true,
@@ -218,6 +227,49 @@ impl Default for TierConfig {
             connect_timeout_ms: 2_000,
             first_byte_timeout_ms: 60_000,
             idle_timeout_ms: 30_000,
+        }
+    }
+}
+
+/// `speculation` of a local tier: [`SpeculationConfig`] as a file can say it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Speculation {
+    pub drafters: Vec<DrafterKind>,
+    /// A model's name, or a path.
+    pub draft_model: Option<String>,
+    pub max_draft_tokens: usize,
+}
+
+impl Default for Speculation {
+    fn default() -> Self {
+        let engine = SpeculationConfig::default();
+        Self {
+            drafters: engine.drafters,
+            draft_model: None,
+            max_draft_tokens: engine.max_draft_tokens,
+        }
+    }
+}
+
+impl Speculation {
+    /// Whether anybody guesses.
+    pub fn is_on(&self) -> bool {
+        !self.drafters.is_empty() || self.draft_model.is_some()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let n = self.max_draft_tokens;
+        if !(1..=MAX_DRAFT_TOKENS).contains(&n) {
+            return Err(format!(
+                "speculation.max_draft_tokens is {n}, expected 1 to {MAX_DRAFT_TOKENS}; \
+                 drafters = [] turns speculation off"
+            ));
+        }
+        let twice = |(i, kind)| self.drafters[..i].contains(kind);
+        match self.drafters.iter().enumerate().any(twice) {
+            true => Err("speculation.drafters names one twice".into()),
+            false => Ok(()),
         }
     }
 }
@@ -410,12 +462,23 @@ impl TierConfig {
                     return wrong("url and api_key_env are for kind = \"remote\"".into());
                 }
                 if self.model.is_some() == self.path.is_some() {
-                    return wrong("give model (of the manifests) or path (a GGUF file)".into());
+                    let what = "give model (of the manifests, or hf:OWNER/REPO) or path (a GGUF \
+                                file or a folder with safetensors)";
+                    return wrong(what.into());
                 }
+                if !(1..=60_000).contains(&self.step_milliseconds) {
+                    let given = self.step_milliseconds;
+                    return wrong(format!("step_milliseconds is {given}, expected 1 to 60000"));
+                }
+                self.speculation.check().or_else(wrong)?;
             }
             TierKind::Remote => {
                 if self.path.is_some() || self.system.is_some() {
                     return wrong("path and system are for kind = \"local\"".into());
+                }
+                if self.load_quantization.is_some() || self.speculation != Speculation::default() {
+                    let what = "load_quantization and speculation are for kind = \"local\"";
+                    return wrong(what.into());
                 }
                 if self.model.is_none() {
                     return wrong("model is missing: the model's name on that server".into());
@@ -575,5 +638,64 @@ mod tests {
             &format!("{good}\nquality = [2.0, 0, 0]"),
             &["quality", "from 0 to 1"],
         );
+    }
+
+    #[test]
+    fn what_makes_a_local_tier_fast_is_read_and_checked() {
+        let tier = "[[tiers]]\nid = \"a\"\nmodel = \"m\"\n";
+        let text = format!(
+            "{tier}prefix_cache = false\nload_quantization = \"q4_1\"\nstep_milliseconds = 20\n\
+             speculation = {{ drafters = [\"suffix\"], draft_model = \"d\", max_draft_tokens = 3 }}"
+        );
+        let read = Config::parse("t", &text).unwrap().tiers.remove(0);
+        assert!(!read.prefix_cache);
+        assert_eq!(read.load_quantization, Some(LoadQuantization::Q4_1));
+        assert_eq!(read.step_milliseconds, 20);
+        assert_eq!(read.speculation.drafters, [DrafterKind::Suffix]);
+        assert_eq!(read.speculation.draft_model.as_deref(), Some("d"));
+        assert_eq!(read.speculation.max_draft_tokens, 3);
+        let off = format!("{tier}speculation = {{ drafters = [] }}");
+        let off = Config::parse("t", &off).unwrap().tiers.remove(0);
+        assert!(!off.speculation.is_on());
+        let bad = |line: &str, words: &[&str]| refused(&format!("{tier}{line}"), words);
+        bad("load_quantization = \"q5\"", &["line 4", "q5", "q4_0"]);
+        bad("step_milliseconds = 0", &["tier a", "1 to 60000"]);
+        bad(
+            "speculation = { max_draft_tokens = 0 }",
+            &["tier a", "1 to 64"],
+        );
+        bad(
+            "speculation = { drafters = [\"ngram\", \"ngram\"] }",
+            &["twice"],
+        );
+        bad(
+            "speculation = { drafters = [\"eagle\"] }",
+            &["eagle", "ngram"],
+        );
+        bad(
+            "speculation = { draftmodel = \"x\" }",
+            &["did you mean `draft_model`?"],
+        );
+        let remote = "[[tiers]]\nid = \"b\"\nkind = \"remote\"\nmodel = \"m\"\n\
+                      url = \"http://x/v1\"\nload_quantization = \"q8_0\"";
+        refused(remote, &["tier b", "local"]);
+    }
+
+    #[test]
+    fn the_file_and_the_engine_have_the_same_defaults() {
+        let engine = homeostat_engine::EngineConfig::new("a", "b");
+        let tier = TierConfig::default();
+        assert_eq!(tier.kv_bytes, engine.kv_bytes);
+        assert_eq!(tier.max_sequences, engine.max_sequences);
+        assert_eq!(tier.max_waiting, engine.max_waiting);
+        assert_eq!(tier.max_batch_tokens, engine.max_batch_tokens);
+        assert_eq!(tier.step_milliseconds, engine.step_milliseconds);
+        assert_eq!(tier.prefix_cache, engine.prefix_cache);
+        assert_eq!(tier.speculation.drafters, engine.speculation.drafters);
+        assert_eq!(
+            tier.speculation.max_draft_tokens,
+            engine.speculation.max_draft_tokens
+        );
+        assert_eq!(tier.load_quantization, engine.load_quantization);
     }
 }

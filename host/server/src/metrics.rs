@@ -1,18 +1,25 @@
 //! `/metrics`: what Prometheus reads.
 //!
-//! Counters and histograms live here and are fed with every closed decision record, so
-//! they tell the same story as the record. Gauges are read when somebody asks, into a
-//! registry of that moment: a reading that does not exist has no line at all, because 0
-//! would be a lie. Engine figures have vLLM's names with our prefix.
+//! What a model does has vLLM's names with our prefix and its label `model_name`, so that a
+//! dashboard for vLLM serves after one replacement; a step of a plan is what vLLM calls a
+//! request. What vLLM does not know (tiers, hooks, the client's view of a cascade, the
+//! machine) has names of its own.
+//!
+//! Counters and histograms are fed with every closed decision record, so they tell the same
+//! story as the record; those that only an engine knows are read from it when somebody asks,
+//! into families of that moment, like all gauges. A reading that does not exist has no line at
+//! all, because 0 would be a lie.
 
 use homeostat_cascade::{DecisionRecord, Ending, StepRecord};
-use homeostat_engine::EngineHandle;
+use homeostat_engine::{DRAFT_POSITIONS, EngineHandle, EngineStats, ITERATION_TOKEN_BOUNDS};
 use homeostat_hooks::{
-    AnsweredBy, Device, Endpoint, Hook, HookReply, MetabolicState, Snapshot, TierView,
+    AnsweredBy, Device, Endpoint, Finish, Hook, HookReply, MetabolicState, Snapshot, TierView,
 };
 use homeostat_policy::RoomStats;
+use prometheus::proto::{Bucket, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{
-    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry,
+    TextEncoder,
 };
 
 use crate::house::House;
@@ -26,12 +33,18 @@ const TTFT_SECONDS: [f64; 12] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.08, 0.25, 0.5, 1.0, 2.5, 7.5, 20.0,
 ];
 /// vLLM's buckets for one output token, with finer ones for small models.
-const TPOT_SECONDS: [f64; 11] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0,
+const TPOT_SECONDS: [f64; 12] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0,
 ];
 const REQUEST_SECONDS: [f64; 11] = [
     0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 240.0,
 ];
+/// Tokens of a prompt or an answer: vLLM's 1-2-5 steps.
+const TOKENS: [f64; 16] = [
+    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5,
+];
+/// vLLM's label.
+const MODEL: &str = "model_name";
 
 type Result<T> = std::result::Result<T, prometheus::Error>;
 
@@ -40,14 +53,33 @@ pub struct Metrics {
     registry: Registry,
     http_requests: IntCounterVec,
     requests: IntCounterVec,
-    request_seconds: HistogramVec,
-    ttft_seconds: HistogramVec,
-    tpot_seconds: HistogramVec,
-    prompt_tokens: IntCounterVec,
-    generation_tokens: IntCounterVec,
+    answer_seconds: HistogramVec,
+    answer_ttft_seconds: HistogramVec,
     escalations: IntCounterVec,
     tier_failures: IntCounterVec,
+    models: ModelMetrics,
     hooks: HookMetrics,
+}
+
+/// What models do, by model, under vLLM's names.
+struct ModelMetrics {
+    success: IntCounterVec,
+    e2e_seconds: HistogramVec,
+    ttft_seconds: HistogramVec,
+    tpot_seconds: HistogramVec,
+    inter_token_seconds: HistogramVec,
+    queue_seconds: HistogramVec,
+    prompt_tokens: HistogramVec,
+    generation_tokens: HistogramVec,
+    unsent_tokens: IntCounterVec,
+}
+
+/// Times of one local tier that are in no decision record.
+pub struct TierTimes {
+    /// From arrival at the engine to the first step.
+    pub queue: Histogram,
+    /// Between two tokens of one answer as they arrive.
+    pub inter_token: Histogram,
 }
 
 /// Counters of hook calls, by hook and policy.
@@ -62,9 +94,6 @@ impl Metrics {
     pub fn new() -> Result<Self> {
         let r = Registry::new();
         let count = |name: &str, help: &str, labels: &[&str]| counter(&r, name, help, labels);
-        let time = |name: &str, help: &str, labels: &[&str], buckets: &[f64]| {
-            histogram(&r, name, help, labels, buckets)
-        };
         Ok(Self {
             http_requests: count(
                 "homeostat_http_requests_total",
@@ -76,33 +105,19 @@ impl Metrics {
                 "Requests for answers by endpoint, answering tier and how they ended.",
                 &["endpoint", "tier", "ending"],
             )?,
-            request_seconds: time(
-                "homeostat_e2e_request_latency_seconds",
-                "Time of a whole request for an answer.",
+            answer_seconds: histogram(
+                &r,
+                "homeostat_answer_duration_seconds",
+                "Time of a whole request for an answer, all steps and hooks.",
                 &["endpoint"],
                 &REQUEST_SECONDS,
             )?,
-            ttft_seconds: time(
-                "homeostat_time_to_first_token_seconds",
-                "Time to the first text that the client saw.",
+            answer_ttft_seconds: histogram(
+                &r,
+                "homeostat_answer_time_to_first_token_seconds",
+                "Time to the first text that the client saw, by the tier that answered.",
                 &["tier"],
                 &TTFT_SECONDS,
-            )?,
-            tpot_seconds: time(
-                "homeostat_time_per_output_token_seconds",
-                "Mean time of an answer's tokens after the first.",
-                &["tier"],
-                &TPOT_SECONDS,
-            )?,
-            prompt_tokens: count(
-                "homeostat_prompt_tokens_total",
-                "Prompt tokens by tier, all steps.",
-                &["tier"],
-            )?,
-            generation_tokens: count(
-                "homeostat_generation_tokens_total",
-                "Generated tokens by tier; sent = whether a client saw them.",
-                &["tier", "sent"],
             )?,
             escalations: count(
                 "homeostat_escalations_total",
@@ -114,9 +129,18 @@ impl Metrics {
                 "Steps that failed, by tier and error code.",
                 &["tier", "code"],
             )?,
+            models: ModelMetrics::new(&r)?,
             hooks: HookMetrics::new(&r)?,
             registry: r,
         })
+    }
+
+    /// Where a local tier writes the times that only it knows.
+    pub fn times_of(&self, model: &str) -> TierTimes {
+        TierTimes {
+            queue: self.models.queue_seconds.with_label_values(&[model]),
+            inter_token: self.models.inter_token_seconds.with_label_values(&[model]),
+        }
     }
 
     pub fn http_request(&self, path: &str, status: u16) {
@@ -134,10 +158,10 @@ impl Metrics {
         let labels = [endpoint, tier, ending];
         self.requests.with_label_values(&labels).inc();
         let seconds = f64::from(record.total_ms) / 1e3;
-        let all = self.request_seconds.with_label_values(&[endpoint]);
+        let all = self.answer_seconds.with_label_values(&[endpoint]);
         all.observe(seconds);
         if let (Some(ms), Ending::Sent { tier, .. }) = (record.ttft_ms, &record.ending) {
-            let first = self.ttft_seconds.with_label_values(&[tier.as_str()]);
+            let first = self.answer_ttft_seconds.with_label_values(&[tier.as_str()]);
             first.observe(f64::from(ms) / 1e3);
         }
         if let Some(reply) = &record.classification {
@@ -153,13 +177,7 @@ impl Metrics {
 
     fn step(&self, step: &StepRecord) {
         let tier = step.tier.as_str();
-        let sent = if step.sent { "true" } else { "false" };
-        self.prompt_tokens
-            .with_label_values(&[tier])
-            .inc_by(step.prompt_tokens.into());
-        self.generation_tokens
-            .with_label_values(&[tier, sent])
-            .inc_by(step.completion_tokens.into());
+        self.models.record(step);
         if let Some(error) = &step.error {
             let labels = [tier, error.code];
             self.tier_failures.with_label_values(&labels).inc();
@@ -169,11 +187,6 @@ impl Metrics {
         if let Some(reply) = &step.verdict {
             self.hooks.record(Hook::Validate, reply);
         }
-        if let (Some(first), true) = (step.ttft_ms, step.completion_tokens > 1) {
-            let rest = f64::from(step.total_ms.saturating_sub(first)) / 1e3;
-            let mean = rest / f64::from(step.completion_tokens - 1);
-            self.tpot_seconds.with_label_values(&[tier]).observe(mean);
-        }
     }
 
     /// Everything, in Prometheus' text format.
@@ -181,9 +194,260 @@ impl Metrics {
         let mut families = self.registry.gather();
         let now = gauges(house).map_err(|e| format!("metrics: {e}"))?;
         families.extend(now.gather());
+        families.extend(self.counters_of_engines(house));
         TextEncoder::new()
             .encode_to_string(&families)
             .map_err(|e| format!("metrics: {e}"))
+    }
+
+    /// What engines count themselves. Tokens of remote tiers come from the records.
+    fn counters_of_engines(&self, house: &House) -> Vec<MetricFamily> {
+        let engines: Vec<(&str, EngineStats)> = house
+            .local_tiers
+            .iter()
+            .map(|tier| tier.engine())
+            .map(|engine| (engine.info().name.as_str(), engine.stats()))
+            .collect();
+        let mut families: Vec<MetricFamily> = ENGINE_COUNTERS
+            .iter()
+            .map(|(name, help, value)| {
+                let each = engines.iter().map(|(model, stats)| (*model, value(stats)));
+                counter_family(
+                    name,
+                    help,
+                    each.map(|(m, v)| plain(&[(MODEL, m)], v)).collect(),
+                )
+            })
+            .collect();
+        let remote = house.cascade.tiers().iter().map(|tier| tier.id());
+        let remote = remote.filter(|id| engines.iter().all(|(name, _)| name != id));
+        let remote: Vec<(&str, [u64; 2])> = remote.map(|id| (id, self.models.tokens(id))).collect();
+        let both: [fn(&EngineStats) -> u64; 2] = [
+            |stats| stats.prompt_tokens_total,
+            |stats| stats.generation_tokens_total,
+        ];
+        let names = [
+            ("homeostat_prompt_tokens_total", "Prompt tokens read."),
+            (
+                "homeostat_generation_tokens_total",
+                "Tokens generated, sent or not.",
+            ),
+        ];
+        for (i, (name, help)) in names.into_iter().enumerate() {
+            let local = engines
+                .iter()
+                .map(|(model, stats)| (*model, both[i](stats)));
+            let all = local.chain(remote.iter().map(|(model, tokens)| (*model, tokens[i])));
+            families.push(counter_family(
+                name,
+                help,
+                all.map(|(m, v)| plain(&[(MODEL, m)], v)).collect(),
+            ));
+        }
+        families.push(accepted_by_position(&engines));
+        families.push(tokens_of_steps(&engines));
+        families.retain(|family| !family.get_metric().is_empty());
+        families
+    }
+}
+
+/// vLLM's counters that an engine keeps: name, help, value.
+type EngineCounter = (&'static str, &'static str, fn(&EngineStats) -> u64);
+const ENGINE_COUNTERS: [EngineCounter; 6] = [
+    (
+        "homeostat_num_preemptions_total",
+        "Sequences that gave their memory back and began anew.",
+        |stats| stats.num_preemptions_total,
+    ),
+    (
+        "homeostat_prefix_cache_queries_total",
+        "Prompt tokens looked up in the prefix cache.",
+        |stats| stats.prefix_cache_queries_total,
+    ),
+    (
+        "homeostat_prefix_cache_hits_total",
+        "Prompt tokens found in the prefix cache.",
+        |stats| stats.prefix_cache_hits_total,
+    ),
+    (
+        "homeostat_spec_decode_num_drafts_total",
+        "Drafts verified.",
+        |stats| stats.spec_decode_num_drafts_total,
+    ),
+    (
+        "homeostat_spec_decode_num_draft_tokens_total",
+        "Tokens of these drafts.",
+        |stats| stats.spec_decode_num_draft_tokens_total,
+    ),
+    (
+        "homeostat_spec_decode_num_accepted_tokens_total",
+        "Draft tokens accepted.",
+        |stats| stats.spec_decode_num_accepted_tokens_total,
+    ),
+];
+
+fn accepted_by_position(engines: &[(&str, EngineStats)]) -> MetricFamily {
+    let each = engines.iter().flat_map(|(model, stats)| {
+        (0..DRAFT_POSITIONS).map(move |position| {
+            let labels = [(MODEL, *model), ("position", &position.to_string())];
+            plain(
+                &labels,
+                stats.spec_decode_num_accepted_tokens_per_pos[position],
+            )
+        })
+    });
+    let help = "Draft tokens accepted, by their place in the draft; the last counts all beyond.";
+    let name = "homeostat_spec_decode_num_accepted_tokens_per_pos_total";
+    counter_family(name, help, each.collect())
+}
+
+/// vLLM calls this histogram a total.
+fn tokens_of_steps(engines: &[(&str, EngineStats)]) -> MetricFamily {
+    let each = engines.iter().map(|(model, stats)| {
+        let mut histogram = prometheus::proto::Histogram::default();
+        let mut below = 0;
+        let buckets = ITERATION_TOKEN_BOUNDS
+            .iter()
+            .zip(stats.iteration_tokens_buckets);
+        let bucket = |(bound, count): (&u64, u64)| {
+            below += count;
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(*bound as f64);
+            bucket.set_cumulative_count(below);
+            bucket
+        };
+        histogram.set_bucket(buckets.map(bucket).collect());
+        histogram.set_sample_count(stats.iteration_tokens_buckets.iter().sum());
+        histogram.set_sample_sum(stats.iteration_tokens_total as f64);
+        let mut metric = Metric::from_label(pairs(&[(MODEL, model)]));
+        metric.set_histogram(histogram);
+        metric
+    });
+    let mut family = MetricFamily::default();
+    family.set_name("homeostat_iteration_tokens_total".into());
+    family.set_help("Rows of a step: prompt tokens, decoded tokens, drafts.".into());
+    family.set_field_type(MetricType::HISTOGRAM);
+    family.set_metric(each.collect());
+    family
+}
+
+fn counter_family(name: &str, help: &str, metrics: Vec<Metric>) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(name.into());
+    family.set_help(help.into());
+    family.set_field_type(MetricType::COUNTER);
+    family.set_metric(metrics);
+    family
+}
+
+/// One counter's value.
+fn plain(labels: &[(&str, &str)], value: u64) -> Metric {
+    let mut counter = prometheus::proto::Counter::default();
+    counter.set_value(value as f64);
+    let mut metric = Metric::from_label(pairs(labels));
+    metric.set_counter(counter);
+    metric
+}
+
+fn pairs(labels: &[(&str, &str)]) -> Vec<LabelPair> {
+    let pair = |(name, value): &(&str, &str)| {
+        let mut pair = LabelPair::default();
+        pair.set_name(name.to_string());
+        pair.set_value(value.to_string());
+        pair
+    };
+    labels.iter().map(pair).collect()
+}
+
+impl ModelMetrics {
+    fn new(r: &Registry) -> Result<Self> {
+        let each = |name: &str, help: &str, buckets: &[f64]| {
+            histogram(r, &format!("homeostat_{name}"), help, &[MODEL], buckets)
+        };
+        Ok(Self {
+            success: counter(
+                r,
+                "homeostat_request_success_total",
+                "Steps that a model ended, by reason: stop, length, abort, error.",
+                &[MODEL, "finished_reason"],
+            )?,
+            e2e_seconds: each(
+                "e2e_request_latency_seconds",
+                "Time of a model's whole answer.",
+                &REQUEST_SECONDS,
+            )?,
+            ttft_seconds: each(
+                "time_to_first_token_seconds",
+                "Time from asking a model to its first token.",
+                &TTFT_SECONDS,
+            )?,
+            tpot_seconds: each(
+                "time_per_output_token_seconds",
+                "Mean time of an answer's tokens after the first, one value per answer.",
+                &TPOT_SECONDS,
+            )?,
+            inter_token_seconds: each(
+                "inter_token_latency_seconds",
+                "Time between two tokens of an answer, one value per token; local tiers.",
+                &TPOT_SECONDS,
+            )?,
+            queue_seconds: each(
+                "request_queue_time_seconds",
+                "Time from arrival at the engine to the first step; local tiers.",
+                &REQUEST_SECONDS,
+            )?,
+            prompt_tokens: each("request_prompt_tokens", "Tokens of a prompt.", &TOKENS)?,
+            generation_tokens: each("request_generation_tokens", "Tokens of an answer.", &TOKENS)?,
+            unsent_tokens: counter(
+                r,
+                "homeostat_unsent_tokens_total",
+                "Tokens of answers that no client saw, because a validator or a fault came between.",
+                &[MODEL],
+            )?,
+        })
+    }
+
+    fn record(&self, step: &StepRecord) {
+        let model = [step.tier.as_str()];
+        let reason = match (&step.error, step.finish) {
+            (Some(_), _) => "error",
+            (None, Some(Finish::Stop)) => "stop",
+            (None, Some(Finish::Length)) => "length",
+            (None, Some(Finish::Unfinished) | None) => "abort",
+        };
+        let labels = [model[0], reason];
+        self.success.with_label_values(&labels).inc();
+        let tokens = step.completion_tokens;
+        if !step.sent {
+            let unsent = self.unsent_tokens.with_label_values(&model);
+            unsent.inc_by(tokens.into());
+        }
+        if step.prompt_tokens > 0 {
+            let prompt = self.prompt_tokens.with_label_values(&model);
+            prompt.observe(step.prompt_tokens.into());
+            let generated = self.generation_tokens.with_label_values(&model);
+            generated.observe(tokens.into());
+        }
+        if step.finish.is_some() {
+            let all = self.e2e_seconds.with_label_values(&model);
+            all.observe(f64::from(step.total_ms) / 1e3);
+        }
+        let Some(first) = step.ttft_ms else {
+            return;
+        };
+        let ttft = self.ttft_seconds.with_label_values(&model);
+        ttft.observe(f64::from(first) / 1e3);
+        if tokens > 1 {
+            let rest = f64::from(step.total_ms.saturating_sub(first)) / 1e3;
+            let mean = rest / f64::from(tokens - 1);
+            self.tpot_seconds.with_label_values(&model).observe(mean);
+        }
+    }
+
+    /// Prompt and generated tokens of a tier, as its records tell.
+    fn tokens(&self, model: &str) -> [u64; 2] {
+        let sum = |of: &HistogramVec| of.with_label_values(&[model]).get_sample_sum() as u64;
+        [sum(&self.prompt_tokens), sum(&self.generation_tokens)]
     }
 }
 
@@ -274,13 +538,14 @@ fn gauges(house: &House) -> Result<Registry> {
 }
 
 fn load(now: &mut Moment, view: &TierView) -> Result<()> {
-    let id = [("tier", view.id.as_str())];
+    now.set(
+        "homeostat_tier_ready",
+        "Whether a tier answers.",
+        &[("tier", view.id.as_str())],
+        f64::from(view.ready),
+    )?;
+    let id = [(MODEL, view.id.as_str())];
     for (name, help, value) in [
-        (
-            "homeostat_tier_ready",
-            "Whether a tier answers.",
-            f64::from(view.ready),
-        ),
         (
             "homeostat_num_requests_running",
             "Sequences running.",
@@ -299,20 +564,19 @@ fn load(now: &mut Moment, view: &TierView) -> Result<()> {
 
 fn engine(now: &mut Moment, engine: &EngineHandle) -> Result<()> {
     let stats = engine.stats();
-    let id = [("tier", engine.info().name.as_str())];
-    let share = "Used share of the KV cache, 0 to 1.";
+    let id = [(MODEL, engine.info().name.as_str())];
     now.set(
         "homeostat_kv_cache_usage_perc",
-        share,
+        "Used share of the KV cache, 0 to 1.",
         &id,
         stats.kv_cache_usage,
     )?;
-    let preempted = stats.num_preemptions_total as f64;
-    now.set(
-        "homeostat_num_preemptions",
-        "Preemptions since the start.",
+    let threads = Some(stats.compute_threads).filter(|n| *n > 0);
+    now.maybe(
+        "homeostat_compute_threads",
+        "Threads that compute a step at present.",
         &id,
-        preempted,
+        threads.map(|n| n as f64),
     )
 }
 

@@ -2,13 +2,13 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::serve::ListenerExt;
 use homeostat_cascade::{Cascade, CascadeConfig, DecisionRecord, Tier};
-use homeostat_engine::{Encoder, Engine, EngineConfig, Shutdown};
+use homeostat_engine::{Encoder, Engine, EngineConfig, Shutdown, SpeculationConfig};
 use homeostat_hooks::{Origin, Sample, TierKind as ViewKind, TierView};
 use homeostat_policy::{PolicyRoom, RoomConfig};
 use homeostat_telemetry::Telemetry;
@@ -20,7 +20,7 @@ use crate::cli::ServeArgs;
 use crate::config::{Config, TierConfig, TierKind};
 use crate::house::{Door, House, Snapshots, unix_seconds};
 use crate::metrics::Metrics;
-use crate::models::{Manifests, ModelCache};
+use crate::models::{Shelf, is_path};
 use crate::openai::request::SamplingDefaults;
 use crate::tiers::{
     Embedder, HostModels, LocalEncoder, LocalTier, RemoteConfig, RemoteTier, Wishes,
@@ -88,15 +88,8 @@ struct Engines {
 
 /// Load all models side by side; the slowest decides how long it takes.
 fn load_engines(config: &Config) -> Result<Engines, Failure> {
-    let dir = config.models.dir.as_ref().map(|d| config.path(d));
-    let manifests = config.models.manifests.as_ref().map(|d| config.path(d));
-    let manifests = Manifests::load(manifests.as_deref()).map_err(Failure::Config)?;
-    let cache = ModelCache::open(dir.as_deref()).map_err(Failure::failed)?;
-    let files = Files {
-        config,
-        manifests,
-        cache,
-    };
+    let shelf = Shelf::open(config)?;
+    let files = Files { config, shelf };
     let tiers = config.tiers.iter().filter(|t| t.kind == TierKind::Local);
     std::thread::scope(|scope| {
         let files = &files;
@@ -120,24 +113,20 @@ fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T, Failure>>) -> R
 /// Finds model files.
 struct Files<'a> {
     config: &'a Config,
-    manifests: Manifests,
-    cache: ModelCache,
+    shelf: Shelf,
 }
 
 impl Files<'_> {
-    /// The verified folder of a model of the manifests, and its first file.
-    fn of_manifest(&self, model: &str) -> Result<(PathBuf, PathBuf), Failure> {
-        let manifest = self.manifests.get(model).map_err(Failure::Config)?;
-        let folder = self.cache.verified(manifest).map_err(Failure::failed)?;
-        let first = folder.join(&manifest.files[0].name);
-        Ok((folder, first))
-    }
-
     fn load_tier(&self, tier: &TierConfig) -> Result<Engine, Failure> {
         let path = match (&tier.path, &tier.model) {
             (Some(path), _) => self.config.path(path),
-            (None, model) => self.of_manifest(model.as_deref().unwrap_or_default())?.1,
+            (None, model) => self.shelf.verified(model.as_deref().unwrap_or_default())?,
         };
+        let draft = tier.speculation.draft_model.as_deref();
+        let draft_model = draft.map(|draft| match is_path(draft) {
+            true => Ok(self.config.path(Path::new(draft))),
+            false => self.shelf.verified(draft),
+        });
         let defaults = EngineConfig::new(&tier.id, path);
         let engine = EngineConfig {
             max_sequences: tier.max_sequences,
@@ -146,6 +135,14 @@ impl Files<'_> {
             max_batch_tokens: tier.max_batch_tokens,
             context_tokens: tier.context_tokens.map(|n| n as usize),
             threads: tier.threads.unwrap_or(defaults.threads),
+            prefix_cache: tier.prefix_cache,
+            speculation: SpeculationConfig {
+                drafters: tier.speculation.drafters.clone(),
+                draft_model: draft_model.transpose()?,
+                max_draft_tokens: tier.speculation.max_draft_tokens,
+            },
+            load_quantization: tier.load_quantization,
+            step_milliseconds: tier.step_milliseconds,
             seed: RandomState::new().hash_one(unix_seconds()),
             ..defaults
         };
@@ -160,7 +157,7 @@ impl Files<'_> {
         }
         let folder = match &wanted.path {
             Some(path) => self.config.path(path),
-            None => self.of_manifest(&wanted.model)?.0,
+            None => self.shelf.verified(&wanted.model)?,
         };
         let encoder = Encoder::load(&folder)
             .map_err(|e| Failure::Failed(format!("encoder {}: {e}", wanted.id)))?;
@@ -173,7 +170,8 @@ impl Files<'_> {
 
 /// Wire the rooms together.
 fn build(config: &Config, engines: &Engines) -> Result<(Arc<House>, Arc<Telemetry>), Failure> {
-    let (local, remote) = tiers(config, engines)?;
+    let metrics = Arc::new(Metrics::new().map_err(Failure::failed)?);
+    let (local, remote) = tiers(config, engines, &metrics)?;
     let models = HostModels::new(local.clone(), remote.clone(), engines.encoder.clone());
     let models = Arc::new(models.map_err(Failure::failed)?);
     let room = PolicyRoom::new(room_config(config), models);
@@ -188,7 +186,6 @@ fn build(config: &Config, engines: &Engines) -> Result<(Arc<House>, Arc<Telemetr
         let telemetry = telemetry.clone();
         Arc::new(move || telemetry.snapshot())
     };
-    let metrics = Arc::new(Metrics::new().map_err(Failure::failed)?);
     let all = local.iter().map(|t| t.clone() as Arc<dyn Tier>);
     let all = all.chain(remote).collect();
     let limits = cascade_config(config, metrics.clone());
@@ -220,7 +217,7 @@ fn build(config: &Config, engines: &Engines) -> Result<(Arc<House>, Arc<Telemetr
 
 type Tiers = (Vec<Arc<LocalTier>>, Vec<Arc<dyn Tier>>);
 
-fn tiers(config: &Config, engines: &Engines) -> Result<Tiers, Failure> {
+fn tiers(config: &Config, engines: &Engines, metrics: &Metrics) -> Result<Tiers, Failure> {
     let mut local = Vec::new();
     let mut remote: Vec<Arc<dyn Tier>> = Vec::new();
     let mut loaded = engines.local.iter();
@@ -234,13 +231,15 @@ fn tiers(config: &Config, engines: &Engines) -> Result<Tiers, Failure> {
                     parameters: Some(info.parameters),
                     context_tokens: info.context_tokens as u32,
                     gives_logprobs: true,
+                    can_speculate: tier.speculation.is_on(),
                     ..described(tier)
                 };
                 let wishes = Wishes {
                     max_tokens: tier.max_tokens,
                     system: tier.system.clone(),
                 };
-                local.push(Arc::new(LocalTier::new(view, engine, wishes)));
+                let times = metrics.times_of(&tier.id);
+                local.push(Arc::new(LocalTier::new(view, engine, wishes, times)));
             }
             TierKind::Remote => remote.push(Arc::new(RemoteTier::start(remote_config(tier)?))),
         }

@@ -98,6 +98,17 @@ pub enum WeightTarget {
     Q4_1,
 }
 
+impl WeightTarget {
+    /// `(elements, bytes)` of one block, scales included.
+    pub fn block(self) -> (u64, u64) {
+        match self {
+            Self::Q8_0 => (32, 34),
+            Self::Q4_0 => (32, 18),
+            Self::Q4_1 => (32, 20),
+        }
+    }
+}
+
 /// How a tile holds its integers and scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(non_camel_case_types, reason = "as BlockFormat")]

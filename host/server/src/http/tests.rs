@@ -525,11 +525,20 @@ async fn metrics_count_requests_and_have_no_line_for_what_is_not_measured() {
     );
     for line in [
         r#"homeostat_requests_total{ending="sent",endpoint="chat",tier="small"} 1"#,
-        r#"homeostat_generation_tokens_total{sent="true",tier="small"} 2"#,
+        r#"homeostat_generation_tokens_total{model_name="small"} 2"#,
+        r#"homeostat_prompt_tokens_total{model_name="small"} 11"#,
+        r#"homeostat_request_success_total{finished_reason="stop",model_name="small"} 1"#,
+        r#"homeostat_time_to_first_token_seconds_count{model_name="small"} 1"#,
+        r#"homeostat_time_per_output_token_seconds_count{model_name="small"} 1"#,
+        r#"homeostat_e2e_request_latency_seconds_count{model_name="small"} 1"#,
+        r#"homeostat_request_prompt_tokens_sum{model_name="small"} 11"#,
+        r#"homeostat_request_generation_tokens_sum{model_name="small"} 2"#,
+        r#"homeostat_answer_duration_seconds_count{endpoint="chat"} 1"#,
+        r#"homeostat_tier_ready{tier="small"} 1"#,
         r#"homeostat_hook_calls_total{hook="route",policy="built-in"} 1"#,
         r#"homeostat_http_requests_total{path="/v1/chat/completions",status="200"} 1"#,
         r#"homeostat_http_requests_total{path="unknown",status="404"} 1"#,
-        r#"homeostat_num_requests_running{tier="small"} 0"#,
+        r#"homeostat_num_requests_running{model_name="small"} 0"#,
         r#"homeostat_metabolic_state{state="nominal"} 1"#,
     ] {
         assert!(text.lines().any(|l| l == line), "{line}\n{text}");

@@ -63,6 +63,11 @@ impl ModelCache {
         })
     }
 
+    /// The folder of all models.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Where a model's files lie.
     pub fn folder_of(&self, manifest: &Manifest) -> PathBuf {
         self.folder.join(&manifest.name)

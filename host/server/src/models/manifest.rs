@@ -112,7 +112,7 @@ impl Manifest {
 }
 
 /// A single path component that stays where it is put.
-fn is_plain(name: &str) -> bool {
+pub fn is_plain(name: &str) -> bool {
     let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     !name.is_empty() && !name.starts_with('.') && name.bytes().all(ok)
 }
@@ -145,7 +145,10 @@ impl Manifests {
     pub fn get(&self, name: &str) -> Result<&Manifest, String> {
         self.0.iter().find(|m| m.name == name).ok_or_else(|| {
             let known: Vec<&str> = self.0.iter().map(|m| m.name.as_str()).collect();
-            format!("there is no model {name:?}; known: {}", known.join(", "))
+            format!(
+                "there is no model {name:?}; known: {}, and hf:OWNER/REPO for those of a hub",
+                known.join(", ")
+            )
         })
     }
 }

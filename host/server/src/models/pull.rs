@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 
 use super::cache::{self, CacheError, ModelCache};
 use super::manifest::{Index, Manifest};
+use super::transfer::readable_by_all;
 
 /// Why a model could not be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -145,12 +146,6 @@ fn install(manifest: &Manifest, package: &Path, folder: &Path) -> Result<(), Pul
         );
     }
     Ok(())
-}
-
-/// Temporary files are private; a model is not, and another user may run the server.
-fn readable_by_all(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))
 }
 
 #[cfg(test)]

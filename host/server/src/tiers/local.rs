@@ -7,6 +7,7 @@
 //! Grammars are compiled there as well.
 
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
@@ -19,6 +20,8 @@ use homeostat_engine::{
 };
 use homeostat_hooks::{Finish, Role, Sample, TierView};
 use tokio::sync::mpsc;
+
+use crate::metrics::TierTimes;
 
 /// Bytes of a prompt from which tokenising it would hold up the async thread: about
 /// a millisecond.
@@ -37,6 +40,7 @@ struct Shared {
     engine: EngineHandle,
     wishes: Wishes,
     means: Mutex<Means>,
+    times: TierTimes,
 }
 
 /// What holds where a request says nothing.
@@ -57,13 +61,14 @@ struct Means {
 
 impl LocalTier {
     /// `view` is what routers are shown; load and measurements are filled in.
-    pub fn new(view: TierView, engine: EngineHandle, wishes: Wishes) -> Self {
+    pub fn new(view: TierView, engine: EngineHandle, wishes: Wishes, times: TierTimes) -> Self {
         Self {
             shared: Arc::new(Shared {
                 view,
                 engine,
                 wishes,
                 means: Mutex::default(),
+                times,
             }),
         }
     }
@@ -112,6 +117,7 @@ impl Tier for LocalTier {
                 shared,
                 id,
                 receiver,
+                newest: None,
                 over: false,
             };
             Ok(futures::stream::unfold(running, Running::next).boxed())
@@ -161,6 +167,8 @@ impl Shared {
             params: params(call),
             max_new_tokens: Some(max_new_tokens),
             stop: call.sampling.stop.clone(),
+            max_draft_tokens: Some(call.max_draft_tokens as usize),
+            ..GenerationRequest::new("")
         };
         let sink = Box::new(ChannelSink(events));
         self.engine
@@ -192,6 +200,7 @@ impl Shared {
     }
 
     fn measured(&self, timings: Timings, completion_tokens: usize) {
+        self.times.queue.observe(timings.queued.as_secs_f64());
         let Some(first) = timings.first_token else {
             return;
         };
@@ -278,6 +287,7 @@ fn failed(tier: &str, error: &EngineError) -> TierError {
         EngineError::Model(_) => (TierFault::Tier, "model_failed", false),
         EngineError::Grammar(_) => (TierFault::Client, "invalid_grammar", false),
         EngineError::Internal(_) => (TierFault::Host, "internal_error", true),
+        EngineError::DeadlineExceeded { .. } => (TierFault::Tier, "deadline_exceeded", true),
         EngineError::ShuttingDown => (TierFault::Tier, "unavailable", true),
     };
     TierError {
@@ -303,6 +313,8 @@ struct Running {
     shared: Arc<Shared>,
     id: SequenceId,
     receiver: mpsc::UnboundedReceiver<Event>,
+    /// When the newest token arrived.
+    newest: Option<Instant>,
     over: bool,
 }
 
@@ -324,6 +336,11 @@ impl Running {
     fn translate(&mut self, event: Event) -> Option<Result<TierEvent, TierError>> {
         let item = match event {
             Event::Token { text, logprob } => {
+                let now = Instant::now();
+                if let Some(before) = self.newest.replace(now) {
+                    let gap = now.duration_since(before).as_secs_f64();
+                    self.shared.times.inter_token.observe(gap);
+                }
                 // The end token is no part of the text, so it is none of the answer.
                 let ends = &self.shared.engine.info().end_tokens;
                 if text.is_empty() && ends.contains(&logprob.token_id) {

@@ -12,18 +12,15 @@ use homeostat_hooks::{Finish, GenerateOptions, Message, ModelError, Models, Role
 
 use super::local::{LocalTier, Wishes};
 use super::models::HostModels;
-use crate::models::{Manifests, ModelCache};
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::models::Shelf;
 
 /// One engine for all tests of this file.
 static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
-    let manifests = Manifests::load(None).unwrap();
-    let manifest = manifests.get("smollm2-135m-instruct").unwrap();
-    let folder = ModelCache::open(None).unwrap().verified(manifest).unwrap();
-    Engine::load(EngineConfig::new(
-        "small",
-        folder.join(&manifest.files[0].name),
-    ))
-    .unwrap()
+    let shelf = Shelf::open(&Config::default()).unwrap();
+    let file = shelf.verified("smollm2-135m-instruct").unwrap();
+    Engine::load(EngineConfig::new("small", file)).unwrap()
 });
 
 fn tier() -> LocalTier {
@@ -35,7 +32,8 @@ fn tier() -> LocalTier {
         max_tokens: 12,
         system: Some(String::new()),
     };
-    LocalTier::new(view, ENGINE.handle(), wishes)
+    let times = Metrics::new().unwrap().times_of("small");
+    LocalTier::new(view, ENGINE.handle(), wishes, times)
 }
 
 fn call(question: &str) -> GenerateCall {
