@@ -236,6 +236,8 @@ fn job(stream: bool) -> Job {
         response_format: ResponseFormat::Text,
         json_schema: None,
         tenant: None,
+        sharer: None,
+        priority: 0,
         deadline_ms: None,
         attributes: vec![],
     }

@@ -146,6 +146,9 @@ impl Shared {
             params: params(call),
             max_new_tokens: Some(max_new_tokens),
             stop: call.sampling.stop.clone(),
+            tenant: call.sharer.clone(),
+            priority: call.priority.into(),
+            deadline: call.time_left,
         };
         let sink = Box::new(ChannelSink(events));
         self.engine
@@ -246,6 +249,7 @@ fn failed(tier: &str, error: &EngineError) -> TierError {
     let (fault, code, retryable) = match error {
         EngineError::Model(_) => (TierFault::Tier, "model_failed", false),
         EngineError::Internal(_) => (TierFault::Host, "internal_error", true),
+        EngineError::DeadlineExceeded { .. } => (TierFault::Tier, "deadline_exceeded", true),
         EngineError::ShuttingDown => (TierFault::Tier, "unavailable", true),
     };
     TierError {

@@ -52,6 +52,9 @@ fn call(question: &str) -> GenerateCall {
         max_tokens: None,
         max_draft_tokens: 0,
         answer_prefix: String::new(),
+        sharer: None,
+        priority: 0,
+        time_left: None,
     }
 }
 

@@ -74,6 +74,9 @@ fn call(prefix: &str) -> GenerateCall {
         max_tokens: None,
         max_draft_tokens: 0,
         answer_prefix: prefix.into(),
+        sharer: None,
+        priority: 0,
+        time_left: None,
     }
 }
 

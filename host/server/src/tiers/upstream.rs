@@ -318,6 +318,9 @@ mod tests {
             max_tokens: None,
             max_draft_tokens: 0,
             answer_prefix: prefix.into(),
+            sharer: None,
+            priority: 0,
+            time_left: None,
         }
     }
 
