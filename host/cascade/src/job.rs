@@ -27,6 +27,11 @@ pub struct Job {
     pub output: OutputFormat,
     /// Who pays.
     pub tenant: Option<String>,
+    /// Whose share of a tier's time it takes: the tenant, else whom the client names, which is
+    /// proven by nothing and shown to no policy.
+    pub sharer: Option<String>,
+    /// Lower goes first where requests wait, as for vLLM.
+    pub priority: i8,
     /// The answer is worthless after this time.
     pub deadline_ms: Option<u32>,
     /// Extensions for policies.

@@ -211,10 +211,7 @@ impl Life {
     }
 
     async fn run(mut self, client: mpsc::Sender<Message>) {
-        let deadline = self
-            .job
-            .deadline_ms
-            .map(|ms| Duration::from_millis(ms.into()));
+        let deadline = self.deadline();
         let result = tokio::select! {
             biased;
             () = client.closed() => {
@@ -395,6 +392,11 @@ impl Life {
             max_draft_tokens: step.max_draft_tokens,
             output: self.job.output.clone(),
             answer_prefix: String::new(),
+            sharer: self.job.sharer.clone(),
+            priority: self.job.priority,
+            time_left: self
+                .deadline()
+                .map(|d| d.saturating_sub(self.begun.elapsed())),
         };
         tier.generate(call).await
     }
@@ -619,6 +621,11 @@ impl Life {
     }
 
     // ---- what is written down ------------------------------------------------
+
+    fn deadline(&self) -> Option<Duration> {
+        let ms = self.job.deadline_ms;
+        ms.map(|ms| Duration::from_millis(ms.into()))
+    }
 
     fn elapsed_ms(&self) -> u32 {
         u32::try_from(self.begun.elapsed().as_millis()).unwrap_or(u32::MAX)

@@ -2,6 +2,8 @@
 //!
 //! A local engine, a remote OpenAI-compatible server and a recording all look like this.
 
+use std::time::Duration;
+
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use homeostat_hooks::{Finish, Message, ResponseFormat, TierView};
@@ -34,6 +36,12 @@ pub struct GenerateCall {
     pub output: OutputFormat,
     /// Text of the answer that the client has already seen; the tier continues it.
     pub answer_prefix: String,
+    /// Whose share of the tier's time it takes.
+    pub sharer: Option<String>,
+    /// Lower goes first.
+    pub priority: i8,
+    /// What is left until the answer is worthless; it need not be begun later.
+    pub time_left: Option<Duration>,
 }
 
 /// What an answer must look like, while it is generated and not only afterwards.

@@ -235,6 +235,8 @@ fn job(stream: bool) -> Job {
         stream,
         output: OutputFormat::Text,
         tenant: None,
+        sharer: None,
+        priority: 0,
         deadline_ms: None,
         attributes: vec![],
     }

@@ -21,8 +21,10 @@ fn seconds(s: u64) -> Duration {
 }
 
 fn sequence(id: u64, tenant: u64, arrived: Duration) -> Sequence {
-    let mut sequence = Sequence::new(Order {
+    Sequence::new(Order {
         id: SequenceId(id),
+        tenant,
+        max_draft_tokens: 0,
         tokens: vec![1],
         purpose: Purpose::Generate { end: 2 },
         params: SamplingParams::default(),
@@ -30,23 +32,17 @@ fn sequence(id: u64, tenant: u64, arrived: Duration) -> Sequence {
         stops: Vec::new(),
         arrived,
         sink: Box::new(Nobody),
-    });
-    sequence.tenant = tenant;
+    })
+}
+
+fn of_class(priority: i8, mut sequence: Sequence) -> Sequence {
+    sequence.priority = priority;
     sequence
 }
 
-fn of_class(priority: i8, sequence: Sequence) -> Sequence {
-    Sequence {
-        priority,
-        ..sequence
-    }
-}
-
-fn due(at: u64, sequence: Sequence) -> Sequence {
-    Sequence {
-        deadline: Some(seconds(at)),
-        ..sequence
-    }
+fn due(at: u64, mut sequence: Sequence) -> Sequence {
+    sequence.deadline = Some(seconds(at));
+    sequence
 }
 
 fn ids(sequences: impl IntoIterator<Item = Sequence>) -> Vec<u64> {

@@ -19,7 +19,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{RequestId, bearer, body, header_text};
 use crate::house::{House, unix_seconds};
 use crate::openai::error::ApiError;
-use crate::openai::request::{Asked, SamplingDefaults};
+use crate::openai::request::{Asked, Payer, SamplingDefaults};
 use crate::openai::shape::{About, Shape, Whole, total};
 
 /// Frames of a stream that are sent in one piece when they are there at the same time.
@@ -63,7 +63,12 @@ async fn answer(
     parse: Parse,
 ) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
-    let tenant = house.door.tenant(bearer(&parts.headers))?;
+    let key = bearer(&parts.headers);
+    let tenant = house.door.tenant(key)?;
+    let payer = Payer {
+        tenant,
+        unproven: key.filter(|_| tenant.is_none()),
+    };
     let deadline_ms = deadline(&parts.headers)?;
     let permit = house.door.enter()?;
     let reading = body::json(&parts.headers, body, house.door.max_body_bytes);
@@ -71,7 +76,7 @@ async fn answer(
         .await
         .map_err(|_| stalled())??;
     let asked = parse(&body, house.sampling)?;
-    let jobs = (0..asked.n).map(|i| asked.job(&id, i, tenant, deadline_ms));
+    let jobs = (0..asked.n).map(|i| asked.job(&id, i, payer, deadline_ms));
     let replies = try_join_all(jobs.map(|job| house.cascade.run(job))).await?;
     let first = &replies[0].head;
     let headers = headers(first, &asked);

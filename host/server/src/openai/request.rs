@@ -7,6 +7,7 @@
 use homeostat_cascade::{Job, OutputFormat, Prompt, Sampling};
 use homeostat_hooks::{Attribute, Endpoint, Message, Role, Value};
 use serde_json::Value as Json;
+use sha2::{Digest, Sha256};
 
 use super::error::ApiError;
 use super::fields::{Fields, kind};
@@ -44,6 +45,9 @@ pub struct Asked {
     pub sampling: Sampling,
     pub max_tokens: Option<u32>,
     pub n: u32,
+    /// Whom the client says it asks for.
+    pub user: Option<String>,
+    pub priority: i8,
     pub stream: bool,
     pub include_usage: bool,
     /// Whether the client wants to see log-probabilities.
@@ -120,6 +124,9 @@ impl Asked {
                 .integer("max_tokens", 1..=TOKENS_MAX)?
                 .map(|n| n as u32),
             n: fields.integer("n", 1..=N_MAX)?.unwrap_or(1) as u32,
+            user: fields.text("user")?.filter(|user| !user.is_empty()),
+            // vLLM's field, in a range that bounds the number of classes.
+            priority: fields.integer("priority", -128..=127)?.unwrap_or(0) as i8,
             stream,
             include_usage: stream_options(fields, stream)?,
             logprobs: false,
@@ -131,7 +138,7 @@ impl Asked {
 
     /// The cascade's job for answer number `index`. Answers to one request differ by
     /// their seed only, so a client that names a seed gets the same set every time.
-    pub fn job(&self, id: &str, index: u32, tenant: Option<&str>, deadline_ms: Option<u32>) -> Job {
+    pub fn job(&self, id: &str, index: u32, payer: Payer<'_>, deadline_ms: Option<u32>) -> Job {
         let mut sampling = self.sampling.clone();
         sampling.seed = sampling.seed.map(|s| s.wrapping_add(u64::from(index)));
         Job {
@@ -143,9 +150,43 @@ impl Asked {
             max_tokens: self.max_tokens,
             stream: self.stream,
             output: self.output.clone(),
-            tenant: tenant.map(str::to_string),
+            tenant: payer.tenant.map(str::to_string),
+            sharer: payer.sharer(self.user.as_deref()),
+            priority: self.priority,
             deadline_ms,
             attributes: self.attributes.clone(),
+        }
+    }
+}
+
+/// Who is known to ask.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Payer<'a> {
+    /// The owner of the key, where the host has keys.
+    pub tenant: Option<&'a str>,
+    /// What the client sent as its key, where the host has none.
+    pub unproven: Option<&'a str>,
+}
+
+impl Payer<'_> {
+    /// Whose share of the engine's time a request takes. A tenant has one share whatever users it
+    /// names; without tenants the names are all there is to go by. A key goes no further than
+    /// this, as it may be one for another server.
+    fn sharer(&self, user: Option<&str>) -> Option<String> {
+        if let Some(tenant) = self.tenant {
+            return Some(format!("tenant {tenant}"));
+        }
+        let key = self.unproven.map(|key| {
+            let digest = Sha256::digest(key.as_bytes());
+            digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        });
+        match (key, user) {
+            (None, None) => None,
+            (key, user) => Some(format!(
+                "key {} user {}",
+                key.unwrap_or_else(String::new),
+                user.unwrap_or_default()
+            )),
         }
     }
 }
@@ -644,8 +685,43 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_listed_for_the_client() {
-        let asked = chat(r#","temprature":1,"user":"u""#).unwrap();
-        assert_eq!(asked.ignored, ["temprature", "user"]);
+        let asked = chat(r#","temprature":1,"usr":"u""#).unwrap();
+        assert_eq!(asked.ignored, ["temprature", "usr"]);
+    }
+
+    #[test]
+    fn a_tenant_has_one_share_and_without_tenants_key_and_user_tell_clients_apart() {
+        let asked = chat(r#","user":"u","priority":-3"#).unwrap();
+        let job = |payer| asked.job("id", 0, payer, None);
+        assert_eq!(job(Payer::default()).priority, -3);
+        let tenant = Payer {
+            tenant: Some("acme"),
+            unproven: None,
+        };
+        assert_eq!(job(tenant).sharer.as_deref(), Some("tenant acme"));
+        let keyed = |key| Payer {
+            tenant: None,
+            unproven: Some(key),
+        };
+        let shares = [
+            job(Payer::default()).sharer.unwrap(),
+            job(keyed("sk-1")).sharer.unwrap(),
+            job(keyed("sk-2")).sharer.unwrap(),
+        ];
+        assert!(
+            shares
+                .iter()
+                .all(|s| !s.contains("sk-") && s.ends_with("user u"))
+        );
+        assert!(shares[0] != shares[1] && shares[1] != shares[2]);
+        let anonymous = chat(r#","user":"""#).unwrap();
+        assert_eq!(anonymous.job("id", 0, Payer::default(), None).sharer, None);
+        refused(
+            chat(r#","priority":128"#),
+            "priority",
+            &["128", "-128 to 127"],
+        );
+        refused(chat(r#","user":7"#), "user", &["7", "a string"]);
     }
 
     #[test]
@@ -669,7 +745,9 @@ mod tests {
     #[test]
     fn several_answers_have_their_own_ids_and_seeds() {
         let asked = chat(r#","n":3,"seed":7"#).unwrap();
-        let jobs: Vec<Job> = (0..3).map(|i| asked.job("id", i, None, None)).collect();
+        let jobs: Vec<Job> = (0..3)
+            .map(|i| asked.job("id", i, Payer::default(), None))
+            .collect();
         let seeds: Vec<_> = jobs.iter().map(|j| j.sampling.seed.unwrap()).collect();
         assert_eq!(seeds, [7, 8, 9]);
         assert_eq!(jobs[0].id, "id");

@@ -168,7 +168,9 @@ impl Shared {
             max_new_tokens: Some(max_new_tokens),
             stop: call.sampling.stop.clone(),
             max_draft_tokens: Some(call.max_draft_tokens as usize),
-            ..GenerationRequest::new("")
+            tenant: call.sharer.clone(),
+            priority: call.priority.into(),
+            deadline: call.time_left,
         };
         let sink = Box::new(ChannelSink(events));
         self.engine

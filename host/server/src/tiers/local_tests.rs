@@ -51,6 +51,9 @@ fn call(question: &str) -> GenerateCall {
         max_draft_tokens: 0,
         output: OutputFormat::Text,
         answer_prefix: String::new(),
+        sharer: None,
+        priority: 0,
+        time_left: None,
     }
 }
 

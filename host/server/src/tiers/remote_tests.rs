@@ -75,6 +75,9 @@ fn call(prefix: &str) -> GenerateCall {
         max_draft_tokens: 0,
         output: OutputFormat::Text,
         answer_prefix: prefix.into(),
+        sharer: None,
+        priority: 0,
+        time_left: None,
     }
 }
 

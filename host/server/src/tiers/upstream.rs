@@ -339,6 +339,9 @@ mod tests {
             max_draft_tokens: 0,
             output: OutputFormat::Text,
             answer_prefix: prefix.into(),
+            sharer: None,
+            priority: 0,
+            time_left: None,
         }
     }
 
