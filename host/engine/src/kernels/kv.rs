@@ -3,9 +3,11 @@
 //! keys and a score needs no sum across lanes; values lie as rows. It refuses to know who owns a
 //! block: the block pool does.
 
+use super::attention::RowMeta;
 use super::bytes::AlignedBytes;
 use super::isa::Isa;
 use super::lanes::{Kernel, LANES, Lanes, with_lanes};
+use super::pool::Pool;
 
 /// Tokens of one block.
 pub const BLOCK_TOKENS: usize = 32;
@@ -114,20 +116,61 @@ impl KvStore {
             "one key per kv head"
         );
         assert_eq!(v.len(), k.len(), "one value per kv head");
-        let at = self.head_at(layer, block as usize, 0);
-        let base = self.data.as_mut_ptr().cast::<u16>();
-        // SAFETY: `head_at` has checked that the block lies in the store.
-        let block = unsafe { base.add(at) };
-        with_lanes(
-            isa,
-            Write {
-                block,
-                head_dim: self.head_dim,
-                offset,
-                k,
-                v,
-            },
-        );
+        let base = Base(self.data.as_mut_ptr().cast::<u16>());
+        let d = self.head_dim;
+        for (head, (k, v)) in k.chunks_exact(d).zip(v.chunks_exact(d)).enumerate() {
+            let at = self.head_at(layer, block as usize, head);
+            // SAFETY: `head_at` has checked that the head's block lies in the store, which is
+            // borrowed mutably.
+            let keys = unsafe { base.at(at) };
+            with_lanes(isa, Write { keys, offset, k, v });
+        }
+    }
+
+    /// [`KvStore::write`] for every entry of `rows`: each token goes to the block of its position.
+    ///
+    /// # Panics
+    /// As [`KvStore::write`], and if a block table is too short.
+    pub fn write_rows(
+        &mut self,
+        isa: Isa,
+        pool: &mut Pool,
+        layer: usize,
+        rows: &[RowMeta<'_>],
+        k: &[f32],
+        v: &[f32],
+    ) {
+        let (heads, d) = (self.kv_heads, self.head_dim);
+        assert_eq!(k.len(), rows.len() * heads * d, "one row of keys per entry");
+        assert_eq!(v.len(), k.len(), "one row of values per row of keys");
+        let base = Base(self.data.as_mut_ptr().cast::<u16>());
+        let store = &*self;
+        // The parts go by heads, so two rows that were given the same place would be a wrong answer
+        // but not a race.
+        let parts = if rows.len() < 2 * BLOCK_TOKENS {
+            1
+        } else {
+            heads
+        };
+        pool.run(parts, |part| {
+            for head in (part..heads).step_by(parts) {
+                for (row, meta) in rows.iter().enumerate() {
+                    let block = meta.block_table[meta.position / BLOCK_TOKENS];
+                    let at = store.head_at(layer, block as usize, head);
+                    let vector = (row * heads + head) * d..(row * heads + head + 1) * d;
+                    // SAFETY: `head_at` has checked that the head's block lies in the store, which
+                    // is borrowed mutably, and this part alone writes this head.
+                    let keys = unsafe { base.at(at) };
+                    let write = Write {
+                        keys,
+                        offset: meta.position % BLOCK_TOKENS,
+                        k: &k[vector.clone()],
+                        v: &v[vector],
+                    };
+                    with_lanes(isa, write);
+                }
+            }
+        });
     }
 
     /// Copies a block in every layer: what a fork does with a last, partly filled block.
@@ -175,9 +218,25 @@ impl KvView<'_> {
     }
 }
 
+/// The first f16 of a store that several threads write to.
+struct Base(*mut u16);
+
+// SAFETY: `write_rows` gives every part heads of its own.
+unsafe impl Sync for Base {}
+
+impl Base {
+    /// # Safety
+    /// `at` lies in the store.
+    unsafe fn at(&self, at: usize) -> *mut u16 {
+        // SAFETY: passed on.
+        unsafe { self.0.add(at) }
+    }
+}
+
+/// Key and value of one head of one token.
 struct Write<'a> {
-    block: *mut u16,
-    head_dim: usize,
+    /// The head's block.
+    keys: *mut u16,
     offset: usize,
     k: &'a [f32],
     v: &'a [f32],
@@ -188,29 +247,25 @@ impl Kernel for Write<'_> {
 
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
-        let d = self.head_dim;
-        let heads = self.k.chunks_exact(d).zip(self.v.chunks_exact(d));
-        for (head, (k, v)) in heads.enumerate() {
-            // SAFETY: the block holds K and V of every head; `offset` < 32, so both ends lie
-            // inside.
-            let (keys, values) = unsafe {
-                let keys = self.block.add(head * 2 * BLOCK_TOKENS * d);
-                (
-                    keys.add(self.offset),
-                    keys.add((BLOCK_TOKENS + self.offset) * d),
-                )
-            };
-            for i in (0..d).step_by(LANES) {
-                let mut column = [0u16; LANES];
-                // SAFETY: `d` is a multiple of 16, so sixteen floats of `k` and `v` are readable at
-                // `i` and sixteen f16 of the value row are writable there; a key goes to its own
-                // row of 32 each.
-                unsafe {
-                    s.store_f16(values.add(i), finite(s, s.load(v.as_ptr().add(i))));
-                    s.store_f16(column.as_mut_ptr(), finite(s, s.load(k.as_ptr().add(i))));
-                    for (j, x) in column.into_iter().enumerate() {
-                        *keys.add((i + j) * BLOCK_TOKENS) = x;
-                    }
+        let d = self.k.len();
+        // SAFETY: the block holds `d` x 32 keys and then 32 values of `d`; `offset` < 32.
+        let (keys, values) = unsafe {
+            (
+                self.keys.add(self.offset),
+                self.keys.add((BLOCK_TOKENS + self.offset) * d),
+            )
+        };
+        for i in (0..d).step_by(LANES) {
+            let mut column = [0u16; LANES];
+            // SAFETY: `d` is a multiple of 16, so sixteen floats of `k` and `v` are readable at `i`
+            // and sixteen f16 of the value row are writable there; a key goes to its own row of 32
+            // each.
+            unsafe {
+                s.store_f16(values.add(i), finite(s, s.load(self.v.as_ptr().add(i))));
+                let k = finite(s, s.load(self.k.as_ptr().add(i)));
+                s.store_f16(column.as_mut_ptr(), k);
+                for (j, x) in column.into_iter().enumerate() {
+                    *keys.add((i + j) * BLOCK_TOKENS) = x;
                 }
             }
         }

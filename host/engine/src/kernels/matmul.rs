@@ -12,6 +12,8 @@
 //! out = acc, or out + acc
 //! ```
 
+use std::ops::Range;
+
 use super::QUANT_BLOCK;
 use super::activations::{Activations, BlockGroup, GROUP_ROWS};
 use super::formats::TileFormat;
@@ -24,6 +26,9 @@ const MAX_GROUP: usize = 8;
 
 /// Weight bytes times rows that are worth one hand-over between threads: some 3 µs of work.
 const PART_BYTES: usize = 96 * 1024;
+
+/// How much of the first data cache the activations may take; a tile needs the rest.
+const L1_BYTES: usize = 28 * 1024;
 
 /// `out = x · wᵀ` for the first `rows` rows of `x`; `out` is row-major, `rows` x `w.rows()`. With
 /// `accumulate` the product is added to `out`: the residual connection.
@@ -136,38 +141,49 @@ fn multiply(
 }
 
 impl Region<'_> {
-    fn multiply_tiles(&self, isa: Isa, entry: &Entry<'_>, tiles: std::ops::Range<usize>) {
-        for tile in tiles {
-            let (scales, quants) = entry.w.tile(tile);
-            let width = TILE_ROWS.min(entry.w.rows() - tile * TILE_ROWS);
-            for (group, first_row) in (0..self.rows).step_by(GROUP_ROWS).enumerate() {
-                let rows = GROUP_ROWS.min(self.rows - first_row);
-                let work = TileWork {
-                    format: entry.w.format(),
-                    scales,
-                    quants,
-                    x: self.x.group(group),
-                    rows,
-                    // SAFETY: row `first_row` and column `16 * tile` lie inside `out`, whose length
-                    // `multiply` has checked.
-                    out: unsafe { entry.out.add(first_row * entry.w.rows() + tile * TILE_ROWS) },
-                    stride: entry.w.rows(),
-                    fetch_ahead: group == 0,
-                    width,
-                    accumulate: self.accumulate,
-                };
-                match isa.0 {
-                    Level::Portable => portable(&work),
-                    #[cfg(target_arch = "x86_64")]
-                    // SAFETY: an `Isa` is the proof of its features; `work` is cut to the matrix.
-                    Level::Avx2 => unsafe { super::matmul_avx2::avx2(&work) },
-                    #[cfg(target_arch = "x86_64")]
-                    // SAFETY: as above.
-                    Level::AvxVnni => unsafe { super::matmul_avx2::avx_vnni(&work) },
-                    #[cfg(target_arch = "x86_64")]
-                    // SAFETY: as above.
-                    Level::Avx512Vnni => unsafe { super::matmul_avx512::avx512(&work) },
-                }
+    fn multiply_tiles(&self, isa: Isa, entry: &Entry<'_>, tiles: Range<usize>) {
+        let groups = self.rows.div_ceil(GROUP_ROWS);
+        let together = (L1_BYTES / size_of_val(self.x.group(0))).max(1);
+        for first in (0..groups).step_by(together) {
+            for tile in tiles.clone() {
+                let some = first..groups.min(first + together);
+                self.multiply_tile(isa, entry, tile, some);
+            }
+        }
+    }
+
+    /// One tile times the rows of some groups, which stay in the first cache from tile to tile.
+    fn multiply_tile(&self, isa: Isa, entry: &Entry<'_>, tile: usize, groups: Range<usize>) {
+        let (scales, quants) = entry.w.tile(tile);
+        let width = TILE_ROWS.min(entry.w.rows() - tile * TILE_ROWS);
+        for group in groups {
+            let first_row = group * GROUP_ROWS;
+            let rows = GROUP_ROWS.min(self.rows - first_row);
+            let work = TileWork {
+                format: entry.w.format(),
+                scales,
+                quants,
+                x: self.x.group(group),
+                rows,
+                // SAFETY: row `first_row` and column `16 * tile` lie inside `out`, whose length
+                // `multiply` has checked.
+                out: unsafe { entry.out.add(first_row * entry.w.rows() + tile * TILE_ROWS) },
+                stride: entry.w.rows(),
+                fetch_ahead: group == 0,
+                width,
+                accumulate: self.accumulate,
+            };
+            match isa.0 {
+                Level::Portable => portable(&work),
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: an `Isa` is the proof of its features; `work` is cut to the matrix.
+                Level::Avx2 => unsafe { super::matmul_avx2::avx2(&work) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                Level::AvxVnni => unsafe { super::matmul_avx2::avx_vnni(&work) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                Level::Avx512Vnni => unsafe { super::matmul_avx512::avx512(&work) },
             }
         }
     }
@@ -284,7 +300,7 @@ fn unpack(format: TileFormat, quants: &[u8]) -> [[[u8; 4]; TILE_ROWS]; QUANT_BLO
 fn dot(
     w: &[[[u8; 4]; TILE_ROWS]; QUANT_BLOCK / 4],
     x: &[i8; QUANT_BLOCK],
-    steps: std::ops::Range<usize>,
+    steps: Range<usize>,
     offset: i32,
 ) -> [i32; TILE_ROWS] {
     let mut dots = [offset; TILE_ROWS];

@@ -77,16 +77,16 @@ unsafe fn some_rows<D: Dot, const FORMAT: u8>(work: &TileWork<'_>, first: usize,
         match rows {
             1 => tile_rows::<D, FORMAT, 1>(work, first),
             2 => tile_rows::<D, FORMAT, 2>(work, first),
-            3 => tile_rows::<D, FORMAT, 3>(work, first),
             _ => tile_rows::<D, FORMAT, 4>(work, first),
         }
     }
 }
 
-/// All sixteen outputs of `M` rows, in two halves.
+/// All sixteen outputs of `M` rows, in two halves. Rows beyond those of `work` are whatever the
+/// group held before; their sums are not stored.
 ///
 /// # Safety
-/// As [`tile`]; the group has `first + M` rows.
+/// As [`tile`]; `first + M` is at most 8.
 #[inline(always)]
 unsafe fn tile_rows<D: Dot, const FORMAT: u8, const M: usize>(work: &TileWork<'_>, first: usize) {
     let mut sums = [[0f32; TILE_ROWS]; M];
@@ -94,7 +94,7 @@ unsafe fn tile_rows<D: Dot, const FORMAT: u8, const M: usize>(work: &TileWork<'_
         // SAFETY: passed on.
         unsafe { half_tile::<D, FORMAT, M>(work, first, half, &mut sums) };
     }
-    for (row, sums) in sums.iter().enumerate() {
+    for (row, sums) in sums.iter().enumerate().take(work.rows - first) {
         work.finish(first + row, sums);
     }
 }

@@ -16,7 +16,7 @@ pub(super) unsafe fn avx512(work: &TileWork<'_>) {
     macro_rules! for_rows {
         ($format:ident; $($n:literal),+) => {
             match work.rows {
-                $($n => tile_avx512::<{ TileFormat::$format as u8 }, $n>(work),)+
+                $(..=$n => tile_avx512::<{ TileFormat::$format as u8 }, $n>(work),)+
                 rows => unreachable!("{rows} rows in a group"),
             }
         };
@@ -24,7 +24,7 @@ pub(super) unsafe fn avx512(work: &TileWork<'_>) {
     macro_rules! for_formats {
         ($($format:ident),+) => {
             match work.format {
-                $(TileFormat::$format => for_rows!($format; 1, 2, 3, 4, 5, 6, 7, 8),)+
+                $(TileFormat::$format => for_rows!($format; 1, 2, 3, 4, 6, 8),)+
             }
         };
     }
@@ -71,10 +71,11 @@ macro_rules! for_steps_and_rows {
     };
 }
 
-/// All sixteen outputs of `M` rows: a block's weights are unpacked once and used `M` times.
+/// All sixteen outputs of `M` rows: a block's weights are unpacked once and used `M` times. Rows
+/// beyond those of `work` are whatever the group held before; their sums are not stored.
 ///
 /// # Safety
-/// As [`avx512`]; the group has `M` rows.
+/// As [`avx512`]; `M` is at least the rows of `work` and at most 8.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c,fma")]
 #[inline]
 unsafe fn tile_avx512<const FORMAT: u8, const M: usize>(work: &TileWork<'_>) {
@@ -118,7 +119,7 @@ unsafe fn tile_avx512<const FORMAT: u8, const M: usize>(work: &TileWork<'_>) {
             }
         }
     }
-    for (row, acc) in acc.into_iter().enumerate() {
+    for (row, acc) in acc.into_iter().enumerate().take(work.rows) {
         let mut sums = [0f32; TILE_ROWS];
         // SAFETY: sixteen floats.
         unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), acc) };

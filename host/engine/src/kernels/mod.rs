@@ -18,6 +18,26 @@
 //! It refuses to know models: no layer, no tokenizer, no sampling. It does not check floats: a NaN
 //! that comes in goes out. Shapes are the engine's own and are asserted; the bytes of a model file
 //! are somebody else's and give a [`KernelError`].
+//!
+//! # Unsafe code
+//!
+//! Blocks and `unsafe impl`s, by what they are for (a test counts them; another demands an argument at
+//! each). All run under AddressSanitizer in the tests of this module, except for the one instruction
+//! of inline assembly, which a sanitizer does not see; Miri knows only the portable path.
+//!
+//! | file | blocks | for |
+//! |---|---|---|
+//! | `activations.rs` | 2 | loads of sixteen floats from a slice; stores of 32 bytes to a block |
+//! | `attention.rs` | 25 | buffers on the stack, written before they are read; blocks behind a block table; results shared out by heads |
+//! | `bytes.rs` | 1 | `madvise` for huge pages |
+//! | `kv.rs` | 7 | blocks of keys and values by index; heads shared out to threads |
+//! | `lanes.rs` | 7 | the portable lanes behind pointers; dispatch on a proven instruction set |
+//! | `lanes_x86.rs` | 1 | every vector intrinsic of the lanes, behind one macro |
+//! | `matmul.rs` | 7 | results shared out by tiles; dispatch on a proven instruction set; prefetch |
+//! | `matmul_avx2.rs` | 14 | intrinsics; a tile walked by pointers |
+//! | `matmul_avx512.rs` | 7 | intrinsics; a tile walked by pointers; `vpdpbusd` as inline assembly |
+//! | `pool.rs` | 7 | the body of a region that outlives its parts; pieces of a slice, one per part |
+//! | `rows.rs` | 4 | loads and stores of sixteen floats of a row |
 #![allow(
     unsafe_code,
     reason = "vector instructions, shared output slices, paged pointers; each block argues its safety"
@@ -27,6 +47,8 @@ mod activations;
 mod attention;
 mod bytes;
 mod formats;
+#[cfg(test)]
+mod fuzz;
 mod isa;
 mod kv;
 mod lanes;
@@ -54,7 +76,7 @@ pub use kv::{BLOCK_TOKENS, KvStore, KvView};
 pub use matmul::{matmul, matmul_group};
 pub use matrix::Matrix;
 pub use pool::Pool;
-pub use rope::{RopeStyle, RopeTable, rope_in_place};
+pub use rope::{RopeStyle, RopeTable, rope_in_place, rope_rows};
 pub use rows::{
     add_bias, add_in_place, add_rms_norm, rms_norm, rms_norm_in_place, softcap_in_place,
     softmax_in_place,

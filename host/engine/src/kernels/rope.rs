@@ -4,6 +4,12 @@
 //! most other models have not. Plain Rust, compiled once: no instruction set can change a bit of
 //! it.
 
+use super::attention::RowMeta;
+use super::pool::Pool;
+
+/// Fewer rows are not worth a hand-over between threads.
+const ROWS_OF_A_PART: usize = 8;
+
 /// Which two elements of a head are rotated together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RopeStyle {
@@ -67,6 +73,31 @@ impl RopeTable {
     pub fn positions(&self) -> usize {
         self.angles.len() / (2 * self.pairs).max(1)
     }
+}
+
+/// Rotates every head of every token: `x` has one row per entry of `rows`, in place.
+///
+/// # Panics
+/// As [`rope_in_place`], and if `x` does not have that many rows.
+pub fn rope_rows(
+    pool: &mut Pool,
+    table: &RopeTable,
+    x: &mut [f32],
+    head_dim: usize,
+    rows: &[RowMeta<'_>],
+) {
+    if rows.is_empty() {
+        return;
+    }
+    assert!(x.len().is_multiple_of(rows.len()), "one row per entry");
+    let width = x.len() / rows.len();
+    let each = rows.len().div_ceil(4 * pool.threads()).max(ROWS_OF_A_PART);
+    pool.run_chunks(x, (each * width).max(1), |part, x| {
+        let metas = &rows[part * each..];
+        for (row, meta) in x.chunks_exact_mut(width).zip(metas) {
+            rope_in_place(table, row, head_dim, meta.position);
+        }
+    });
 }
 
 /// Rotates every head of one token: `x` is `heads` x `head_dim`, in place.

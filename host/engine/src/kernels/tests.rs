@@ -81,7 +81,7 @@ pub(super) const QUANTISED: [BlockFormat; 8] = [
     BlockFormat::Q6_K,
 ];
 
-const FORMATS: [BlockFormat; 11] = [
+pub(super) const FORMATS: [BlockFormat; 11] = [
     BlockFormat::Q4_0,
     BlockFormat::Q4_1,
     BlockFormat::Q5_0,
@@ -101,7 +101,7 @@ fn fitting(format: BlockFormat, cols: usize) -> usize {
 }
 
 /// The weights as the file's format defines them, in f64: independent of `Matrix`.
-fn reference_weights(format: BlockFormat, bytes: &[u8]) -> Vec<f64> {
+pub(super) fn reference_weights(format: BlockFormat, bytes: &[u8]) -> Vec<f64> {
     bytes
         .chunks_exact(format.block_bytes())
         .flat_map(|b| match format.block_cols() {
@@ -212,7 +212,7 @@ fn bits(x: &[f32]) -> Vec<u32> {
 }
 
 #[track_caller]
-fn assert_same_bits(a: &[f32], b: &[f32], what: &str) {
+pub(super) fn assert_same_bits(a: &[f32], b: &[f32], what: &str) {
     assert_eq!(a.len(), b.len(), "{what}");
     let differs = a
         .iter()
@@ -431,6 +431,58 @@ fn rows_are_dequantised_as_the_file_defines_them() {
                     "{format:?} {got} for {exact}"
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn floats_become_what_the_target_can_hold_and_quantised_weights_stay() {
+    let (rows, cols) = (19, 64);
+    let x = noise(rows * cols, 5);
+    let bytes: Vec<u8> = x.iter().flat_map(|x| x.to_le_bytes()).collect();
+    for target in [WeightTarget::Q8_0, WeightTarget::Q4_0, WeightTarget::Q4_1] {
+        let w = Matrix::quantize(target, BlockFormat::F32, rows, cols, &bytes).expect("finite");
+        let mut row = vec![0.0; cols];
+        for (i, x) in x.chunks_exact(cols).enumerate() {
+            w.dequantize_row(i, &mut row);
+            for (got, x) in row.chunks_exact(32).zip(x.chunks_exact(32)) {
+                let highest = x.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
+                let lowest = x.iter().fold(f32::INFINITY, |m, x| m.min(*x));
+                let greatest = highest.max(-lowest);
+                // Half a step; Q4_0 has no eighth step above zero. And the scale is an f16.
+                let allowed = match target {
+                    WeightTarget::Q8_0 => greatest / 254.0,
+                    WeightTarget::Q4_0 => greatest / 8.0,
+                    WeightTarget::Q4_1 => (highest - lowest) / 30.0,
+                } + greatest * 2e-3;
+                for (got, x) in got.iter().zip(x) {
+                    assert!((got - x).abs() <= allowed, "{target:?}: {got} for {x}");
+                }
+            }
+        }
+        let bytes = random_bytes(BlockFormat::Q5_0, rows, cols, 3);
+        let kept = Matrix::quantize(target, BlockFormat::Q5_0, rows, cols, &bytes).expect("fine");
+        kept.dequantize_row(3, &mut row);
+        let exact = &reference_weights(BlockFormat::Q5_0, &bytes)[3 * cols..][..cols];
+        for (got, exact) in row.iter().zip(exact) {
+            assert!((f64::from(*got) - exact).abs() <= 1e-6, "{target:?}");
+        }
+    }
+}
+
+#[test]
+fn rows_of_a_fused_tensor_are_a_range_of_its_bytes() {
+    for format in FORMATS {
+        let cols = fitting(format, 64);
+        let bytes = random_bytes(format, 40, cols, 8);
+        let whole = Matrix::repack(format, 40, cols, &bytes).expect("well formed");
+        let own = 17 * format.row_bytes(cols)..30 * format.row_bytes(cols);
+        let part = Matrix::repack(format, 13, cols, &bytes[own]).expect("well formed");
+        let (mut a, mut b) = (vec![0.0; cols], vec![0.0; cols]);
+        for row in 0..13 {
+            part.dequantize_row(row, &mut a);
+            whole.dequantize_row(17 + row, &mut b);
+            assert_same_bits(&a, &b, &format!("{format:?}"));
         }
     }
 }
@@ -701,7 +753,7 @@ fn rope_leaves_the_elements_beyond_the_rotary_size_alone() {
 }
 
 /// Sequences with random keys and values, in scattered blocks.
-struct Story {
+pub(super) struct Story {
     kv: KvStore,
     tables: Vec<Vec<u32>>,
     keys: Vec<Vec<f32>>,
@@ -712,7 +764,13 @@ struct Story {
 }
 
 impl Story {
-    fn new(isa: Isa, lengths: &[usize], heads: usize, kv_heads: usize, d: usize) -> Story {
+    pub(super) fn new(
+        isa: Isa,
+        lengths: &[usize],
+        heads: usize,
+        kv_heads: usize,
+        d: usize,
+    ) -> Story {
         let blocks: usize = lengths.iter().map(|n| n.div_ceil(BLOCK_TOKENS)).sum();
         let mut kv = KvStore::new(2, blocks, kv_heads, d);
         let mut story = Story {
@@ -756,7 +814,7 @@ impl Story {
         noise(self.heads * self.d, (1000 * sequence + position) as u64 + 5)
     }
 
-    fn shape(&self) -> AttentionShape {
+    pub(super) fn shape(&self) -> AttentionShape {
         AttentionShape {
             heads: self.heads,
             scale: 1.0 / (self.d as f32).sqrt(),
@@ -766,7 +824,7 @@ impl Story {
     }
 
     /// One call for all `rows` of (sequence, position).
-    fn attend(
+    pub(super) fn attend(
         &self,
         isa: Isa,
         threads: usize,
@@ -797,7 +855,12 @@ impl Story {
     }
 
     /// The definition, in f64, from the f16 of the keys and values.
-    fn exact(&self, shape: &AttentionShape, sequence: usize, position: usize) -> Vec<f64> {
+    pub(super) fn exact(
+        &self,
+        shape: &AttentionShape,
+        sequence: usize,
+        position: usize,
+    ) -> Vec<f64> {
         let (d, stored) = (self.d, |x: f32| f16::from_f32(x).to_f64());
         let q = self.query(sequence, position);
         let first = shape.window.map_or(0, |w| (position + 1).saturating_sub(w));
@@ -836,7 +899,14 @@ const POSITIONS: [usize; 9] = [0, 1, 30, 31, 32, 255, 256, 511, 539];
 
 #[test]
 fn attention_agrees_with_its_definition() {
-    for (heads, kv_heads, d) in [(9, 3, 64), (7, 1, 32), (2, 2, 80), (26, 2, 16)] {
+    for (heads, kv_heads, d) in [
+        (9, 3, 64),
+        (7, 1, 32),
+        (2, 2, 80),
+        (26, 2, 16),
+        (8, 2, 256),
+        (4, 1, 256),
+    ] {
         for isa in instruction_sets() {
             let story = Story::new(isa, &[540], heads, kv_heads, d);
             for (window, softcap) in [
@@ -868,7 +938,7 @@ fn attention_agrees_with_its_definition() {
 #[test]
 fn attention_gives_a_row_the_same_bits_in_every_batch() {
     let portable = Isa::named("portable").expect("always there");
-    for (heads, kv_heads, d) in [(9, 3, 64), (5, 1, 48), (14, 2, 64)] {
+    for (heads, kv_heads, d) in [(9, 3, 64), (5, 1, 48), (14, 2, 64), (4, 1, 256)] {
         let lengths = [540, 90, 300];
         let mut rows: Vec<(usize, usize)> = POSITIONS.iter().map(|p| (0, *p)).collect();
         // A prefill chunk across a span, decode rows of others, and draft rows.
@@ -1012,5 +1082,43 @@ fn a_panicking_part_reaches_the_caller_and_leaves_the_pool_usable() {
             sum.fetch_add(part, std::sync::atomic::Ordering::Relaxed);
         });
         assert_eq!(sum.into_inner(), 28);
+    }
+}
+
+const SOURCES: [(&str, &str); 15] = [
+    ("activations.rs", include_str!("activations.rs")),
+    ("attention.rs", include_str!("attention.rs")),
+    ("bytes.rs", include_str!("bytes.rs")),
+    ("formats.rs", include_str!("formats.rs")),
+    ("isa.rs", include_str!("isa.rs")),
+    ("kv.rs", include_str!("kv.rs")),
+    ("lanes.rs", include_str!("lanes.rs")),
+    ("lanes_x86.rs", include_str!("lanes_x86.rs")),
+    ("matmul.rs", include_str!("matmul.rs")),
+    ("matmul_avx2.rs", include_str!("matmul_avx2.rs")),
+    ("matmul_avx512.rs", include_str!("matmul_avx512.rs")),
+    ("matrix.rs", include_str!("matrix.rs")),
+    ("pool.rs", include_str!("pool.rs")),
+    ("rope.rs", include_str!("rope.rs")),
+    ("rows.rs", include_str!("rows.rs")),
+];
+
+#[test]
+fn the_table_of_unsafe_blocks_is_true() {
+    let table = include_str!("mod.rs");
+    for (file, source) in SOURCES {
+        let code = source.lines().filter(|l| !l.trim_start().starts_with("//"));
+        let count: usize = code
+            .map(|l| l.matches("unsafe {").count() + l.matches("unsafe impl").count())
+            .sum();
+        let row = table
+            .lines()
+            .find(|l| l.starts_with(&format!("//! | `{file}` |")));
+        let stated = row.map_or(Some(0), |row| row.split('|').nth(2)?.trim().parse().ok());
+        assert_eq!(
+            stated,
+            Some(count),
+            "{file}: the table in mod.rs is out of date"
+        );
     }
 }

@@ -227,3 +227,36 @@ fn how_long_does_attention_take() {
         }
     }
 }
+
+#[test]
+#[ignore = "a measurement"]
+fn how_long_does_one_block_of_each_format_take() {
+    let (outputs, cols) = (768, 768);
+    let blocks = (outputs / 16 * cols / QUANT_BLOCK) as f64;
+    let x = noise(256 * cols, 1);
+    for isa in Isa::available() {
+        if isa.name() == "portable" {
+            continue;
+        }
+        for format in super::tests::QUANTISED {
+            let bytes = random_bytes(format, outputs, cols, 3);
+            let w = Matrix::repack(format, outputs, cols, &bytes).expect("well formed");
+            let mut line = format!("{:>10} {format:?}:", isa.name());
+            for rows in [1, 2, 3, 4, 6, 8, 16, 64, 256] {
+                let pool = &mut Pool::new(1);
+                let mut a = Activations::with_capacity(rows, cols);
+                a.quantize(isa, pool, &x, rows, cols);
+                let mut out = vec![0.0; rows * outputs];
+                let best = (0..if rows > 16 { 60 } else { 600 })
+                    .map(|_| {
+                        let start = Instant::now();
+                        matmul(isa, pool, &w, &a, rows, &mut out, false);
+                        start.elapsed().as_secs_f64() * 1e9
+                    })
+                    .fold(f64::INFINITY, f64::min);
+                line += &format!(" {rows}: {:.2}", best / blocks / rows as f64);
+            }
+            println!("{line} ns per block of 16 x 32 and row");
+        }
+    }
+}

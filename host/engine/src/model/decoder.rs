@@ -16,7 +16,7 @@ use crate::block::{BLOCK_SIZE, BlockCopy};
 use crate::kernels::{
     Activations, AttentionScratch, AttentionShape, Isa, KvStore, Pool, RopeTable, RowMeta,
     add_bias, add_in_place, add_rms_norm, attention, matmul, matmul_group, rms_norm_in_place,
-    rope_in_place, softcap_in_place,
+    rope_rows, softcap_in_place,
 };
 use crate::runner::{Runner, RunnerError};
 
@@ -230,6 +230,7 @@ impl DecoderRunner {
             rope,
             local_rope,
             isa,
+            pool,
             arena,
             ..
         } = self;
@@ -240,15 +241,12 @@ impl DecoderRunner {
             _ => rope,
         };
         let width = config.kv_heads * head_dim;
-        let queries = arena.q.chunks_exact_mut(config.heads * head_dim);
-        let keys = arena.k.chunks_exact_mut(width);
-        let values = arena.v.chunks_exact(width);
-        for (((meta, query), key), value) in metas.iter().zip(queries).zip(keys).zip(values) {
-            rope_in_place(rope, query, head_dim, meta.position);
-            rope_in_place(rope, key, head_dim, meta.position);
-            let block = meta.block_table[meta.position / BLOCK_SIZE];
-            kv.write(*isa, index, block, meta.position % BLOCK_SIZE, key, value);
-        }
+        let q = &mut arena.q[..metas.len() * config.heads * head_dim];
+        let k = &mut arena.k[..metas.len() * width];
+        rope_rows(pool, rope, q, head_dim, metas);
+        rope_rows(pool, rope, k, head_dim, metas);
+        let v = &arena.v[..k.len()];
+        kv.write_rows(*isa, pool, index, metas, k, v);
         for mirror in &batch.mirrors {
             let row = mirror.row as usize;
             let offset = metas[row].position % BLOCK_SIZE;

@@ -143,7 +143,7 @@ impl Layer {
             true => Part::PreFfnNorm(index),
             false => Part::FfnNorm(index),
         };
-        Ok(Self {
+        let mut layer = Self {
             attention: AttentionWeights::load(reader, config, index)?,
             ffn_norm: reader.norm(ffn_norm, hidden)?,
             feed_forward: match (config.kinds[index], config.experts) {
@@ -160,7 +160,26 @@ impl Layer {
                 true => reader.norm(Part::PostFfnNorm(index), hidden)?,
                 false => Vec::new(),
             },
-        })
+        };
+        layer.gather();
+        Ok(layer)
+    }
+
+    /// Puts the matrices that every token passes side by side, in that order. Layer by layer, so
+    /// that no more than one layer is there twice.
+    fn gather(&mut self) {
+        let AttentionWeights {
+            q, k, v, output, ..
+        } = &mut self.attention;
+        let mut matrices = vec![q, k, v, output];
+        let gated = match &mut self.feed_forward {
+            FeedForward::Dense(dense) => Some(dense),
+            FeedForward::Sparse(sparse) => sparse.shared.as_mut().map(|s| &mut s.weights),
+        };
+        if let Some(GatedWeights { gate, up, down }) = gated {
+            matrices.extend([gate, up, down]);
+        }
+        Matrix::gather(&mut matrices);
     }
 }
 

@@ -9,3 +9,4 @@ mod life;
 mod simulator;
 pub(crate) mod tiny;
 mod tokenizers;
+mod weight_formats;
