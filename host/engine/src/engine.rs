@@ -413,8 +413,8 @@ impl Engine {
         let source = ModelSource::open(&config.path)?;
         let file = config.path.display().to_string();
         let tokenizer = Arc::new(Tokenizer::read(&source)?);
-        let template = source.chat_template()?;
-        let template = template
+        let template = source
+            .chat_template()?
             .map(|text| ChatTemplate::new(&text, tokenizer.begin_text(), tokenizer.end_text()))
             .transpose()
             .map_err(|source| LoadError::Template {

@@ -7,7 +7,7 @@
 use serde_json::Value;
 
 use super::ModelError;
-use super::config::{Architecture, DecoderConfig, ExpertConfig, LayerKind, Refuse, Rope, size};
+use super::config::{Architecture, DecoderConfig, ExpertConfig, LayerKind, Rope, size};
 use super::rope_scaling::RopeScaling;
 use super::source::{ModelFolder, Settings};
 use crate::inspect::language_settings;
@@ -46,7 +46,6 @@ pub(super) fn read(folder: &ModelFolder) -> Result<DecoderConfig, ModelError> {
         true => config.float("query_pre_attn_scalar")?.unwrap_or(256.0),
         false => head_dim as f64,
     };
-    let float = |key: &str| config.float(key).map(|v| v.map(|v| v as f32));
     let gemma2 = |default: f32| (architecture == Architecture::Gemma2).then_some(default);
     let context_tokens = sizes.required("max_position_embeddings")?;
     let experts = experts(&config, architecture)?;
@@ -60,16 +59,11 @@ pub(super) fn read(folder: &ModelFolder) -> Result<DecoderConfig, ModelError> {
         head_dim,
         vocabulary: sizes.required("vocab_size")?,
         context_tokens,
-        rms_epsilon: float("rms_norm_eps")?.unwrap_or(1e-6),
+        rms_epsilon: config.float("rms_norm_eps")?.unwrap_or(1e-6) as f32,
         attention_scale: (rope.scaling.score_factor() / scale_dim.sqrt()) as f32,
         attention_softcap: softcap(&config, "attn_logit_softcapping", gemma2(50.0))?,
         final_softcap: softcap(&config, "final_logit_softcapping", gemma2(30.0))?,
-        tied: match config.flag("tie_word_embeddings")? {
-            Some(tied) => tied,
-            None => whole
-                .flag("tie_word_embeddings")?
-                .unwrap_or(architecture.is_gemma()),
-        },
+        tied: is_tied(&whole, &config, architecture)?,
         kinds: kinds(
             &config,
             architecture,
@@ -81,8 +75,19 @@ pub(super) fn read(folder: &ModelFolder) -> Result<DecoderConfig, ModelError> {
         rope,
         local_rope,
     };
-    let refuse: &Refuse<'_> = &|what, problem| config.error(what, problem);
-    built.check(refuse)
+    built.check(&|what, problem| config.error(what, problem))
+}
+
+fn is_tied(
+    whole: &Settings<'_>,
+    config: &Settings<'_>,
+    architecture: Architecture,
+) -> Result<bool, ModelError> {
+    let listed = match config.flag("tie_word_embeddings")? {
+        Some(tied) => Some(tied),
+        None => whole.flag("tie_word_embeddings")?,
+    };
+    Ok(listed.unwrap_or(architecture.is_gemma()))
 }
 
 /// An explicit null means none; only a key that is not there has a default.

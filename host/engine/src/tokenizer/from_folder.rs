@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokenizers::Tokenizer as Pipeline;
 
 use super::{Cutter, SPACE, Spelling, TokenKind, Tokenizer, TokenizerError, Vocabulary};
+use crate::inspect::language_settings;
 use crate::model::ModelError;
 use crate::model::source::ModelFolder;
 
@@ -29,7 +30,11 @@ pub(super) fn read(folder: &ModelFolder) -> Result<Tokenizer, TokenizerError> {
             "missing; a vocabulary in another form cannot be read",
         ));
     };
-    let added = added_tokens(&json).map_err(|problem| refuse(&problem))?;
+    let mut added = added_tokens(&json).map_err(|problem| refuse(&problem))?;
+    if let Some(rows) = language_settings(&folder.config()?)?.uint("vocab_size")? {
+        // Gemma 3 lists a token for images that its small models have no row for.
+        added.retain(|(id, ..)| u64::from(*id) < rows.min(MAX_TOKENS));
+    }
     let spelling = spelling(&json).ok_or_else(|| {
         refuse("neither byte-level nor SentencePiece; another kind of vocabulary cannot be read")
     })?;

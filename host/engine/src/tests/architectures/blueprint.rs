@@ -59,6 +59,8 @@ pub struct Blueprint {
     /// One layer in so many sees everything (Gemma 3).
     pub pattern: usize,
     pub tied: bool,
+    /// The projection behind attention has a bias too.
+    pub output_bias: bool,
     pub query_scalar: f64,
     pub attention_cap: f64,
     pub final_cap: f64,
@@ -115,6 +117,7 @@ impl Blueprint {
             window: matches!(family, Mistral | Gemma2 | Gemma3).then_some(24),
             pattern: 6,
             tied: gemma || family == Qwen3,
+            output_bias: family == Llama,
             // Not the head size, as in the largest Gemmas.
             query_scalar: if gemma { 16.0 } else { head_dim as f64 },
             attention_cap: 5.0,
@@ -152,6 +155,7 @@ impl Blueprint {
     /// The same without what candle leaves out or does otherwise.
     pub fn within_candle(mut self) -> Self {
         self.window = None;
+        self.output_bias = false;
         self.scaling = match self.family {
             Family::Llama => self.scaling,
             _ => None,
@@ -229,6 +233,9 @@ impl Blueprint {
             maker.norm(&name("self_attn.k_norm.weight"), self.head_dim, less);
         }
         maker.matrix(&name("self_attn.o_proj.weight"), hidden, wide, 9);
+        if self.output_bias {
+            maker.vector(&name("self_attn.o_proj.bias"), hidden);
+        }
         if self.experts == 0 {
             self.gated(
                 maker,

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::blueprint::{Blueprint, FAMILIES, Family, Stored};
-use super::{engine, folder};
+use super::{engine, engine_logits, folder, runner, tokens};
 use crate::inspect;
 use crate::kernels::WeightTarget;
 use crate::model::source::ModelSource;
@@ -332,6 +332,29 @@ fn a_tensor_that_nobody_would_read_is_refused() {
 }
 
 #[test]
+fn a_model_that_also_sees_is_run_without_its_eyes() {
+    let folder = folder();
+    let path = Blueprint::of(Family::Gemma3).write_folder(folder.path(), Stored::F16, 1);
+    let tokens = tokens(6, 40);
+    let logits = || engine_logits(&mut runner(&path, WeightTarget::Q8_0, 1), &tokens, 64);
+    let alone = logits();
+    let text: Value = serde_json::from_slice(&get(&path, "config.json")).expect("JSON");
+    let whole = json!({"model_type": "gemma3", "text_config": text, "vision_config": {}});
+    put(&path, "config.json", whole.to_string().as_bytes());
+    let file = get(&path, "model.safetensors");
+    let (header, data) = split(&file);
+    let at = data.len();
+    let eye = json!({"dtype": "F16", "shape": [2], "data_offsets": [at, at + 4]});
+    let data = [data, &[0; 4]].concat();
+    for prefix in ["language_model.model.", "model.language_model."] {
+        let header = header.replace("\"model.", &format!("\"{prefix}"));
+        let header = format!("{{\"vision_tower.patch\":{eye},{}", &header[1..]);
+        put(&path, "model.safetensors", &joined(&header, &data));
+        assert!(logits() == alone, "{prefix}");
+    }
+}
+
+#[test]
 fn shards_must_be_there_and_be_what_the_index_says() {
     let folder = folder();
     let path = Blueprint::of(Family::Mixtral).write_folder(folder.path(), Stored::F16, 3);
@@ -425,7 +448,11 @@ fn an_enormous_token_number_asks_for_no_memory() {
     let folder = folder();
     let path = Blueprint::of(Family::Llama).write_folder(folder.path(), Stored::F16, 1);
     let mut json: Value = serde_json::from_slice(&get(&path, "tokenizer.json")).expect("JSON");
-    json["added_tokens"][0]["id"] = json!(u32::MAX);
+    // A token that the embedding has no row for is left out.
+    json["added_tokens"][1]["id"] = json!(u32::MAX);
+    put(&path, "tokenizer.json", json.to_string().as_bytes());
+    assert_eq!(load(&path), Ok(()));
+    json["model"]["vocab"]["th"] = json!(u32::MAX);
     put(&path, "tokenizer.json", json.to_string().as_bytes());
     let message = load(&path).expect_err("four billion tokens");
     assert!(message.contains("4294967295"), "{message}");

@@ -125,7 +125,7 @@ fn mistakes(family: Family) -> Vec<Mistake> {
     use Mistake::*;
     let mut all = vec![WrongPairs];
     all.extend(match family {
-        Family::Llama => vec![NoScaling],
+        Family::Llama => vec![NoScaling, NoOutputBias],
         Family::Mistral => vec![NoWindow, WindowOneWider],
         Family::Mixtral => vec![NotRenormalised, OneExpert],
         Family::Qwen2 => vec![NoBias, NoScaling],

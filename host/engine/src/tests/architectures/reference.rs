@@ -9,6 +9,7 @@ pub enum Mistake {
     WrongPairs,
     NoScaling,
     NoBias,
+    NoOutputBias,
     NoHeadNorms,
     WindowOneWider,
     NoWindow,
@@ -117,7 +118,10 @@ impl Reference<'_> {
             .map(|row| self.norm(row, &name("input_layernorm.weight")))
             .collect();
         for (row, attended) in rows.iter_mut().zip(self.attention(layer, &normed)) {
-            let out = self.linear(&attended, &name("self_attn.o_proj.weight"));
+            let mut out = self.linear(&attended, &name("self_attn.o_proj.weight"));
+            if b.output_bias && !self.makes(Mistake::NoOutputBias) {
+                add(&mut out, &self.vector(&name("self_attn.o_proj.bias")), 1.0);
+            }
             add(row, &post(out, "post_attention_layernorm.weight"), 1.0);
         }
         let before = match b.gemma() {
