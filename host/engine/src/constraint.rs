@@ -14,28 +14,22 @@
 //! to ignore, references to other documents, and grammars that need more work than one request
 //! may cost the others.
 
+mod schema;
+
 use std::sync::Arc;
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::{Matcher, ParserFactory};
-use serde_json::Value;
+use serde_json::{Value, json};
 use toktrie::{INVALID_TOKEN, InferenceCapabilities, TokRxInfo, TokTrie, TokenizerEnv};
 
 use crate::tokenizer::Tokenizer;
 
 /// Bytes of one grammar as text. OpenAI allows schemas about as large.
 pub const MAX_GRAMMAR_BYTES: usize = 128 << 10;
-/// Levels of arrays and objects in a schema. The compiler recurses, and schemas that people and
-/// their tools write stay below twenty.
-pub const MAX_SCHEMA_DEPTH: usize = 64;
 /// Strings in a list of choices.
 pub const MAX_CHOICES: usize = 1_024;
-
-/// Whitespace between the parts of a JSON text: one blank, or one line break with its indentation.
-/// Unbounded, a small model that is unsure of the next key can write blanks until its tokens are
-/// used up.
-const JSON_WHITESPACE: &str = r" |\r?\n[ \t]{0,32}";
 
 /// What the engine spends on one grammar. The first two are paid by the thread that submits, the
 /// others by the engine's thread, in every step and by every constrained sequence.
@@ -280,35 +274,17 @@ impl Constraints {
             kind: grammar.kind(),
             problem,
         };
-        let source = source(grammar).map_err(refuse)?;
-        let build = || {
-            let mut parser = self
-                .factory
-                .create_parser(source)
-                .map_err(|e| e.to_string())?;
-            if !parser.parser.grammar().lexer_spec().can_rollback() {
-                return Err("max_tokens= and stop= are not supported in a rule".to_owned());
-            }
-            // The lexer's limits take hold with the first walk over the vocabulary. Without it the
-            // text that a grammar forces at its start would be followed to its end: that of
-            // `((a{1000}){1000}){1000}` takes minutes and all the memory there is.
-            parser.parser.compute_bias(&*self.factory.slicer(), &[]);
-            parser.parser.force_bytes();
-            match parser.parser.get_error() {
-                Some(error) => Err(error.message()),
-                None => Ok(Matcher::new(Ok(parser))),
-            }
-        };
         // The compilers recurse over the grammar; a stack of their own keeps a deep one from
         // ending the process.
         let built = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().stack_size(COMPILE_STACK_BYTES);
-            let compiler = thread.name("grammar".into()).spawn_scoped(scope, build);
+            let compiler = thread.name("grammar".into());
+            let compiler = compiler.spawn_scoped(scope, || self.matcher(grammar));
             compiler.map(|thread| thread.join())
         });
         let matcher = match built {
-            Ok(Ok(matcher)) => matcher.map_err(|e| refuse(plain(&e)))?,
-            Ok(Err(_)) => return Err(refuse("its compiler failed on it".into())),
+            Ok(Ok(matcher)) => matcher.map_err(refuse)?,
+            Ok(Err(_)) => return Err(refuse(DEFECT.into())),
             Err(error) => return Err(ConstraintError::Vocabulary(error.to_string())),
         };
         let mut constraint = Constraint {
@@ -327,6 +303,38 @@ impl Constraints {
             Err(other) => Err(other),
         }
     }
+
+    fn matcher(&self, grammar: &Grammar) -> Result<Matcher, String> {
+        let built = self.built(source(grammar)?);
+        let (Grammar::JsonSchema(schema), Err(problem)) = (grammar, &built) else {
+            return built;
+        };
+        let refusal = |part: &Value| {
+            let source = source(&Grammar::JsonSchema(part.clone()));
+            source.and_then(|s| self.built(s)).err()
+        };
+        Err(format!(
+            "at {}: {problem}",
+            schema::place(schema, problem, refusal)
+        ))
+    }
+
+    fn built(&self, source: TopLevelGrammar) -> Result<Matcher, String> {
+        let parser = self.factory.create_parser(source);
+        let mut parser = parser.map_err(|e| plain(&e.to_string()))?;
+        if !parser.parser.grammar().lexer_spec().can_rollback() {
+            return Err("max_tokens= and stop= are not supported in a rule".into());
+        }
+        // The lexer's limits take hold with the first walk over the vocabulary. Without it the text
+        // that a grammar forces at its start would be followed to its end: that of
+        // `((a{1000}){1000}){1000}` takes minutes and all the memory there is.
+        parser.parser.compute_bias(&*self.factory.slicer(), &[]);
+        parser.parser.force_bytes();
+        match parser.parser.get_error() {
+            Some(error) => Err(plain(&error.message())),
+            None => Ok(Matcher::new(Ok(parser))),
+        }
+    }
 }
 
 /// Virtual; only what a grammar needs is ever touched.
@@ -343,9 +351,10 @@ fn source(grammar: &Grammar) -> Result<TopLevelGrammar, String> {
     match grammar {
         Grammar::JsonSchema(schema) => {
             bounded(schema.to_string().len())?;
-            json_source(schema.clone())
+            let schema = schema::prepared(schema, MAX_GRAMMAR_BYTES)?;
+            Ok(TopLevelGrammar::from_json_schema(schema))
         }
-        Grammar::JsonObject => json_source(serde_json::json!({"type": "object"})),
+        Grammar::JsonObject => source(&Grammar::JsonSchema(json!({"type": "object"}))),
         Grammar::Regex(expression) => {
             bounded(expression.len())?;
             regex_source(expression)
@@ -358,38 +367,6 @@ fn source(grammar: &Grammar) -> Result<TopLevelGrammar, String> {
             bounded(choices.iter().map(String::len).sum())?;
             choice_source(choices)
         }
-    }
-}
-
-fn json_source(schema: Value) -> Result<TopLevelGrammar, String> {
-    if depth_exceeds(&schema, MAX_SCHEMA_DEPTH) {
-        return Err(format!(
-            "it is nested deeper than {MAX_SCHEMA_DEPTH} levels"
-        ));
-    }
-    let mut schema = match schema {
-        Value::Bool(true) => Value::Object(serde_json::Map::new()),
-        Value::Object(_) => schema,
-        _ => return Err("it must be an object".into()),
-    };
-    // Its options include one that lets unsupported keywords pass.
-    if schema.get("x-guidance").is_some() {
-        return Err("x-guidance is not supported".into());
-    }
-    let options = llguidance::JsonCompileOptions {
-        whitespace_pattern: Some(JSON_WHITESPACE.into()),
-        ..Default::default()
-    };
-    options.apply_to(&mut schema);
-    Ok(TopLevelGrammar::from_json_schema(schema))
-}
-
-fn depth_exceeds(value: &Value, levels: usize) -> bool {
-    let below = |inner: &Value| levels == 0 || depth_exceeds(inner, levels - 1);
-    match value {
-        Value::Array(items) => items.iter().any(below),
-        Value::Object(entries) => entries.values().any(below),
-        _ => false,
     }
 }
 
@@ -597,9 +574,21 @@ fn failed(message: &str) -> ConstraintError {
     }
 }
 
+/// Said of a grammar on which its compiler panics: nobody's fault but the host's, and of no
+/// consequence beyond this request.
+const DEFECT: &str = "its compiler failed on it; please report it";
+
 /// A message of llguidance without the traces that it appends for its own developers.
 fn plain(message: &str) -> String {
     const LONGEST: usize = 600;
+    // It looks for a list of special tokens, and there is none.
+    if message.contains("missing special token prefix") {
+        return "special tokens cannot be part of an answer".into();
+    }
+    if message.starts_with("panic: ") {
+        tracing::warn!(message, "the compiler of grammars panicked");
+        return DEFECT.into();
+    }
     let ends = ["\n<non-verbose/>", "\n<backtrace>", "\n<state>"];
     let end = ends.iter().filter_map(|mark| message.find(mark)).min();
     let message = message[..end.unwrap_or(message.len())].trim();

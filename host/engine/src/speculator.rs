@@ -2,13 +2,19 @@
 //!
 //! It exists to keep speculation out of the step: the step sees a sequence's draft and verifies
 //! it, whoever has made it. It refuses drafts that reach beyond the last token a sequence may
-//! have, so that a sequence ends where it would have ended.
+//! have, so that a sequence ends where it would have ended, and tokens that a sequence's grammar
+//! does not allow, since they cannot be chosen. Where a grammar leaves no choice, its own text is
+//! the draft: nothing else can be as sure.
 
+use crate::constraint::{Constraint, ConstraintError};
 use crate::cost::StepCost;
 use crate::scheduler::Limits;
 use crate::sequence::{Purpose, Sequence, SequenceId};
 use crate::speculation::goodput::Load;
-use crate::speculation::{Candidate, Draft, DraftRequest, Drafter, Goodput};
+use crate::speculation::{Candidate, Draft, DraftNode, DraftRequest, Drafter, Goodput};
+
+/// The drafter's number on what a grammar forces; drafters are numbered from 0.
+const FORCED: u8 = u8::MAX;
 
 pub struct Speculator {
     drafter: Box<dyn Drafter>,
@@ -44,13 +50,23 @@ impl Speculator {
         for (request, draft) in requests.iter().zip(drafts.iter_mut()) {
             draft.truncate(request.max_nodes);
         }
+        let depths: Vec<usize> = requests.iter().map(|r| r.max_depth).collect();
+        let speculating = running.iter_mut().filter(|s| request(s).is_some());
+        for ((sequence, draft), depth) in speculating.zip(drafts.iter_mut()).zip(depths) {
+            if let Some(constraint) = &mut sequence.constraint
+                && constrain(constraint, draft, depth).is_err()
+            {
+                // The step will meet the same error where it can be told to the reader.
+                draft.clear();
+            }
+        }
         if let Some(goodput) = &mut self.goodput {
-            let candidates: Vec<Candidate<'_>> = requests
-                .iter()
+            let speculating = running.iter().filter(|s| request(s).is_some());
+            let candidates: Vec<Candidate<'_>> = speculating
                 .zip(drafts.iter())
-                .map(|(request, draft)| Candidate {
-                    id: request.id,
-                    context: request.tokens.len(),
+                .map(|(sequence, draft)| Candidate {
+                    id: sequence.id,
+                    context: sequence.tokens.len(),
                     draft,
                 })
                 .collect();
@@ -68,8 +84,13 @@ impl Speculator {
 
     /// The target has kept `accepted` of `proposed` tokens.
     pub fn observe(&mut self, sequence: &Sequence, proposed: usize, accepted: usize) {
+        let is_forced = |node: &DraftNode| node.drafter == FORCED;
+        let (by_drafter, held) = match sequence.draft.nodes().first().is_some_and(is_forced) {
+            true => (0, 0),
+            false => (proposed, accepted),
+        };
         self.drafter
-            .observe(sequence.id, &sequence.tokens, proposed, accepted);
+            .observe(sequence.id, &sequence.tokens, by_drafter, held);
         if let Some(goodput) = &mut self.goodput {
             goodput.observe(sequence.id, proposed, accepted);
         }
@@ -81,6 +102,36 @@ impl Speculator {
             goodput.forget(id);
         }
     }
+}
+
+/// Makes the draft one that the grammar allows: the text that it forces if there is such, else what
+/// is allowed of the draft.
+fn constrain(
+    constraint: &mut Constraint,
+    draft: &mut Draft,
+    max_depth: usize,
+) -> Result<(), ConstraintError> {
+    let forced = constraint.forced()?;
+    if !forced.is_empty() {
+        draft.clear();
+        let mut last = None;
+        for token in forced.iter().take(max_depth) {
+            last = draft.push(*token, last, FORCED);
+        }
+        draft.set_strength(usize::MAX);
+        return Ok(());
+    }
+    let mut allowed = vec![false; draft.len()];
+    for path in draft.paths() {
+        let token = |node: &u16| draft.nodes()[usize::from(*node)].token;
+        let tokens: Vec<u32> = path.iter().map(token).collect();
+        let valid = constraint.valid_prefix_len(&tokens)?;
+        path[..valid]
+            .iter()
+            .for_each(|node| allowed[usize::from(*node)] = true);
+    }
+    draft.retain(&allowed);
+    Ok(())
 }
 
 /// What the next step computes beside the drafts, and the rows it has left for them.

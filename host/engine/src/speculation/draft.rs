@@ -129,6 +129,24 @@ impl Draft {
         self.depths.truncate(nodes);
     }
 
+    /// Keeps the nodes that are marked, and of those only the ones whose parents are kept.
+    pub fn retain(&mut self, marked: &[bool]) {
+        let strength = self.strength;
+        let nodes = std::mem::take(&mut self.nodes);
+        self.clear();
+        self.strength = strength;
+        let mut new_numbers: Vec<Option<u16>> = Vec::with_capacity(nodes.len());
+        for (node, marked) in nodes.iter().zip(marked) {
+            let parent = node.parent.map(|p| new_numbers[usize::from(p)]);
+            let kept = match parent {
+                None if *marked => self.push(node.token, None, node.drafter),
+                Some(Some(parent)) if *marked => self.push(node.token, Some(parent), node.drafter),
+                _ => None,
+            };
+            new_numbers.push(kept);
+        }
+    }
+
     /// How much evidence stands behind the draft, in tokens: for a copied continuation the length
     /// of the text that agreed before it. 0 when its drafter does not say. The length controller
     /// learns what each strength is worth.
@@ -209,6 +227,28 @@ mod tests {
         assert!(draft.is_chain());
         draft.clear();
         assert!(draft.is_empty() && draft.is_chain() && draft.depth() == 0);
+    }
+
+    #[test]
+    fn nodes_that_are_not_kept_take_what_follows_them_along() {
+        let mut draft = Draft::default();
+        let a = draft.push(7, None, 3);
+        let b = draft.push(8, a, 3);
+        draft.push(9, None, 3);
+        draft.push(10, b, 3);
+        draft.push(11, Some(2), 3);
+        draft.set_strength(5);
+        draft.retain(&[true, false, true, true, true]);
+        let kept = |token, parent| DraftNode {
+            token,
+            parent,
+            drafter: 3,
+        };
+        assert_eq!(
+            draft.nodes(),
+            [kept(7, None), kept(9, None), kept(11, Some(1))]
+        );
+        assert_eq!((draft.depth(), draft.strength()), (2, 5));
     }
 
     #[test]

@@ -3,9 +3,11 @@
 //! files that are damaged everywhere.
 
 mod architectures;
+mod constraint;
 mod damaged;
 mod equality;
 mod life;
+mod schemas;
 mod simulator;
 pub(crate) mod tiny;
 mod tokenizers;
