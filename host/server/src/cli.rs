@@ -195,9 +195,9 @@ pub enum ModelsCommand {
         /// Sequences at once.
         #[arg(long, value_name = "N", value_delimiter = ',', value_parser = count, default_value = "1,8,32")]
         batches: Vec<u64>,
-        /// Type that float weights become at load: q8_0, q4_0, q4_1 [default: they stay].
-        #[arg(long, value_name = "TYPE", value_parser = quantization)]
-        load_quantization: Option<LoadQuantization>,
+        /// Type that float weights become at load: q8_0, q4_0 or q4_1.
+        #[arg(long, value_name = "TYPE", value_parser = quantization, default_value = "q8_0")]
+        load_quantization: LoadQuantization,
         /// Print JSON.
         #[arg(long)]
         json: bool,

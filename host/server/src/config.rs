@@ -185,7 +185,7 @@ pub struct TierConfig {
     pub step_milliseconds: u32,
     pub prefix_cache: bool,
     pub speculation: Speculation,
-    pub load_quantization: Option<LoadQuantization>,
+    pub load_quantization: LoadQuantization,
     pub url: Option<String>,
     pub api_key_env: Option<String>,
     pub logprobs: bool,
@@ -219,7 +219,7 @@ impl Default for TierConfig {
             step_milliseconds: 100,
             prefix_cache: true,
             speculation: Speculation::default(),
-            load_quantization: None,
+            load_quantization: LoadQuantization::default(),
             url: None,
             api_key_env: None,
             logprobs: true,
@@ -476,7 +476,10 @@ impl TierConfig {
                 if self.path.is_some() || self.system.is_some() {
                     return wrong("path and system are for kind = \"local\"".into());
                 }
-                if self.load_quantization.is_some() || self.speculation != Speculation::default() {
+                let defaults = Self::default();
+                if self.load_quantization != defaults.load_quantization
+                    || self.speculation != defaults.speculation
+                {
                     let what = "load_quantization and speculation are for kind = \"local\"";
                     return wrong(what.into());
                 }
@@ -649,7 +652,7 @@ mod tests {
         );
         let read = Config::parse("t", &text).unwrap().tiers.remove(0);
         assert!(!read.prefix_cache);
-        assert_eq!(read.load_quantization, Some(LoadQuantization::Q4_1));
+        assert_eq!(read.load_quantization, LoadQuantization::Q4_1);
         assert_eq!(read.step_milliseconds, 20);
         assert_eq!(read.speculation.drafters, [DrafterKind::Suffix]);
         assert_eq!(read.speculation.draft_model.as_deref(), Some("d"));
@@ -677,7 +680,7 @@ mod tests {
             &["did you mean `draft_model`?"],
         );
         let remote = "[[tiers]]\nid = \"b\"\nkind = \"remote\"\nmodel = \"m\"\n\
-                      url = \"http://x/v1\"\nload_quantization = \"q8_0\"";
+                      url = \"http://x/v1\"\nload_quantization = \"q4_0\"";
         refused(remote, &["tier b", "local"]);
     }
 
@@ -696,6 +699,9 @@ mod tests {
             tier.speculation.max_draft_tokens,
             engine.speculation.max_draft_tokens
         );
-        assert_eq!(tier.load_quantization, engine.load_quantization);
+        assert_eq!(
+            tier.load_quantization,
+            engine.load_quantization.unwrap_or_default()
+        );
     }
 }

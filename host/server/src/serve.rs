@@ -141,7 +141,7 @@ impl Files<'_> {
                 draft_model: draft_model.transpose()?,
                 max_draft_tokens: tier.speculation.max_draft_tokens,
             },
-            load_quantization: tier.load_quantization,
+            load_quantization: Some(tier.load_quantization),
             step_milliseconds: tier.step_milliseconds,
             seed: RandomState::new().hash_one(unix_seconds()),
             ..defaults

@@ -33,7 +33,8 @@ pub fn models(command: ModelsCommand) -> Result<(), Failure> {
             let config = load(&config)?;
             let path = locate(&Shelf::open(&config)?, &model)?;
             let found = inspect(&path).map_err(Failure::failed)?;
-            let table = Table::new(&config, &found, None, &context, &batch);
+            let target = LoadQuantization::default();
+            let table = Table::new(&config, &found, target, &context, &batch);
             match json {
                 true => print_json(&inspection_json(&path, &found, &table)),
                 false => {
@@ -192,13 +193,13 @@ impl Table {
     fn new(
         config: &Config,
         model: &Inspection,
-        quantization: Option<LoadQuantization>,
+        target: LoadQuantization,
         contexts: &[u64],
         batches: &[u64],
     ) -> Self {
         let is_encoder = ENCODERS.contains(&model.architecture.as_str());
         let rows = rows_of_a_step(config);
-        let footprint = Footprint::of(model, quantization, rows).filter(|_| !is_encoder);
+        let footprint = Footprint::of(model, target, rows).filter(|_| !is_encoder);
         let own = model.context_tokens.unwrap_or(8192);
         let mut usual = vec![2048.min(own), 8192.min(own), own];
         usual.dedup();
@@ -255,7 +256,7 @@ fn print_inspection(found: &Inspection) {
 }
 
 fn print_demands(found: &Inspection, table: &Table) {
-    println!("weights             {}", human(found.weight_bytes()));
+    println!("weights in the file {}", human(found.weight_bytes()));
     let Some(footprint) = &table.footprint else {
         match ENCODERS.contains(&found.architecture.as_str()) {
             true => println!("kv cache            none: an encoder"),
@@ -268,6 +269,7 @@ fn print_demands(found: &Inspection, table: &Table) {
         footprint.kv_bytes_per_token,
         human(footprint.kv_bytes_per_token)
     );
+    println!("weights in memory   {}", human(footprint.weight_bytes));
     println!(
         "scratch, host       {}, {} (estimates)",
         human(footprint.scratch_bytes),
@@ -326,6 +328,7 @@ fn inspection_json(path: &Path, found: &Inspection, table: &Table) -> Value {
         "vocabulary": found.vocabulary,
         "tokenizer": found.tokenizer,
         "has_chat_template": found.has_chat_template,
+        "weight_bytes_in_memory": table.footprint.map(|f| f.weight_bytes),
         "kv_bytes_per_token": table.footprint.map(|f| f.kv_bytes_per_token),
         "scratch_bytes": table.footprint.map(|f| f.scratch_bytes),
         "host_bytes": table.footprint.map(|f| f.host_bytes),
@@ -340,13 +343,13 @@ struct Plan {
     models: Vec<(String, Inspection)>,
     contexts: Vec<u64>,
     batches: Vec<u64>,
-    load_quantization: Option<LoadQuantization>,
+    load_quantization: LoadQuantization,
 }
 
 impl Plan {
     fn table(&self, config: &Config, model: &Inspection) -> Table {
-        let quantization = self.load_quantization;
-        Table::new(config, model, quantization, &self.contexts, &self.batches)
+        let target = self.load_quantization;
+        Table::new(config, model, target, &self.contexts, &self.batches)
     }
 
     fn print(&self, config: &Config, as_json: bool) -> Result<(), Failure> {
@@ -533,7 +536,7 @@ mod tests {
             models: Vec::new(),
             contexts: Vec::new(),
             batches: Vec::new(),
-            load_quantization: None,
+            load_quantization: LoadQuantization::Q8_0,
         };
         let row = |total_bytes, beyond_context| Demand {
             context_tokens: 2048,

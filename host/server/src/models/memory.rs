@@ -1,7 +1,7 @@
 //! What a model takes of a machine's memory: weights, KV cache, scratch.
 //!
-//! Weights are the bytes of the tensors, since the engine repacks them at load into forms of
-//! the same size and drops the original. The KV cache is exact: keys and values of every
+//! Weights are the bytes of the quantised tensors, since the engine repacks them at load into
+//! forms of the same size and drops the original; floats count as what they become. The KV cache is exact: keys and values of every
 //! layer in f16, in whole blocks per sequence, and nobody is preempted while all sequences
 //! have their full length. Scratch is the arithmetic of a step's buffers, from above.
 //!
@@ -53,13 +53,9 @@ pub struct Footprint {
 
 impl Footprint {
     /// `None` where the header lacks what the sums need. `rows` is `max_batch_tokens`.
-    pub fn of(
-        model: &Inspection,
-        quantization: Option<LoadQuantization>,
-        rows: u64,
-    ) -> Option<Self> {
+    pub fn of(model: &Inspection, target: LoadQuantization, rows: u64) -> Option<Self> {
         Some(Self {
-            weight_bytes: weights_at_load(model, quantization),
+            weight_bytes: weights_at_load(model, target),
             kv_bytes_per_token: model.kv_bytes_per_token.filter(|b| *b > 0)?,
             scratch_bytes: scratch_bytes(model, rows, rows.min(64))?,
             host_bytes: HOST_BYTES,
@@ -95,24 +91,26 @@ impl Footprint {
     }
 }
 
-/// Bytes of the weights in memory when float tensors are quantised while they are loaded.
-/// Vectors (norms, biases) stay as they are, but are too small to matter.
-fn weights_at_load(model: &Inspection, quantization: Option<LoadQuantization>) -> u64 {
-    let Some(to) = quantization else {
-        return model.weight_bytes();
+/// Bytes of the weights in memory: float tensors are quantised while they are loaded, embedding
+/// and head never below Q8_0. Vectors (norms, biases) stay floats, but are too small to matter.
+fn weights_at_load(model: &Inspection, target: LoadQuantization) -> u64 {
+    let quantized = |count: u64, to: LoadQuantization| {
+        let (elements, bytes) = to.block();
+        count.div_ceil(elements).saturating_mul(bytes)
     };
-    let (elements, bytes) = to.tensor_type().block();
-    let becomes = |(kind, total): (&homeostat_engine::TensorType, &homeostat_engine::TypeTotal)| {
+    let (mut floats, mut kept) = (0u64, 0u64);
+    for (kind, total) in &model.tensors_by_type {
         match kind.block() {
             // One element per block: a float.
-            (1, width) => (total.bytes / width)
-                .div_ceil(elements)
-                .saturating_mul(bytes),
-            _ => total.bytes,
+            (1, width) => floats = floats.saturating_add(total.bytes / width),
+            _ => kept = kept.saturating_add(total.bytes),
         }
-    };
-    let each = model.tensors_by_type.iter().map(becomes);
-    each.fold(0, u64::saturating_add)
+    }
+    let both_ends = model.vocabulary.zip(model.hidden);
+    let ends = both_ends.map_or(0, |(v, h)| v.saturating_mul(h).saturating_mul(2));
+    let ends = ends.min(floats);
+    kept.saturating_add(quantized(ends, LoadQuantization::Q8_0))
+        .saturating_add(quantized(floats - ends, target))
 }
 
 /// What one context and batch takes.
@@ -173,7 +171,7 @@ mod tests {
     #[test]
     fn llama_3_70b_takes_320_kib_a_token_and_40_gib_for_each_of_three_shapes() {
         let model = from_config(LLAMA_3_70B);
-        let footprint = Footprint::of(&model, None, 256).unwrap();
+        let footprint = Footprint::of(&model, LoadQuantization::Q8_0, 256).unwrap();
         assert_eq!(footprint.kv_bytes_per_token, 320 << 10);
         for (context, batch, gib) in [
             (128 << 10, 1, 40),
@@ -193,7 +191,8 @@ mod tests {
 
     #[test]
     fn a_sequence_takes_whole_blocks() {
-        let footprint = Footprint::of(&from_config(LLAMA_3_70B), None, 256).unwrap();
+        let footprint =
+            Footprint::of(&from_config(LLAMA_3_70B), LoadQuantization::Q8_0, 256).unwrap();
         let block = BLOCK_SIZE as u64 * footprint.kv_bytes_per_token;
         assert_eq!(footprint.kv_bytes(1, 3), Some(3 * block));
         assert_eq!(
@@ -204,16 +203,21 @@ mod tests {
 
     #[test]
     fn absurd_shapes_are_no_numbers_rather_than_wrong_ones() {
-        let footprint = Footprint::of(&from_config(LLAMA_3_70B), None, 256).unwrap();
+        let footprint =
+            Footprint::of(&from_config(LLAMA_3_70B), LoadQuantization::Q8_0, 256).unwrap();
         assert_eq!(footprint.kv_bytes(u64::MAX / 2, 2), None);
         assert_eq!(footprint.demand(1 << 40, 1 << 20), None);
         let lacking = LLAMA_3_70B.replace("\"num_hidden_layers\": 80,", "");
-        assert_eq!(Footprint::of(&from_config(&lacking), None, 256), None);
+        assert_eq!(
+            Footprint::of(&from_config(&lacking), LoadQuantization::Q8_0, 256),
+            None
+        );
     }
 
     #[test]
     fn what_is_lacking_is_said_to_the_byte() {
-        let footprint = Footprint::of(&from_config(LLAMA_3_70B), None, 256).unwrap();
+        let footprint =
+            Footprint::of(&from_config(LLAMA_3_70B), LoadQuantization::Q8_0, 256).unwrap();
         let demand = footprint.demand(2048, 1).unwrap();
         let room = |available_bytes| Room {
             total_bytes: 64 * GIB,
@@ -226,13 +230,16 @@ mod tests {
     #[test]
     fn floats_shrink_when_they_are_quantised_at_load_and_the_rest_stays() {
         use homeostat_engine::{TensorType, TypeTotal};
-        let mut model = from_config(LLAMA_3_70B);
+        let small = LLAMA_3_70B.replace("128256", "32").replace("8192", "32");
+        let mut model = from_config(&small);
         let total = |bytes| TypeTotal { tensors: 1, bytes };
         model.tensors_by_type.insert(TensorType::BF16, total(6400));
         model.tensors_by_type.insert(TensorType::Q4_0, total(1800));
-        assert_eq!(weights_at_load(&model, None), 8200);
         // 3,200 elements: 100 blocks of 34 bytes.
-        let at_load = weights_at_load(&model, Some(LoadQuantization::Q8_0));
+        let at_load = weights_at_load(&model, LoadQuantization::Q8_0);
         assert_eq!(at_load, 3400 + 1800);
+        // Embedding and head, 2 · 32 · 32, stay at 34 bytes; 36 blocks take 18.
+        let at_load = weights_at_load(&model, LoadQuantization::Q4_0);
+        assert_eq!(at_load, 64 * 34 + 36 * 18 + 1800);
     }
 }
