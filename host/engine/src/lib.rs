@@ -12,6 +12,7 @@ pub mod batch;
 pub mod block;
 mod branches;
 mod chat_template;
+pub mod cost;
 mod encoder;
 mod engine;
 mod events;
@@ -32,6 +33,7 @@ mod stats;
 pub mod step;
 #[cfg(test)]
 mod tests;
+pub mod threads;
 mod tokenizer;
 
 pub use chat_template::{ChatMessage, ChatTemplate, TemplateError};

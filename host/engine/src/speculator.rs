@@ -66,6 +66,7 @@ fn request(sequence: &Sequence) -> Option<DraftRequest<'_>> {
         tenant: sequence.tenant,
         seed: sequence.seed,
         params: &sequence.params,
+        counts: &sequence.counts,
         max_depth,
         max_nodes: sequence.max_draft_tokens,
     })

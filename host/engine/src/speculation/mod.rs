@@ -1,24 +1,24 @@
-//! Speculation.
-mod draft;
-pub use draft::{Draft, DraftNode};
+//! Guessing tokens ahead, so that one forward pass can confirm several.
+//!
+//! It exists because a pass over a few rows costs hardly more than a pass over one: whatever can
+//! guess the next tokens cheaply turns the difference into speed. A [`Drafter`] proposes a
+//! [`Draft`], the target model's own choice decides token by token, and [`goodput`] sees to it
+//! that guessing is only paid for where it returns more than it costs.
+//!
+//! It refuses to influence the text. A draft is a guess about what the sampler will choose
+//! anyway; a wrong one costs rows, never a different token. Everything here is a plain state
+//! machine: no clock (durations come in), no threads, same inputs same outputs.
 
-use crate::sampler::SamplingParams;
-use crate::sequence::SequenceId;
+pub mod cascade;
+pub mod draft;
+pub mod goodput;
+pub mod model;
+pub mod ngram;
+pub mod suffix;
 
-pub struct DraftRequest<'a> {
-    pub id: SequenceId,
-    pub tokens: &'a [u32],
-    pub num_prompt_tokens: usize,
-    pub tenant: u64,
-    pub seed: u64,
-    pub params: &'a SamplingParams,
-    pub max_depth: usize,
-    pub max_nodes: usize,
-}
-
-pub trait Drafter: Send {
-    fn name(&self) -> &'static str;
-    fn propose(&mut self, requests: &[DraftRequest<'_>], drafts: &mut [Draft]);
-    fn observe(&mut self, id: SequenceId, tokens: &[u32], proposed: usize, accepted: usize);
-    fn forget(&mut self, id: SequenceId);
-}
+pub use cascade::{Cascade, DrafterStatistics};
+pub use draft::{Draft, DraftNode, DraftRequest, Drafter};
+pub use goodput::{Candidate, Goodput};
+pub use model::{DraftModel, VocabularyMismatch, same_vocabulary};
+pub use ngram::Ngram;
+pub use suffix::Suffix;

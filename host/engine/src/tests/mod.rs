@@ -6,4 +6,4 @@ mod damaged;
 mod equality;
 mod life;
 mod simulator;
-mod tiny;
+pub(crate) mod tiny;
