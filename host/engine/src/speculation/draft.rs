@@ -246,12 +246,12 @@ mod tests {
                 let token = |n: &u16| draft.nodes()[usize::from(*n)].token;
                 let string: Vec<u32> = path.iter().map(token).collect();
                 assert!(expected.contains(&string), "seed {seed}: {string:?}");
-                let walked = string
-                    .iter()
-                    .fold(Some(None), |at: Option<Option<u16>>, t| {
-                        at.and_then(|parent| draft.child(parent, *t)).map(Some)
-                    });
-                assert_eq!(walked, Some(Some(node)), "seed {seed}");
+                let mut at = None;
+                for token in &string {
+                    at = draft.child(at, *token);
+                    assert!(at.is_some(), "seed {seed}");
+                }
+                assert_eq!(at, Some(node), "seed {seed}");
             }
             let covered: std::collections::BTreeSet<u16> = draft.paths().flatten().collect();
             assert_eq!(
