@@ -207,9 +207,9 @@ impl Lengths {
         out[0]
     }
 
-    fn observe(&mut self, id: SequenceId, proposed: usize, accepted: usize) {
+    fn observe(&mut self, id: SequenceId, accepted: Option<u16>) {
         if let Self::Measured(controller) = self {
-            controller.0.observe(id, proposed, accepted);
+            controller.0.observe(id, accepted);
         }
     }
 }
@@ -255,7 +255,9 @@ fn replay(
         }
         at += accepted + 1;
         drafter.observe(id, &whole[..at], nodes, accepted);
-        lengths.observe(id, nodes, accepted);
+        if nodes > 0 {
+            lengths.observe(id, node);
+        }
         tally.steps += 1;
         tally.tokens += accepted + 1;
         tally.proposed += nodes;
@@ -278,7 +280,7 @@ fn learned(costs: &[f64]) -> StepCost {
 
 fn print_row(name: &str, streams: &[Stream], tallies: &[Tally], plain: f64) {
     let kinds: BTreeMap<&str, ()> = streams.iter().map(|s| (&*s.kind, ())).collect();
-    print!("{name:<24}");
+    print!("{name:<28}");
     for kind in kinds.keys() {
         let sum = |loops: bool| {
             let of_kind = |s: &Stream| s.kind == *kind && (loops || !s.loops());
@@ -319,7 +321,7 @@ fn print_head(streams: &[Stream]) {
         );
     }
     println!("per kind: tokens per step, share of proposed tokens accepted, ×, × without loops");
-    print!("{:<24}", "");
+    print!("{:<28}", "");
     kinds.keys().for_each(|kind| print!("  {kind:^22}"));
     println!();
 }
@@ -358,15 +360,14 @@ fn main() {
             Box::new(Suffix::default()),
         ])
     };
-    let fixed: [(&str, Box<dyn Drafter>); 5] = [
-        ("ngram 1-3, all", Box::new(Ngram::new(1, 3))),
+    let fixed: [(&str, Box<dyn Drafter>); 4] = [
+        ("ngram 1-5, all", Box::new(Ngram::new(1, 5))),
         ("ngram, all", Box::new(Ngram::default())),
-        ("ngram 3-8, all", Box::new(Ngram::new(3, 8))),
         ("suffix, all", Box::new(Suffix::default())),
         ("ngram then suffix, all", Box::new(both())),
     ];
     let measured: [(&str, Box<dyn Drafter>); 4] = [
-        ("ngram 1-3, goodput", Box::new(Ngram::new(1, 3))),
+        ("ngram 1-5, goodput", Box::new(Ngram::new(1, 5))),
         ("ngram, goodput", Box::new(Ngram::default())),
         ("suffix, goodput", Box::new(Suffix::default())),
         ("ngram then suffix, goodput", Box::new(both())),

@@ -28,14 +28,14 @@ pub struct DraftNode {
 pub struct Draft {
     nodes: Vec<DraftNode>,
     depths: Vec<u16>,
-    strength: usize,
+    confidences: Vec<u8>,
 }
 
 impl Draft {
     pub fn clear(&mut self) {
         self.nodes.clear();
         self.depths.clear();
-        self.strength = 0;
+        self.confidences.clear();
     }
 
     /// Adds a node and returns its number. An equal child of the same parent is returned instead
@@ -58,6 +58,7 @@ impl Draft {
             drafter,
         });
         self.depths.push(depth);
+        self.confidences.push(0);
         Some(node)
     }
 
@@ -127,23 +128,30 @@ impl Draft {
     pub fn truncate(&mut self, nodes: usize) {
         self.nodes.truncate(nodes);
         self.depths.truncate(nodes);
+        self.confidences.truncate(nodes);
     }
 
-    /// How much evidence stands behind the draft, in tokens: for a copied continuation the length
-    /// of the text that agreed before it. 0 when its drafter does not say. The length controller
-    /// learns what each strength is worth.
-    pub fn strength(&self) -> usize {
-        self.strength
+    /// Its drafter's own idea of how likely the node is to hold once its parent has, from 1 to 255;
+    /// 0 when the drafter did not say. The length controller learns what it is worth.
+    pub fn confidence(&self, node: u16) -> u8 {
+        self.confidences[usize::from(node)]
     }
 
-    pub fn set_strength(&mut self, tokens: usize) {
-        self.strength = tokens;
+    /// Says how likely a node is, from 0 to 1, to hold once its parent has.
+    pub fn set_confidence(&mut self, node: u16, chance: f64) {
+        self.confidences[usize::from(node)] = (chance * 255.0).clamp(1.0, 255.0) as u8;
     }
 
     /// Puts one drafter's number on every node.
     pub fn set_drafter(&mut self, drafter: u8) {
         self.nodes.iter_mut().for_each(|n| n.drafter = drafter);
     }
+}
+
+/// The chance of a continuation that followed `count` of the `total` times after `agreement` equal
+/// tokens: one occurrence after a short agreement proves little, after a long one nearly all.
+pub(super) fn trust(count: f64, total: f64, agreement: usize) -> f64 {
+    count / (total + 2.0 / (1.0 + agreement as f64))
 }
 
 /// What a drafter may know about a sequence when it guesses.
