@@ -42,15 +42,16 @@ impl Cascade {
     /// With more drafters than a node's number can name.
     pub fn new(drafters: Vec<Box<dyn Drafter>>) -> Self {
         assert!(drafters.len() < usize::from(u8::MAX), "too many drafters");
-        let statistics = |d: &Box<dyn Drafter>| DrafterStatistics {
-            name: d.name(),
+        let names = drafters.iter().map(|d| d.name());
+        let statistics = names.map(|name| DrafterStatistics {
+            name,
             num_drafts: 0,
             num_draft_tokens: 0,
             num_accepted_tokens: 0,
             num_accepted_tokens_per_pos: [0; COUNTED_POSITIONS],
-        };
+        });
         Self {
-            statistics: drafters.iter().map(statistics).collect(),
+            statistics: statistics.collect(),
             drafters,
             ..Self::default()
         }

@@ -24,18 +24,18 @@ pub struct DraftNode {
 }
 
 /// A tree of proposed tokens. Reused from step to step; allocates nothing once it has grown.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Draft {
     nodes: Vec<DraftNode>,
     depths: Vec<u16>,
-    strength: usize,
+    confidences: Vec<u8>,
 }
 
 impl Draft {
     pub fn clear(&mut self) {
         self.nodes.clear();
         self.depths.clear();
-        self.strength = 0;
+        self.confidences.clear();
     }
 
     /// Adds a node and returns its number. An equal child of the same parent is returned instead
@@ -58,6 +58,7 @@ impl Draft {
             drafter,
         });
         self.depths.push(depth);
+        self.confidences.push(0);
         Some(node)
     }
 
@@ -123,45 +124,54 @@ impl Draft {
         })
     }
 
-    /// Keeps the first `nodes` nodes.
-    pub fn truncate(&mut self, nodes: usize) {
-        self.nodes.truncate(nodes);
-        self.depths.truncate(nodes);
-    }
-
     /// Keeps the nodes that are marked, and of those only the ones whose parents are kept.
     pub fn retain(&mut self, marked: &[bool]) {
-        let strength = self.strength;
         let nodes = std::mem::take(&mut self.nodes);
+        let confidences = std::mem::take(&mut self.confidences);
         self.clear();
-        self.strength = strength;
         let mut new_numbers: Vec<Option<u16>> = Vec::with_capacity(nodes.len());
-        for (node, marked) in nodes.iter().zip(marked) {
+        for ((node, confidence), marked) in nodes.iter().zip(confidences).zip(marked) {
             let parent = node.parent.map(|p| new_numbers[usize::from(p)]);
             let kept = match parent {
                 None if *marked => self.push(node.token, None, node.drafter),
                 Some(Some(parent)) if *marked => self.push(node.token, Some(parent), node.drafter),
                 _ => None,
             };
+            if let Some(kept) = kept {
+                self.confidences[usize::from(kept)] = confidence;
+            }
             new_numbers.push(kept);
         }
     }
 
-    /// How much evidence stands behind the draft, in tokens: for a copied continuation the length
-    /// of the text that agreed before it. 0 when its drafter does not say. The length controller
-    /// learns what each strength is worth.
-    pub fn strength(&self) -> usize {
-        self.strength
+    /// Keeps the first `nodes` nodes.
+    pub fn truncate(&mut self, nodes: usize) {
+        self.nodes.truncate(nodes);
+        self.depths.truncate(nodes);
+        self.confidences.truncate(nodes);
     }
 
-    pub fn set_strength(&mut self, tokens: usize) {
-        self.strength = tokens;
+    /// Its drafter's own idea of how likely the node is to hold once its parent has, from 1 to 255;
+    /// 0 when the drafter did not say. The length controller learns what it is worth.
+    pub fn confidence(&self, node: u16) -> u8 {
+        self.confidences[usize::from(node)]
+    }
+
+    /// Says how likely a node is, from 0 to 1, to hold once its parent has.
+    pub fn set_confidence(&mut self, node: u16, chance: f64) {
+        self.confidences[usize::from(node)] = (chance * 255.0).clamp(1.0, 255.0) as u8;
     }
 
     /// Puts one drafter's number on every node.
     pub fn set_drafter(&mut self, drafter: u8) {
         self.nodes.iter_mut().for_each(|n| n.drafter = drafter);
     }
+}
+
+/// The chance of a continuation that followed `count` of the `total` times after `agreement` equal
+/// tokens: one occurrence after a short agreement proves little, after a long one nearly all.
+pub(super) fn trust(count: f64, total: f64, agreement: usize) -> f64 {
+    count / (total + 2.0 / (1.0 + agreement as f64))
 }
 
 /// What a drafter may know about a sequence when it guesses.
@@ -212,6 +222,28 @@ mod tests {
     use crate::random::SplitMix;
 
     #[test]
+    fn nodes_that_are_not_kept_take_what_follows_them_along() {
+        let mut draft = Draft::default();
+        let a = draft.push(7, None, 3);
+        let b = draft.push(8, a, 3);
+        draft.push(9, None, 3);
+        draft.push(10, b, 3);
+        draft.push(11, Some(2), 3);
+        draft.set_confidence(2, 1.0);
+        draft.retain(&[true, false, true, true, true]);
+        let kept = |token, parent| DraftNode {
+            token,
+            parent,
+            drafter: 3,
+        };
+        assert_eq!(
+            draft.nodes(),
+            [kept(7, None), kept(9, None), kept(11, Some(1))]
+        );
+        assert_eq!((draft.depth(), draft.confidence(1)), (2, 255));
+    }
+
+    #[test]
     fn an_equal_child_of_the_same_parent_is_the_same_node() {
         let mut draft = Draft::default();
         let a = draft.push(7, None, 0);
@@ -227,28 +259,6 @@ mod tests {
         assert!(draft.is_chain());
         draft.clear();
         assert!(draft.is_empty() && draft.is_chain() && draft.depth() == 0);
-    }
-
-    #[test]
-    fn nodes_that_are_not_kept_take_what_follows_them_along() {
-        let mut draft = Draft::default();
-        let a = draft.push(7, None, 3);
-        let b = draft.push(8, a, 3);
-        draft.push(9, None, 3);
-        draft.push(10, b, 3);
-        draft.push(11, Some(2), 3);
-        draft.set_strength(5);
-        draft.retain(&[true, false, true, true, true]);
-        let kept = |token, parent| DraftNode {
-            token,
-            parent,
-            drafter: 3,
-        };
-        assert_eq!(
-            draft.nodes(),
-            [kept(7, None), kept(9, None), kept(11, Some(1))]
-        );
-        assert_eq!((draft.depth(), draft.strength()), (2, 5));
     }
 
     #[test]
@@ -286,12 +296,12 @@ mod tests {
                 let token = |n: &u16| draft.nodes()[usize::from(*n)].token;
                 let string: Vec<u32> = path.iter().map(token).collect();
                 assert!(expected.contains(&string), "seed {seed}: {string:?}");
-                let walked = string
-                    .iter()
-                    .fold(Some(None), |at: Option<Option<u16>>, t| {
-                        at.and_then(|parent| draft.child(parent, *t)).map(Some)
-                    });
-                assert_eq!(walked, Some(Some(node)), "seed {seed}");
+                let mut at = None;
+                for token in &string {
+                    at = draft.child(at, *token);
+                    assert!(at.is_some(), "seed {seed}");
+                }
+                assert_eq!(at, Some(node), "seed {seed}");
             }
             let covered: std::collections::BTreeSet<u16> = draft.paths().flatten().collect();
             assert_eq!(

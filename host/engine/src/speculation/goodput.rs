@@ -11,37 +11,35 @@
 //! gets no drafts. It is filled by success, and by a small allowance that pays for trying again
 //! from time to time; so what can be lost is the allowance, whatever the estimates say.
 
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::time::Duration;
 
 use super::draft::Draft;
 use crate::cost::StepCost;
 use crate::sequence::SequenceId;
 
-/// Draft positions whose acceptance is learned apart; later ones share the last.
-const POSITIONS: usize = 8;
-/// Classes of [`Draft::strength`]: unknown, then up to so many tokens of agreement.
-const STRENGTHS: [usize; 5] = [0, 2, 4, 8, usize::MAX];
+/// Classes of [`Draft::confidence`]: unknown, then up to so much.
+const CONFIDENCES: [u8; 9] = [0, 38, 76, 115, 140, 166, 191, 217, 255];
 /// How often a token of each class holds, before anything was measured: from the offline study
 /// (`examples/speculate.rs`).
-const FIRST_GUESS: [f64; STRENGTHS.len()] = [0.5, 0.4, 0.55, 0.7, 0.85];
+const FIRST_GUESS: [f64; CONFIDENCES.len()] = [0.5, 0.07, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9];
 
 /// Weight of the first guess in a class's rate, and of the class's rate in a sequence's, in trials.
 const GUESS_TRIALS: f64 = 8.0;
 const CLASS_TRIALS: f64 = 4.0;
-/// What a rate keeps of its past with every new draft: of some hundred for a class, and of five
+/// What a rate keeps of its past with every new draft: of some hundred for a class, and of ten
 /// for a sequence, which may start or stop copying at any line.
 const CLASS_MEMORY: f64 = 0.99;
-const SEQUENCE_MEMORY: f64 = 0.8;
-/// Chance of a sibling to hold where those before it failed.
-const SIBLING: f64 = 0.3;
-
+const SEQUENCE_MEMORY: f64 = 0.9;
 /// Predicted gain below which nobody starts to speculate. Those who do go on until it is none.
 const WORTH_STARTING: f64 = 1.03;
 /// The account of a new sequence, what every step adds, and what it can hold: in plain tokens.
 const OPENING: f64 = 0.5;
 const ALLOWANCE: f64 = 0.015;
 const MOST_SAVED: f64 = 2.0;
+/// In a batch one failed draft can cost three tokens and more. Who succeeds may save for so many of
+/// them, lest bad luck ends what pays; all of it is earned before it is lost.
+const DRAFTS_SAVED: f64 = 3.0;
 const MOST_OWED: f64 = 1.0;
 /// Nodes of a draft that is tried although it promises nothing, and the steps between two such
 /// trials: doubled with every one that failed.
@@ -70,8 +68,8 @@ pub struct Load {
 /// The controller of draft lengths.
 #[derive(Debug, Default)]
 pub struct Goodput {
-    /// By drafter and strength.
-    classes: Vec<Class>,
+    /// By drafter and confidence.
+    classes: Vec<Rate>,
     sequences: HashMap<SequenceId, Account>,
     /// Whether the last step verified drafts because they promised a gain.
     speculating: bool,
@@ -79,10 +77,7 @@ pub struct Goodput {
     unit: f64,
 }
 
-/// How often a class of drafts holds, by position.
-#[derive(Debug, Clone, Copy, Default)]
-struct Class([Rate; POSITIONS]);
-
+/// How often something held.
 #[derive(Debug, Clone, Copy, Default)]
 struct Rate {
     held: f64,
@@ -116,10 +111,10 @@ struct Account {
 }
 
 /// What the last plan decided for a sequence.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Planned {
-    class: usize,
-    depth: usize,
+    /// Parent and class of the nodes to be verified.
+    nodes: Vec<(Option<u16>, usize)>,
     cost: f64,
     is_trial: bool,
 }
@@ -137,8 +132,9 @@ impl Default for Account {
 }
 
 impl Account {
-    fn book(&mut self, gain: f64) {
-        self.balance = (self.balance + gain).clamp(-MOST_OWED, MOST_SAVED);
+    fn book(&mut self, gain: f64, most: f64) {
+        let most = most.max(self.balance);
+        self.balance = (self.balance + gain).clamp(-MOST_OWED, most);
     }
 }
 
@@ -218,7 +214,7 @@ impl Goodput {
         for candidate in candidates {
             let account = self.sequences.entry(candidate.id).or_default();
             account.planned = None;
-            account.book(ALLOWANCE);
+            account.book(ALLOWANCE, MOST_SAVED);
             account.wait = account.wait.saturating_sub(1);
         }
         let chances: Vec<Vec<f64>> = candidates.iter().map(|c| self.chances(c)).collect();
@@ -234,30 +230,18 @@ impl Goodput {
     /// How likely each node of a draft is to be accepted.
     fn chances(&self, candidate: &Candidate<'_>) -> Vec<f64> {
         let draft = candidate.draft;
+        let own = self.sequences.get(&candidate.id);
         let mut chances: Vec<f64> = Vec::with_capacity(draft.len());
-        // What is left of each parent's chance for its next child.
-        let mut left: Vec<f64> = vec![1.0; draft.len() + 1];
-        for (i, node) in draft.nodes().iter().enumerate() {
-            let parent = node.parent.map_or(0, |p| usize::from(p) + 1);
+        for (node, i) in draft.nodes().iter().zip(0..) {
             let of_parent = node.parent.map_or(1.0, |p| chances[usize::from(p)]);
-            let class = class_of(draft);
-            let rate = self.rate(candidate.id, class, draft.depth_of(i as u16) - 1);
-            chances.push(of_parent * rate * left[parent]);
-            left[parent] *= (1.0 - rate) * SIBLING;
+            let class = class_of(draft, i);
+            let guess = FIRST_GUESS[class % CONFIDENCES.len()];
+            let of_class = self.classes.get(class).copied().unwrap_or_default();
+            let of_class = of_class.given(guess, GUESS_TRIALS);
+            let own = own.and_then(|a| a.rates.get(&class));
+            chances.push(of_parent * own.map_or(of_class, |r| r.given(of_class, CLASS_TRIALS)));
         }
         chances
-    }
-
-    /// The chance of a token at `position` of a draft to hold when those before it did.
-    fn rate(&self, id: SequenceId, class: usize, position: usize) -> f64 {
-        let guess = FIRST_GUESS[class % STRENGTHS.len()];
-        let position = position.min(POSITIONS - 1);
-        let in_class = match self.classes.get(class) {
-            Some(class) => class.0[position].given(guess, GUESS_TRIALS),
-            None => guess,
-        };
-        let own = self.sequences.get(&id).and_then(|a| a.rates.get(&class));
-        own.map_or(in_class, |rate| rate.given(in_class, CLASS_TRIALS))
     }
 
     /// Takes nodes in the order of their chances, and stops where tokens per time is largest.
@@ -339,44 +323,65 @@ impl Goodput {
         if nodes > 0
             && let Some(account) = self.sequences.get_mut(&candidate.id)
         {
-            let depth = (0..nodes).map(|n| candidate.draft.depth_of(n as u16)).max();
+            let draft = candidate.draft;
+            let parents = draft.nodes().iter().map(|n| n.parent);
+            let classes = (0..nodes as u16).map(|n| class_of(draft, n));
             account.planned = Some(Planned {
-                class: class_of(candidate.draft),
-                depth: depth.unwrap_or(0),
+                nodes: parents.zip(classes).collect(),
                 cost,
                 is_trial,
             });
         }
     }
 
-    /// Of the planned nodes of `id`'s draft, the first `accepted` along one path held. To be told
-    /// after every step that verified a draft; `proposed` is how many nodes it had.
-    pub fn observe(&mut self, id: SequenceId, proposed: usize, accepted: usize) {
+    /// To be told after every step that verified a draft of `id`: the last node of its path that
+    /// held, `None` if not even its first token did.
+    pub fn observe(&mut self, id: SequenceId, accepted: Option<u16>) {
         let Some(account) = self.sequences.get_mut(&id) else {
             return;
         };
-        let Some(planned) = account.planned.take().filter(|_| proposed > 0) else {
+        let Some(planned) = account.planned.take() else {
             return;
         };
-        account.book(accepted as f64 - planned.cost);
-        let failed = planned.is_trial && accepted == 0;
+        // The accepted path, from the last node up, and the root.
+        let parent = |node: &Option<u16>| {
+            let node = usize::from((*node)?);
+            planned.nodes.get(node).map(|(parent, _)| *parent)
+        };
+        let path: Vec<Option<u16>> = std::iter::successors(Some(accepted), parent).collect();
+        let tokens = path.len() - 1;
+        let most = MOST_SAVED.max(DRAFTS_SAVED * planned.cost);
+        account.book(tokens as f64 - planned.cost, most);
+        let failed = planned.is_trial && tokens == 0;
         account.interval = match failed {
             true => (2 * account.interval).min(TRIAL_EVERY_AT_MOST),
             false => TRIAL_EVERY,
         };
         account.wait = account.interval;
-        if self.classes.len() <= planned.class {
-            self.classes.resize(planned.class + 1, Class::default());
+        account
+            .rates
+            .values_mut()
+            .for_each(|r| r.fade(SEQUENCE_MEMORY));
+        let mut of_draft: BTreeMap<usize, Rate> = BTreeMap::new();
+        // Put to the test were the children of every node of the path.
+        for (node, (parent, class)) in (0..).zip(&planned.nodes) {
+            if path.contains(parent) {
+                let held = path.contains(&Some(node));
+                account.rates.entry(*class).or_default().add(held);
+                if self.classes.len() <= *class {
+                    self.classes.resize(class + 1, Rate::default());
+                }
+                // One draft, one vote: a long copy must not speak for everybody.
+                of_draft
+                    .entry(*class)
+                    .or_insert_with(Rate::default)
+                    .add(held);
+            }
         }
-        let own = account.rates.entry(planned.class).or_default();
-        own.fade(SEQUENCE_MEMORY);
-        // The first token that failed was the last one that was put to the test.
-        for position in 0..(accepted + 1).min(planned.depth) {
-            let held = position < accepted;
-            own.add(held);
-            let rate = &mut self.classes[planned.class].0[position.min(POSITIONS - 1)];
-            rate.fade(CLASS_MEMORY);
-            rate.add(held);
+        for (class, rate) in of_draft {
+            self.classes[class].fade(CLASS_MEMORY);
+            self.classes[class].held += rate.held / rate.trials;
+            self.classes[class].trials += 1.0;
         }
     }
 
@@ -385,7 +390,7 @@ impl Goodput {
         if let Some(account) = self.sequences.get_mut(&id)
             && self.unit > 0.0
         {
-            account.book(-took.as_secs_f64() / self.unit);
+            account.book(-took.as_secs_f64() / self.unit, MOST_SAVED);
         }
     }
 
@@ -404,11 +409,12 @@ impl Goodput {
     }
 }
 
-/// Index of the drafter and strength of a draft.
-fn class_of(draft: &Draft) -> usize {
-    let drafter = draft.nodes().first().map_or(0, |n| usize::from(n.drafter));
-    let strength = STRENGTHS.iter().position(|s| draft.strength() <= *s);
-    drafter * STRENGTHS.len() + strength.unwrap_or(STRENGTHS.len() - 1)
+/// Index of a node's drafter and confidence.
+fn class_of(draft: &Draft, node: u16) -> usize {
+    let drafter = usize::from(draft.nodes()[usize::from(node)].drafter);
+    let confidence = draft.confidence(node);
+    let class = CONFIDENCES.iter().position(|most| confidence <= *most);
+    drafter * CONFIDENCES.len() + class.unwrap_or(CONFIDENCES.len() - 1)
 }
 
 #[cfg(test)]
@@ -433,11 +439,21 @@ mod tests {
         (0..offered).take_while(|_| uniform(random) < alpha).count()
     }
 
-    fn chain(length: usize, strength: usize) -> Draft {
+    /// A chain whose drafter is this confident; 0 does not say.
+    fn chain(length: u16, confidence: f64) -> Draft {
         let mut draft = Draft::default();
-        (0..length).fold(None, |parent, i| draft.push(i as u32, parent, 0));
-        draft.set_strength(strength);
+        for node in 0..length {
+            draft.push(u32::from(node), node.checked_sub(1), 0);
+            if confidence > 0.0 {
+                draft.set_confidence(node, confidence);
+            }
+        }
         draft
+    }
+
+    /// The last node of the first `tokens` of a chain.
+    fn node(tokens: usize) -> Option<u16> {
+        tokens.checked_sub(1).map(|node| node as u16)
     }
 
     /// A machine with noise and outliers, and a controller that learns it from nothing.
@@ -447,6 +463,8 @@ mod tests {
         cost: StepCost,
         tokens: f64,
         time: f64,
+        /// Nodes verified for each sequence.
+        given: Vec<usize>,
     }
 
     impl World {
@@ -457,15 +475,17 @@ mod tests {
                 cost: StepCost::default(),
                 tokens: 0.0,
                 time: 0.0,
+                given: Vec::new(),
             }
         }
 
         /// Steps in which sequence `i` accepts with `alphas[i]`. Returns tokens per plain token time,
         /// compared with the same batch without drafts.
         fn run(&mut self, alphas: &[f64], steps: usize) -> f64 {
-            let draft = chain(7, 0);
+            let draft = chain(7, 0.0);
             let mut out = Vec::new();
             (self.tokens, self.time) = (0.0, 0.0);
+            self.given = vec![0; alphas.len()];
             for _ in 0..steps {
                 let candidate = |i| Candidate {
                     id: SequenceId(i as u64),
@@ -484,7 +504,8 @@ mod tests {
                 for (i, alpha) in alphas.iter().enumerate() {
                     let accepted = held(&mut self.random, *alpha, out[i]);
                     self.tokens += 1.0 + accepted as f64;
-                    self.goodput.observe(SequenceId(i as u64), out[i], accepted);
+                    self.given[i] += out[i];
+                    self.goodput.observe(SequenceId(i as u64), node(accepted));
                 }
             }
             let plain = alphas.len() as f64 / truth(alphas.len());
@@ -567,33 +588,18 @@ mod tests {
     #[test]
     fn the_copier_in_a_batch_gets_the_rows() {
         let mut world = World::new(5);
-        world.run(&[0.95, 0.05, 0.05, 0.05], 300);
-        let draft = chain(7, 0);
-        let candidates: Vec<_> = (0..4)
-            .map(|i| Candidate {
-                id: SequenceId(i),
-                context: 100,
-                draft: &draft,
-            })
-            .collect();
-        let load = Load {
-            other_rows: 0,
-            max_nodes: 64,
-        };
-        let mut given = [0; 4];
-        let mut out = Vec::new();
-        for _ in 0..20 {
-            world.goodput.plan(&candidates, load, &world.cost, &mut out);
-            given.iter_mut().zip(&out).for_each(|(sum, n)| *sum += n);
-        }
-        assert!(given[0] >= 40, "{given:?}");
-        assert!(given[1..].iter().sum::<usize>() <= 12, "{given:?}");
+        let alphas = [0.95, 0.05, 0.05, 0.05];
+        world.run(&alphas, 300);
+        let speed = world.run(&alphas, 300);
+        let others: usize = world.given[1..].iter().sum();
+        assert!(world.given[0] > 10 * others, "{:?}", world.given);
+        assert!(speed > 1.15, "{speed:.3}");
     }
 
     #[test]
-    fn strong_matches_are_told_from_weak_ones() {
+    fn confident_drafts_are_told_from_doubtful_ones() {
         let mut world = World::new(1);
-        let (weak, strong) = (chain(6, 1), chain(6, 20));
+        let (weak, strong) = (chain(6, 0.35), chain(6, 0.95));
         let mut out = Vec::new();
         let load = Load {
             other_rows: 0,
@@ -613,7 +619,7 @@ mod tests {
             world.measure(1 + out[0], 100);
             let alpha = if step % 2 == 0 { 0.02 } else { 0.95 };
             let accepted = held(&mut world.random, alpha, out[0]);
-            world.goodput.observe(SequenceId(0), out[0], accepted);
+            world.goodput.observe(SequenceId(0), node(accepted));
             if step >= 200 {
                 lengths[step % 2] += out[0];
             }
@@ -640,7 +646,9 @@ mod tests {
                                 random.below(2) as u8,
                             );
                         }
-                        draft.set_strength(random.below(20));
+                        for node in 0..draft.len() {
+                            draft.set_confidence(node as u16, random.below(100) as f64 / 99.0);
+                        }
                         draft
                     })
                     .collect();
@@ -660,7 +668,8 @@ mod tests {
                 assert!(out.iter().sum::<usize>() <= load.max_nodes, "seed {seed}");
                 for (candidate, nodes) in candidates.iter().zip(&out) {
                     assert!(*nodes <= candidate.draft.len(), "seed {seed}");
-                    goodput.observe(candidate.id, *nodes, random.below(nodes + 1));
+                    let accepted = random.below(nodes + 1).checked_sub(1);
+                    goodput.observe(candidate.id, accepted.map(|n| n as u16));
                 }
                 if random.below(5) == 0 {
                     goodput.forget(SequenceId(random.below(6) as u64));

@@ -250,7 +250,11 @@ impl DraftModel {
                 return false;
             }
             part.next = picked.token;
-            part.parent = drafts[part.request].push(picked.token, part.parent, 0);
+            let draft = &mut drafts[part.request];
+            part.parent = draft.push(picked.token, part.parent, 0);
+            if let Some(node) = part.parent {
+                draft.set_confidence(node, f64::from(picked.report.logprob.exp()));
+            }
             part.parent.is_some() && depth + 1 < part.depth
         });
     }

@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 
-use super::draft::{Draft, DraftRequest, Drafter};
+use super::draft::{Draft, DraftRequest, Drafter, trust};
 use crate::random::keyed;
 use crate::sequence::SequenceId;
 
@@ -20,7 +20,7 @@ use crate::sequence::SequenceId;
 /// Beyond it the sequence is no longer asked about.
 const MAX_INDEXED_TOKENS: usize = 1 << 17;
 /// Agreement beyond this many tokens adds no confidence worth measuring.
-const MAX_STRENGTH: usize = 32;
+const MAX_AGREEMENT: usize = 32;
 
 /// Suffix lengths that are looked for. Set from the offline study (`examples/speculate.rs`).
 pub const MIN_MATCH: usize = 2;
@@ -87,14 +87,15 @@ impl Drafter for Ngram {
 /// it has itself proposed, so that a text which repeats itself is drafted to any length.
 fn copy(tokens: &[u32], from: usize, length: usize, draft: &mut Draft) {
     let period = tokens.len() - from;
+    let agreement = agreement(tokens, from);
     let mut parent = None;
     for i in 0..length {
         parent = draft.push(tokens[from + i % period], parent, 0);
-        if parent.is_none() {
+        let Some(node) = parent else {
             break;
-        }
+        };
+        draft.set_confidence(node, trust(1.0, 1.0, agreement + i));
     }
-    draft.set_strength(agreement(tokens, from));
 }
 
 /// How many tokens before `from` equal those at the end.
@@ -103,7 +104,7 @@ fn agreement(tokens: &[u32], from: usize) -> usize {
     let last = tokens.iter().rev();
     before
         .zip(last)
-        .take(MAX_STRENGTH)
+        .take(MAX_AGREEMENT)
         .take_while(|(a, b)| a == b)
         .count()
 }
@@ -254,10 +255,10 @@ mod tests {
     }
 
     #[test]
-    fn strength_counts_the_tokens_that_agree() {
+    fn agreement_counts_the_tokens_before_the_place() {
         let tokens = [7, 1, 2, 3, 4, 9, 8, 1, 2, 3, 4];
         assert_eq!(agreement(&tokens, 5), 4);
         assert_eq!(agreement(&tokens, 4), 0);
-        assert_eq!(agreement(&[1; 100], 99), MAX_STRENGTH);
+        assert_eq!(agreement(&[1; 100], 99), MAX_AGREEMENT);
     }
 }

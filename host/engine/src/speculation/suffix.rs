@@ -14,7 +14,7 @@
 
 use std::collections::HashMap;
 
-use super::draft::{Draft, DraftRequest, Drafter};
+use super::draft::{Draft, DraftRequest, Drafter, trust};
 use crate::sequence::SequenceId;
 
 /// Tokens of one sequence that are indexed at most, at some 200 bytes each.
@@ -30,11 +30,11 @@ const MAX_POOL_MATCH: usize = 32;
 /// Tokens from here on separate finished answers; no vocabulary reaches this far.
 const SEPARATORS: u32 = 1 << 31;
 
-/// Shortest repeated suffix worth continuing. Set, like the two below, from the offline study
-/// (`examples/speculate.rs`).
-const MIN_MATCH: usize = 2;
+/// Shortest repeated suffix worth continuing: with confidences learned per node, one token is. Set,
+/// like the two below, from the offline study (`examples/speculate.rs`).
+const MIN_MATCH: usize = 1;
 /// A suffix of n tokens is continued by at most this times n tokens, and two more.
-const LENGTH_PER_MATCH: usize = 1;
+const LENGTH_PER_MATCH: usize = 2;
 /// A node is proposed when the frequencies give its path at least this probability.
 const MIN_PROBABILITY: f64 = 0.1;
 
@@ -206,6 +206,8 @@ type Context = (u32, usize);
 /// A node that could be added to a draft.
 struct Offer {
     probability: f64,
+    /// The same, given that its parent holds.
+    chance: f64,
     /// Where the token last followed its context: the later one wins a tie.
     recent: u32,
     token: u32,
@@ -240,16 +242,16 @@ fn grow(
             break;
         };
         let node = draft.push(best.token, best.parent, 0);
-        if node.is_none() {
+        let Some(number) = node else {
             break;
-        }
+        };
+        draft.set_confidence(number, best.chance);
         score += best.probability;
         if best.depth < longest {
             let at = (best.probability, node, best.depth);
             offer(automaton, best.state, matched + best.depth, at, &mut offers);
         }
     }
-    draft.set_strength(matched);
     score
 }
 
@@ -279,13 +281,13 @@ fn offer(
         .continuations(state)
         .map(|(_, to)| count(to))
         .sum();
-    // One occurrence after a short agreement proves little; after a long one nearly everything.
-    let unseen = 2.0 / (1.0 + matched as f64);
     for (token, to) in automaton.continuations(state) {
-        let probability = probability * count(to) / (total + unseen);
+        let chance = trust(count(to), total, matched);
+        let probability = probability * chance;
         if token < SEPARATORS && probability >= MIN_PROBABILITY {
             offers.push(Offer {
                 probability,
+                chance,
                 recent: automaton.states[to as usize].recent,
                 token,
                 parent,
@@ -581,21 +583,23 @@ mod tests {
             .collect();
         assert_eq!(roots, [3, 4]);
         assert_eq!(draft.nodes()[0].token, 3);
-        assert_eq!(draft.strength(), 2);
+        assert!(draft.confidence(0) > draft.confidence(1));
     }
 
     #[test]
-    fn longer_agreement_gives_a_longer_draft() {
+    fn longer_agreement_gives_a_longer_and_more_confident_draft() {
         let text: Vec<u32> = (0..40).collect();
-        let length = |agreement: usize| {
+        let draft = |agreement: usize| {
             let mut tokens = text.clone();
             tokens.push(99);
             tokens.extend(&text[..agreement]);
-            propose(&mut Suffix::default(), 0, 0, 1, &tokens).len()
+            propose(&mut Suffix::default(), 0, 0, 1, &tokens)
         };
-        assert_eq!(length(1), 0, "one token is no agreement");
-        assert!((1..6).contains(&length(2)), "{}", length(2));
-        assert_eq!(length(12), 6, "as long as it was asked for");
+        assert!(draft(0).is_empty());
+        assert!((1..6).contains(&draft(1).len()), "{:?}", draft(1));
+        assert_eq!(draft(12).len(), 6, "as long as it was asked for");
+        let confidence = [1, 3, 12].map(|n| draft(n).confidence(0));
+        assert!(confidence.is_sorted() && confidence[0] < confidence[2]);
     }
 
     #[test]
