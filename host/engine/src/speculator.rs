@@ -117,8 +117,8 @@ fn constrain(
         let mut last = None;
         for token in forced.iter().take(max_depth) {
             last = draft.push(*token, last, FORCED);
+            last.into_iter().for_each(|n| draft.set_confidence(n, 1.0));
         }
-        draft.set_strength(usize::MAX);
         return Ok(());
     }
     let mut allowed = vec![false; draft.len()];
