@@ -141,7 +141,7 @@ fn our_logits(runner: &mut DecoderRunner, tokens: &[u32]) -> Vec<Vec<f32>> {
         }],
         blocks,
         logit_rows: (0..rows as u32).collect(),
-        chunk_logits: vec![0..rows],
+        chunk_logits: std::iter::once(0..rows).collect(),
         mirrors: Vec::new(),
     };
     runner.forward(&batch).expect("a valid batch");

@@ -58,7 +58,7 @@ fn engine_logits(runner: &mut DecoderRunner, tokens: &[u32], chunk: usize) -> Ve
             }],
             blocks,
             logit_rows: (0..rows as u32).collect(),
-            chunk_logits: vec![0..rows],
+            chunk_logits: std::iter::once(0..rows).collect(),
             mirrors: Vec::new(),
         };
         runner.forward(&batch).expect("a valid batch");
