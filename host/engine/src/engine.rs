@@ -22,7 +22,7 @@ use crate::chat_template::{ChatMessage, ChatTemplate, TemplateError};
 use crate::constraint::{Constraint, ConstraintError, Constraints, Grammar};
 use crate::events::{Closed, EngineError, Event, FinishReason, Sink, TokenLogprob};
 use crate::inspect::describe;
-use crate::kernels::{Isa, KernelError, KvStore, WeightTarget};
+use crate::kernels::{Isa, KernelError, KvStore};
 use crate::model::ModelError;
 use crate::model::decoder::{DecoderRunner, RunnerSize};
 use crate::model::source::ModelSource;
@@ -53,9 +53,6 @@ pub struct EngineConfig {
     pub name: String,
     /// A GGUF file, or a folder with `config.json`, safetensors and `tokenizer.json`.
     pub path: PathBuf,
-    /// What weights that the file stores as floats become in memory. Embedding and head stay at
-    /// 8 bits.
-    pub load_quantization: WeightTarget,
     /// Sequences computed together. Beyond some dozens a CPU gains nothing from more rows, and each
     /// running sequence slows the others.
     pub max_sequences: usize,
@@ -92,7 +89,7 @@ impl EngineConfig {
         Self {
             name: name.into(),
             path: path.into(),
-            load_quantization: WeightTarget::Q8_0,
+            load_quantization: None,
             max_sequences: 32,
             max_waiting: 256,
             kv_bytes: 256 << 20,

@@ -3,9 +3,10 @@ use std::sync::{Arc, OnceLock};
 
 use super::*;
 use crate::block::BlockCopy;
-use crate::gguf::Gguf;
-use crate::kernels::Isa;
-use crate::model::llama::{LlamaRunner, LlamaWeights, RunnerSize};
+use crate::kernels::{Isa, WeightTarget};
+use crate::model::decoder::{DecoderRunner, RunnerSize};
+use crate::model::source::ModelSource;
+use crate::model::weights::DecoderWeights;
 use crate::random::{SplitMix, keyed};
 use crate::runner::RunnerError;
 use crate::sampler::{SamplingParams, TokenCounts};
@@ -256,9 +257,9 @@ fn sampled<'a>(tokens: &'a [u32], params: &'a SamplingParams, depth: usize) -> D
 #[test]
 fn a_model_that_drafts_for_itself_is_always_right_at_any_temperature() {
     let (_folder, path) = tiny::on_disk();
-    let gguf = Gguf::open(&path).expect("a good file");
+    let source = ModelSource::open(&path).expect("a good file");
     let runner = || {
-        let weights = LlamaWeights::load(&gguf).expect("a good model");
+        let weights = DecoderWeights::load(&source, WeightTarget::Q8_0).expect("a good model");
         let size = RunnerSize {
             threads: 1,
             blocks: ROOMY.blocks,
@@ -266,7 +267,7 @@ fn a_model_that_drafts_for_itself_is_always_right_at_any_temperature() {
             max_logit_rows: ROOMY.max_logit_rows,
             context_tokens: ROOMY.context_tokens,
         };
-        LlamaRunner::new(
+        DecoderRunner::new(
             weights,
             Isa::named("portable").expect("it runs anywhere"),
             size,
@@ -323,7 +324,7 @@ fn models_of_other_vocabularies_are_refused_with_the_difference() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("vocabulary.gguf");
         std::fs::write(&path, w.finish().0).expect("the temporary folder is writable");
-        Tokenizer::from_gguf(&Gguf::open(&path).expect("a good file")).expect("a vocabulary")
+        Tokenizer::read(&ModelSource::open(&path).expect("a good file")).expect("a vocabulary")
     };
     let small = other(&["a", "b", "c"], 2);
     let difference = same_vocabulary(&target, &small).expect_err("sizes differ");
