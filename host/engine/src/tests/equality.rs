@@ -81,6 +81,16 @@ fn stepped(
     total_blocks: usize,
     drafter: Option<Box<dyn Drafter>>,
 ) -> (Vec<Answer>, EngineStats) {
+    let isa = Isa::detect().expect("a sane environment");
+    stepped_on(isa, requests, total_blocks, drafter)
+}
+
+fn stepped_on(
+    isa: Isa,
+    requests: &[GenerationRequest],
+    total_blocks: usize,
+    drafter: Option<Box<dyn Drafter>>,
+) -> (Vec<Answer>, EngineStats) {
     let (_folder, path) = tiny::on_disk();
     let weights = DecoderWeights::load(
         &ModelSource::open(&path).expect("a good file"),
@@ -101,7 +111,6 @@ fn stepped(
         max_logit_rows: limits.max_logit_rows,
         context_tokens: limits.context_tokens,
     };
-    let isa = Isa::detect().expect("a sane environment");
     let runner = Box::new(DecoderRunner::new(weights, isa, size));
     let stats = Arc::new(StatsCell::default());
     let mut core = Core::new(limits, runner, tiny::tokenizer(), Arc::clone(&stats));
@@ -321,6 +330,19 @@ fn a_preempted_sequence_gives_what_an_undisturbed_one_gives() {
         preemptions > 10,
         "the pool must run dry for this test to mean anything"
     );
+}
+
+#[test]
+fn every_instruction_set_gives_what_the_portable_code_gives() {
+    let portable = Isa::named("portable").expect("it runs anywhere");
+    for seed in 40..44 {
+        let requests = requests(seed, 6);
+        let (expected, _) = stepped_on(portable, &requests, 200, None);
+        for isa in Isa::available() {
+            let (answers, _) = stepped_on(isa, &requests, 200, None);
+            assert_eq!(answers, expected, "seed {seed}, {}", isa.name());
+        }
+    }
 }
 
 #[test]
