@@ -472,6 +472,60 @@ async fn a_direct_answer_needs_no_tier() {
 }
 
 #[tokio::test]
+async fn a_text_that_no_tier_has_shaped_is_sent_only_in_the_form_asked_for() {
+    let direct = |text: &str| {
+        Decision::Answer(DirectAnswer {
+            text: text.into(),
+            method: "arithmetic".into(),
+        })
+    };
+    let amended = Verdict::Amend(Amendment {
+        text: "4".into(),
+        assessment: Assessment {
+            confidence: 1.0,
+            findings: vec![],
+        },
+    });
+    let choice = || OutputFormat::Choice(vec!["four".into(), "five".into()]);
+    for (decision, verdict, output, expected, replanned) in [
+        (direct("4"), vec![], choice(), "four", true),
+        (direct("five"), vec![], choice(), "five", false),
+        (
+            direct("4"),
+            vec![],
+            OutputFormat::Regex("f.*".into()),
+            "four",
+            true,
+        ),
+        (direct("4"), vec![], OutputFormat::JsonObject, "4", false),
+        (
+            plan(&["small"]),
+            vec![amended.clone()],
+            choice(),
+            "four",
+            false,
+        ),
+        (
+            plan(&["small"]),
+            vec![amended],
+            OutputFormat::Text,
+            "4",
+            false,
+        ),
+    ] {
+        let w = world(decision, verdict, says(&[("four", -0.1)]), YES);
+        let mut asked = job(false);
+        asked.output = output.clone();
+        let (_, text, _) = read(w.cascade.run(asked).await.unwrap()).await;
+        assert_eq!(text, expected, "{output:?}");
+        let record = record(&w).await;
+        let reply = record.decision.as_ref().expect("a decision");
+        assert_eq!(reply.fault.is_some(), replanned, "{output:?}");
+        assert!(!replanned || matches!(reply.value, Decision::Plan(_)));
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_reaches_the_client_with_its_reason_and_is_recorded() {
     let no = Rejection {
         kind: Refusal::BudgetExhausted,

@@ -200,31 +200,47 @@ impl Vocabulary {
     }
 }
 
+impl Vocabulary {
+    /// The text as the model's tokenizer spells it in the middle of a longer one. What it puts in
+    /// front of a text's beginning is taken off again; behind a line break it puts nothing.
+    fn spelled(&self, text: &str) -> Vec<u32> {
+        for lead in ["", "\n"] {
+            let tokens = self.tokenizer.encode(&format!("{lead}{text}"), false);
+            let mut left = text.len();
+            let of_text = |token: &&u32| {
+                let bytes = self.trie.token(**token).len();
+                let fits = bytes > 0 && bytes <= left;
+                left -= if fits { bytes } else { 0 };
+                fits
+            };
+            let count = tokens.iter().rev().take_while(of_text).count();
+            let spelled = &tokens[tokens.len() - count..];
+            let bytes = spelled.iter().flat_map(|t| self.trie.token(*t));
+            if bytes.eq(text.as_bytes()) {
+                return spelled.to_vec();
+            }
+        }
+        self.trie.greedy_tokenize(text.as_bytes())
+    }
+}
+
 impl TokenizerEnv for Vocabulary {
     fn tok_trie(&self) -> &TokTrie {
         &self.trie
     }
 
-    /// As the model's tokenizer spells it, up to the first byte that no token has and at most as
-    /// far as [`Self::window`]: what is left out is asked for again later.
+    /// All of it, or if it is longer than [`Self::window`] its beginning: what is left out is asked
+    /// for again later.
     fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<u32> {
         let cut = bytes.len() > self.window();
         let text = &bytes[..bytes.len().min(self.window())];
-        let spell = |text: &str| self.tokenizer.encode(text, false);
-        let mut tokens = self.trie.tokenize_with_greedy_fallback(text, spell);
+        let mut tokens = self
+            .trie
+            .tokenize_with_greedy_fallback(text, |text| self.spelled(text));
         if cut {
             // The last one may have been torn.
             tokens.pop();
         }
-        let mut rest = text;
-        let mut follows = |token: u32| {
-            let word = self.trie.token(token);
-            let after = rest.strip_prefix(word).filter(|_| !word.is_empty());
-            rest = after.unwrap_or(rest);
-            after.is_some()
-        };
-        let known = tokens.iter().take_while(|t| follows(**t)).count();
-        tokens.truncate(known);
         tokens
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::tiny::{self, END, START};
+use super::tokenizers;
 use crate::constraint::{Constraint, ConstraintError, Constraints, Grammar};
 use crate::random::SplitMix;
 use crate::tokenizer::Tokenizer;
@@ -242,6 +243,32 @@ fn forced_text_is_spelled_as_the_model_spells_it() {
         constraint.forced().expect("no error").is_empty(),
         "more than one way on"
     );
+}
+
+#[test]
+fn a_vocabulary_that_begins_texts_with_a_space_spells_forced_text_without_it() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = tokenizers::gguf(folder.path(), |_| ());
+    let tokenizer = Arc::new(tokenizers::read(&path).expect("a good vocabulary"));
+    let constraints = Constraints::new(&tokenizer).expect("it will do");
+    for text in ["the hat", "in the the", " an ant", "日本 the\nin"] {
+        let compiled = constraints.compile(&choice(&[text]));
+        let mut constraint = compiled.unwrap_or_else(|e| panic!("{text:?}: {e}"));
+        let mut tokens = Vec::new();
+        while !constraint.is_complete() {
+            let mask = constraint.mask().expect("a way on");
+            assert_eq!(mask.count(), 1, "{text:?} after {tokens:?}");
+            let token = mask.iter().next().expect("one token");
+            accept(&mut constraint, &[token]);
+            tokens.push(token);
+        }
+        assert_eq!(tokenizer.decode(&tokens), text);
+        let spaced = tokenizer.encode(&text[1..], false);
+        assert!(
+            !text.starts_with(' ') || tokens == spaced,
+            "as after a word: {tokens:?}"
+        );
+    }
 }
 
 /// What can be seen of a place.

@@ -34,7 +34,7 @@ fn words() -> Vec<String> {
     words
 }
 
-fn gguf(folder: &Path, change: impl FnOnce(&mut Writer)) -> PathBuf {
+pub fn gguf(folder: &Path, change: impl FnOnce(&mut Writer)) -> PathBuf {
     let mut w = Writer::default();
     let words = words();
     let kinds: Vec<i32> = (0..words.len())
@@ -109,7 +109,7 @@ fn json_folder(folder: &Path, change: impl FnOnce(&mut Value)) -> PathBuf {
     path
 }
 
-fn read(path: &Path) -> Result<Tokenizer, TokenizerError> {
+pub fn read(path: &Path) -> Result<Tokenizer, TokenizerError> {
     Tokenizer::read(&ModelSource::open(path).expect("a good header"))
 }
 

@@ -146,6 +146,47 @@ async fn an_impossible_parameter_is_the_clients_fault() {
 }
 
 #[tokio::test]
+async fn an_answer_has_the_form_that_was_asked_for() {
+    let mut asked = call("Is the sky blue? Answer with one word.");
+    asked.output = OutputFormat::Choice(vec!["certainly".into(), "never".into()]);
+    let (tokens, end) = ask(asked).await.unwrap();
+    assert!(["certainly", "never"].contains(&text(&tokens).as_str()));
+    assert!(
+        matches!(
+            end,
+            TierEvent::Finished {
+                finish: Finish::Stop,
+                ..
+            }
+        ),
+        "{end:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_form_that_cannot_be_kept_to_is_the_clients_fault() {
+    let mut asked = call("hi");
+    asked.output = OutputFormat::JsonSchema {
+        name: "n".into(),
+        schema: serde_json::json!({"properties": {"a": {"not": {}}}}),
+    };
+    let error = ask(asked).await.unwrap_err();
+    assert_eq!(
+        (error.fault, error.code),
+        (TierFault::Client, "invalid_grammar")
+    );
+    assert!(
+        error.message.contains("#/properties/a"),
+        "{}",
+        error.message
+    );
+    let mut begun = call("hi");
+    begun.output = OutputFormat::JsonObject;
+    begun.answer_prefix = "{".into();
+    assert_eq!(ask(begun).await.unwrap_err().code, "cannot_continue");
+}
+
+#[tokio::test]
 async fn a_dropped_answer_ends_its_sequence() {
     let mut long = call("Write a long story about a lighthouse.");
     long.max_tokens = Some(4000);

@@ -365,6 +365,46 @@ mod tests {
     }
 
     #[test]
+    fn a_form_is_asked_for_in_openais_words_or_else_in_vllms() {
+        let schema = json!({"type": "object"});
+        let spec = json!({"name": "n", "schema": schema, "strict": true});
+        let by_schema = OutputFormat::JsonSchema {
+            name: "n".into(),
+            schema,
+        };
+        for (output, field, value) in [
+            (OutputFormat::Text, "response_format", Value::Null),
+            (
+                OutputFormat::JsonObject,
+                "response_format",
+                json!({"type": "json_object"}),
+            ),
+            (
+                by_schema,
+                "response_format",
+                json!({"type": "json_schema", "json_schema": spec}),
+            ),
+            (
+                OutputFormat::Choice(vec!["a".into()]),
+                "structured_outputs",
+                json!({"choice": ["a"]}),
+            ),
+            (
+                OutputFormat::Regex("a".into()),
+                "structured_outputs",
+                json!({"regex": "a"}),
+            ),
+        ] {
+            let asked = GenerateCall {
+                output,
+                ..call(hi(), "")
+            };
+            let (_, body) = request(&asked, "m", Prefill::default(), false, 5);
+            assert_eq!(body[field], value);
+        }
+    }
+
+    #[test]
     fn an_answer_that_has_begun_is_continued_in_the_upstreams_own_way() {
         let (_, body) = request(&call(hi(), "He"), "m", Prefill::TrailingAssistant, true, 5);
         assert_eq!(
