@@ -21,10 +21,8 @@ fn seconds(s: u64) -> Duration {
 }
 
 fn sequence(id: u64, tenant: u64, arrived: Duration) -> Sequence {
-    Sequence::new(Order {
+    let mut sequence = Sequence::new(Order {
         id: SequenceId(id),
-        tenant,
-        max_draft_tokens: 0,
         tokens: vec![1],
         purpose: Purpose::Generate { end: 2 },
         params: SamplingParams::default(),
@@ -32,7 +30,9 @@ fn sequence(id: u64, tenant: u64, arrived: Duration) -> Sequence {
         stops: Vec::new(),
         arrived,
         sink: Box::new(Nobody),
-    })
+    });
+    sequence.tenant = tenant;
+    sequence
 }
 
 fn of_class(priority: i8, mut sequence: Sequence) -> Sequence {

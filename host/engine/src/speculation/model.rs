@@ -238,6 +238,7 @@ impl DraftModel {
                 logits,
                 request.params,
                 request.counts,
+                None,
                 request.seed,
                 position,
             );
