@@ -82,8 +82,14 @@ impl Speculator {
         }
     }
 
-    /// The target has kept `accepted` of `proposed` tokens.
-    pub fn observe(&mut self, sequence: &Sequence, proposed: usize, accepted: usize) {
+    /// The target has kept `accepted` of `proposed` tokens, the last of them at `node`.
+    pub fn observe(
+        &mut self,
+        sequence: &Sequence,
+        proposed: usize,
+        accepted: usize,
+        node: Option<u16>,
+    ) {
         let is_forced = |node: &DraftNode| node.drafter == FORCED;
         let (by_drafter, held) = match sequence.draft.nodes().first().is_some_and(is_forced) {
             true => (0, 0),
@@ -92,7 +98,7 @@ impl Speculator {
         self.drafter
             .observe(sequence.id, &sequence.tokens, by_drafter, held);
         if let Some(goodput) = &mut self.goodput {
-            goodput.observe(sequence.id, proposed, accepted);
+            goodput.observe(sequence.id, node);
         }
     }
 

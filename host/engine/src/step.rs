@@ -289,7 +289,7 @@ impl Core {
         if let Some(speculator) = &mut self.speculator
             && proposed > 0
         {
-            speculator.observe(sequence, proposed, accepted);
+            speculator.observe(sequence, proposed, accepted, node);
             self.stats.verified(proposed, accepted);
             self.work.decode_rows += accepted;
         }
