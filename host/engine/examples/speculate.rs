@@ -21,8 +21,10 @@ use std::time::{Duration, Instant};
 
 use homeostat_engine::batch::{Batch, Span};
 use homeostat_engine::cost::StepCost;
-use homeostat_engine::kernels::Isa;
-use homeostat_engine::model::llama::{LlamaRunner, LlamaWeights, RunnerSize};
+use homeostat_engine::kernels::{Isa, WeightTarget};
+use homeostat_engine::model::decoder::{DecoderRunner, RunnerSize};
+use homeostat_engine::model::source::ModelSource;
+use homeostat_engine::model::weights::DecoderWeights;
 use homeostat_engine::runner::Runner;
 use homeostat_engine::sampler::{SamplingParams, TokenCounts};
 use homeostat_engine::speculation::goodput::Load;
@@ -30,8 +32,8 @@ use homeostat_engine::speculation::{
     Candidate, Cascade, Draft, DraftRequest, Drafter, Goodput, Ngram, Suffix,
 };
 use homeostat_engine::{
-    ChatMessage, Closed, Engine, EngineConfig, EngineHandle, Event, GenerationRequest, Gguf,
-    Prompt, SequenceId, Shutdown, Sink,
+    ChatMessage, Closed, Engine, EngineConfig, EngineHandle, Event, GenerationRequest, Prompt,
+    SequenceId, Shutdown, Sink,
 };
 
 const NEW_TOKENS: usize = 128;
@@ -142,8 +144,8 @@ fn generate(model: &str, prompts: Vec<(String, String)>) -> Vec<Stream> {
 
 /// Seconds of the fastest of some passes over 1 to 8 rows of one sequence with 300 tokens before.
 fn row_costs(model: &str) -> Vec<f64> {
-    let gguf = Gguf::open(Path::new(model)).expect("the model can be read");
-    let weights = LlamaWeights::load(&gguf).expect("the model can be run");
+    let source = ModelSource::open(Path::new(model)).expect("the model can be read");
+    let weights = DecoderWeights::load(&source, WeightTarget::Q8_0).expect("the model can be run");
     let size = RunnerSize {
         threads: 1,
         blocks: 16,
@@ -151,7 +153,7 @@ fn row_costs(model: &str) -> Vec<f64> {
         max_logit_rows: 16,
         context_tokens: 512,
     };
-    let mut runner = LlamaRunner::new(weights, Isa::detect().expect("a known processor"), size);
+    let mut runner = DecoderRunner::new(weights, Isa::detect().expect("a known processor"), size);
     let batch = |first: usize, rows: usize, logits: usize| Batch {
         tokens: (first..first + rows).map(|t| t as u32 + 1_000).collect(),
         positions: (first..first + rows).map(|p| p as u32).collect(),
