@@ -25,14 +25,13 @@ use serde_json::{Value, json};
 type Failure = Box<dyn std::error::Error>;
 
 #[derive(Deserialize)]
-#[serde(tag = "do", rename_all = "lowercase", deny_unknown_fields)]
+#[serde(tag = "do", rename_all = "lowercase")]
 enum Command {
+    /// What else a command says holds anyway: an end token is a token like others here, nothing
+    /// is drafted and nothing remembered.
     Generate {
         prompts: Vec<Vec<u32>>,
         new_tokens: usize,
-        /// Always the case: end tokens are tokens like others here.
-        #[serde(rename = "ignore_end")]
-        _ignore_end: bool,
     },
 }
 
@@ -80,7 +79,6 @@ fn speed(path: &Path) -> Result<(), Failure> {
         let Command::Generate {
             prompts,
             new_tokens,
-            ..
         } = serde_json::from_str(&line?)?;
         let answer = generate(&mut model, &prompts, new_tokens);
         let answer = answer.unwrap_or_else(|error| json!({ "error": error.to_string() }));
@@ -159,7 +157,7 @@ fn ours(path: &Path, prompts: &[Vec<u32>], out: &mut impl Write) -> Result<(), F
             }],
             blocks,
             logit_rows: (0..rows as u32).collect(),
-            mirrors: Vec::new(),
+            ..Batch::default()
         };
         runner.forward(&batch)?;
         for row in 0..rows {
