@@ -12,8 +12,8 @@ pub mod batch;
 pub mod block;
 mod branches;
 mod chat_template;
-pub mod cost;
 pub mod constraint;
+pub mod cost;
 mod encoder;
 mod engine;
 mod events;
@@ -42,8 +42,9 @@ pub use chat_template::{ChatMessage, ChatTemplate, TemplateError};
 pub use constraint::{Constraint, ConstraintError, Constraints, Grammar, TokenMask};
 pub use encoder::{Embedding, Encoder, EncoderError};
 pub use engine::{
-    DrafterKind, Engine, EngineConfig, EngineHandle, GenerationRequest, LoadError, LoadQuantization,
-    MAX_DRAFT_TOKENS, ModelInfo, Prompt, ScoreError, Shutdown, SpeculationConfig, SubmitError,
+    DrafterKind, Engine, EngineConfig, EngineHandle, GenerationRequest, LoadError,
+    LoadQuantization, MAX_DRAFT_TOKENS, ModelInfo, Prompt, ScoreError, Shutdown, SpeculationConfig,
+    SubmitError,
 };
 pub use events::{
     Closed, EngineError, Event, FinishReason, Sink, Timings, TokenLogprob, TopLogprob, Usage,

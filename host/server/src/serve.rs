@@ -230,7 +230,6 @@ fn tiers(config: &Config, engines: &Engines, metrics: &Metrics) -> Result<Tiers,
                     kind: ViewKind::Local,
                     parameters: Some(info.parameters),
                     context_tokens: info.context_tokens as u32,
-                    can_speculate: true,
                     gives_logprobs: true,
                     can_speculate: tier.speculation.is_on(),
                     ..described(tier)

@@ -170,7 +170,6 @@ impl Shared {
             max_draft_tokens: Some(call.max_draft_tokens as usize),
             tenant: call.sharer.clone(),
             priority: call.priority.into(),
-            max_draft_tokens: Some(call.max_draft_tokens as usize),
             deadline: call.time_left,
         };
         let sink = Box::new(ChannelSink(events));
