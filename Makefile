@@ -1,6 +1,7 @@
 # make run     set up what is missing, build, fetch the models, serve on 127.0.0.1:8080
 # make test    set up what is missing, then formatting, lints and every test
-# make bench   set up what is missing, then the benchmarks, each beside its rival
+# make bench   set up what is missing, then the benchmarks, each beside its rivals
+#              (BENCH="--quick" for a look)
 # make models  fetch the models into the user's cache
 #
 # run and test share one profile (release) and one target folder: nothing is built twice.
@@ -44,6 +45,9 @@ e2e: models
 bench: models
 	@.ci/setup test
 	$(CARGO) bench --locked -p homeostat-tests --bench hook_cost
+	@.ci/setup bench
+	$(CARGO) build --release --locked --workspace --exclude homeostat-tests --examples
+	target/bench-venv/bin/python tests/bench/run.py $(BENCH)
 
 clean:
 	$(CARGO) clean

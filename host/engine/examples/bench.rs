@@ -4,8 +4,7 @@
 //! It exists so that a benchmark in another language can time this engine without a server in
 //! between. It decides nothing about what is measured; the peers speak the same lines.
 //!
-//! `bench '{"model": "…gguf", "threads": 2, "kv_bytes": 134217728, "prefix_cache": false,
-//! "speculation": false}'`
+//! `bench '{"model": "…gguf", "threads": 2, "kv_bytes": 134217728, "prefix_cache": false}'`
 
 use std::io::{BufRead, Write};
 use std::sync::mpsc::{Sender, channel};
@@ -25,7 +24,6 @@ struct Settings {
     threads: usize,
     kv_bytes: u64,
     prefix_cache: bool,
-    speculation: bool,
 }
 
 #[derive(Deserialize)]
@@ -42,6 +40,10 @@ enum Command {
         prompts: Vec<Vec<u32>>,
         new_tokens: usize,
         ignore_end: bool,
+        /// Whether drafts are allowed.
+        draft: bool,
+        /// Whose requests they are: nothing is remembered from one to another.
+        tenant: String,
     },
     /// What the process holds.
     Memory,
@@ -69,28 +71,19 @@ impl Sink for Clock {
 }
 
 /// Seconds from the first submission to the first and to the last token of each answer, and the
-/// tokens.
+/// tokens. `like` is what the requests have in common.
 fn generate(
     handle: &EngineHandle,
     prompts: Vec<Vec<u32>>,
-    new_tokens: usize,
-    ignore_end: bool,
+    like: &GenerationRequest,
 ) -> Result<Value, String> {
     let count = prompts.len();
-    let ends = handle.info().end_tokens.iter().map(|t| (*t, -100.0));
-    let params = SamplingParams {
-        temperature: 0.0,
-        logit_bias: ends.filter(|_| ignore_end).collect(),
-        ..SamplingParams::default()
-    };
     let (sender, events) = channel();
     let began = Instant::now();
     for (index, tokens) in prompts.into_iter().enumerate() {
         let request = GenerationRequest {
             prompt: Prompt::Tokens(tokens),
-            params: params.clone(),
-            max_new_tokens: Some(new_tokens),
-            ..GenerationRequest::new("")
+            ..like.clone()
         };
         let events = sender.clone();
         let submitted = handle.submit(request, Box::new(Clock { index, events }));
@@ -133,7 +126,23 @@ fn obey(handle: &EngineHandle, line: &str) -> Result<Value, String> {
             prompts,
             new_tokens,
             ignore_end,
-        } => generate(handle, prompts, new_tokens, ignore_end),
+            draft,
+            tenant,
+        } => {
+            let ends = handle.info().end_tokens.iter().map(|t| (*t, -100.0));
+            let like = GenerationRequest {
+                params: SamplingParams {
+                    temperature: 0.0,
+                    logit_bias: ends.filter(|_| ignore_end).collect(),
+                    ..SamplingParams::default()
+                },
+                max_new_tokens: Some(new_tokens),
+                max_draft_tokens: (!draft).then_some(0),
+                tenant: Some(tenant),
+                ..GenerationRequest::new("")
+            };
+            generate(handle, prompts, &like)
+        }
         Command::Memory => memory(),
     }
 }
@@ -145,9 +154,6 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     config.threads = settings.threads;
     config.kv_bytes = settings.kv_bytes;
     config.prefix_cache = settings.prefix_cache;
-    if !settings.speculation {
-        config.speculation.drafters.clear();
-    }
     let engine = Engine::load(config)?;
     let handle = engine.handle();
     let info = handle.info();

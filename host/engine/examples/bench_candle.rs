@@ -13,26 +13,26 @@ use std::time::Instant;
 use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use candle_core::{D, Device, Tensor};
 use candle_transformers::models::quantized_llama::ModelWeights;
-use homeostat_engine::Gguf;
 use homeostat_engine::batch::{Batch, Span};
 use homeostat_engine::block::BLOCK_SIZE;
 use homeostat_engine::kernels::Isa;
-use homeostat_engine::model::llama::{LlamaRunner, LlamaWeights, RunnerSize};
+use homeostat_engine::model::decoder::{DecoderRunner, RunnerSize};
+use homeostat_engine::model::weights::DecoderWeights;
 use homeostat_engine::runner::Runner;
+use homeostat_engine::{LoadQuantization, ModelSource};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 type Failure = Box<dyn std::error::Error>;
 
 #[derive(Deserialize)]
-#[serde(tag = "do", rename_all = "lowercase", deny_unknown_fields)]
+#[serde(tag = "do", rename_all = "lowercase")]
 enum Command {
+    /// What else a command says holds anyway: an end token is a token like others here, nothing
+    /// is drafted and nothing remembered.
     Generate {
         prompts: Vec<Vec<u32>>,
         new_tokens: usize,
-        /// Always the case: end tokens are tokens like others here.
-        #[serde(rename = "ignore_end")]
-        _ignore_end: bool,
     },
 }
 
@@ -80,7 +80,6 @@ fn speed(path: &Path) -> Result<(), Failure> {
         let Command::Generate {
             prompts,
             new_tokens,
-            ..
         } = serde_json::from_str(&line?)?;
         let answer = generate(&mut model, &prompts, new_tokens);
         let answer = answer.unwrap_or_else(|error| json!({ "error": error.to_string() }));
@@ -135,7 +134,7 @@ fn truth(path: &Path, prompts: &[Vec<u32>], out: &mut impl Write) -> Result<(), 
 }
 
 fn ours(path: &Path, prompts: &[Vec<u32>], out: &mut impl Write) -> Result<(), Failure> {
-    let weights = LlamaWeights::load(&Gguf::open(path)?)?;
+    let weights = DecoderWeights::load(&ModelSource::open(path)?, LoadQuantization::default())?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(1);
     let blocks = longest.div_ceil(BLOCK_SIZE);
     let size = RunnerSize {
@@ -145,7 +144,7 @@ fn ours(path: &Path, prompts: &[Vec<u32>], out: &mut impl Write) -> Result<(), F
         max_logit_rows: longest,
         context_tokens: blocks * BLOCK_SIZE,
     };
-    let mut runner = LlamaRunner::new(weights, Isa::detect()?, size);
+    let mut runner = DecoderRunner::new(weights, Isa::detect()?, size);
     for tokens in prompts {
         let rows = tokens.len();
         let blocks: Vec<u32> = (0..rows.div_ceil(BLOCK_SIZE) as u32).collect();
@@ -159,7 +158,7 @@ fn ours(path: &Path, prompts: &[Vec<u32>], out: &mut impl Write) -> Result<(), F
             }],
             blocks,
             logit_rows: (0..rows as u32).collect(),
-            mirrors: Vec::new(),
+            ..Batch::default()
         };
         runner.forward(&batch)?;
         for row in 0..rows {
