@@ -7,14 +7,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use homeostat_engine::{Constraints, Gguf, Grammar, Tokenizer};
+use homeostat_engine::{Constraints, Grammar, ModelSource, Tokenizer};
 use serde_json::{Value, json};
 
 const ROUNDS: usize = 30;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args().nth(1).ok_or("which model file?")?;
-    let tokenizer = Arc::new(Tokenizer::from_gguf(&Gguf::open(Path::new(&path))?)?);
+    let tokenizer = Arc::new(Tokenizer::read(&ModelSource::open(Path::new(&path))?)?);
     let begun = Instant::now();
     let constraints = Constraints::new(&tokenizer)?;
     println!(
