@@ -8,8 +8,8 @@ use crate::random::SplitMix;
 
 #[test]
 fn every_quantised_format_means_what_candle_says() {
-    let formats = [
-        (BlockFormat::Q4_0, GgmlDType::Q4_0, &[0][..]),
+    let formats: [(BlockFormat, GgmlDType, &[usize]); 8] = [
+        (BlockFormat::Q4_0, GgmlDType::Q4_0, &[0]),
         (BlockFormat::Q4_1, GgmlDType::Q4_1, &[0, 2]),
         (BlockFormat::Q5_0, GgmlDType::Q5_0, &[0]),
         (BlockFormat::Q5_1, GgmlDType::Q5_1, &[0, 2]),
