@@ -320,7 +320,7 @@ def test_a_model_of_a_hub_serves(hub, start, tmp_path):
     cli = Cli(hub, tmp_path / "cache")
     hub.repositories["acme/real"] = Repository({"m.gguf": gguf().read_bytes()}, large={"m.gguf"})
     cli.pulled("hf:acme/real")
-    tier = settings.local_tier("hub", model="hf:acme/real")
+    tier = settings.local_tier("hub", model="hf:acme/real", system="")
     server = start(settings.server() + settings.no_encoder() + tier, env=cli.env)
     response = server.ask("What is the capital of France?", model="hub", temperature=0)
     assert "Paris" in text_of(response)
