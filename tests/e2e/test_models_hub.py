@@ -251,7 +251,7 @@ def test_a_redirect_in_a_circle_ends(hub, cli):
 
 
 def test_a_hub_cannot_choose_where_files_are_written(hub, cli):
-    evil = {"../../../evil.gguf": b"x", "/tmp/evil.gguf": b"x", ".hidden.gguf": b"x"}
+    evil = {"../../../evil.gguf": b"x", "/evil.gguf": b"x", ".hidden.gguf": b"x"}
     hub.repositories["acme/evil"] = Repository(evil)
     assert "no files" in cli.refused("hf:acme/evil")
     hub.repositories["acme/one"].commit = "../../evil"
