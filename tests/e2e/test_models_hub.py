@@ -251,7 +251,7 @@ def test_a_redirect_in_a_circle_ends(hub, cli):
 
 
 def test_a_hub_cannot_choose_where_files_are_written(hub, cli):
-    evil = {"../../../evil.gguf": b"x", "/tmp/evil.gguf": b"x", ".hidden.gguf": b"x"}
+    evil = {"../../../evil.gguf": b"x", "/evil.gguf": b"x", ".hidden.gguf": b"x"}
     hub.repositories["acme/evil"] = Repository(evil)
     assert "no files" in cli.refused("hf:acme/evil")
     hub.repositories["acme/one"].commit = "../../evil"
@@ -320,7 +320,7 @@ def test_a_model_of_a_hub_serves(hub, start, tmp_path):
     cli = Cli(hub, tmp_path / "cache")
     hub.repositories["acme/real"] = Repository({"m.gguf": gguf().read_bytes()}, large={"m.gguf"})
     cli.pulled("hf:acme/real")
-    tier = settings.local_tier("hub", model="hf:acme/real")
+    tier = settings.local_tier("hub", model="hf:acme/real", system="")
     server = start(settings.server() + settings.no_encoder() + tier, env=cli.env)
     response = server.ask("What is the capital of France?", model="hub", temperature=0)
     assert "Paris" in text_of(response)
