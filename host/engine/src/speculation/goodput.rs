@@ -372,10 +372,7 @@ impl Goodput {
                     self.classes.resize(class + 1, Rate::default());
                 }
                 // One draft, one vote: a long copy must not speak for everybody.
-                of_draft
-                    .entry(*class)
-                    .or_insert_with(Rate::default)
-                    .add(held);
+                of_draft.entry(*class).or_default().add(held);
             }
         }
         for (class, rate) in of_draft {
