@@ -178,10 +178,12 @@ impl Fields {
         }
     }
 
-    /// Names of the fields that nobody read, for the header that says so.
+    /// Names of the fields that nobody read, in order, for the header that says so.
     pub fn ignored(self) -> Vec<String> {
         let said = self.map.into_iter().filter(|(_, v)| !v.is_null());
-        said.map(|(name, _)| name).collect()
+        let mut names: Vec<String> = said.map(|(name, _)| name).collect();
+        names.sort();
+        names
     }
 
     /// What is left, name by name.
