@@ -263,11 +263,13 @@ fn a_vocabulary_that_begins_texts_with_a_space_spells_forced_text_without_it() {
             tokens.push(token);
         }
         assert_eq!(tokenizer.decode(&tokens), text);
-        let spaced = tokenizer.encode(&text[1..], false);
-        assert!(
-            !text.starts_with(' ') || tokens == spaced,
-            "as after a word: {tokens:?}"
-        );
+        if let Some(word) = text.strip_prefix(' ') {
+            assert_eq!(
+                tokens,
+                tokenizer.encode(word, false),
+                "as behind another word"
+            );
+        }
     }
 }
 
