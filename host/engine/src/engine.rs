@@ -410,14 +410,7 @@ impl Engine {
         let source = ModelSource::open(&config.path)?;
         let file = config.path.display().to_string();
         let tokenizer = Arc::new(Tokenizer::read(&source)?);
-        let template = source
-            .chat_template()?
-            .map(|text| ChatTemplate::new(&text, tokenizer.begin_text(), tokenizer.end_text()))
-            .transpose()
-            .map_err(|source| LoadError::Template {
-                file: file.clone(),
-                source,
-            })?;
+        let template = chat_template(&source, &tokenizer)?;
         let weights = DecoderWeights::load(&source, config.load_quantization.unwrap_or_default())?;
         let rows = weights.config().vocabulary;
         if tokenizer.vocabulary() > rows {
@@ -532,6 +525,20 @@ impl Drop for Engine {
             self.stop(Shutdown::Cancel);
         }
     }
+}
+
+fn chat_template(
+    source: &ModelSource,
+    tokenizer: &Tokenizer,
+) -> Result<Option<ChatTemplate>, LoadError> {
+    let template = source.chat_template()?;
+    template
+        .map(|text| ChatTemplate::new(&text, tokenizer.begin_text(), tokenizer.end_text()))
+        .transpose()
+        .map_err(|problem| LoadError::Template {
+            file: source.path().display().to_string(),
+            source: problem,
+        })
 }
 
 /// Reads the draft model, if there is one. It gets as many KV blocks as its target, of its own size.

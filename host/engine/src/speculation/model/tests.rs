@@ -1,3 +1,6 @@
+//! The draft model against a scripted runner and against itself: it keeps in step with what is
+//! committed, loses no block, and never fails its target.
+
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
