@@ -21,8 +21,7 @@
 mod attention;
 mod weights;
 
-use candle_core::quantized::QMatMul;
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use candle_nn::ops::{rms_norm, sigmoid, softmax_last_dim};
 use candle_nn::rotary_emb::{rope, rope_i};
 
