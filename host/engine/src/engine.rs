@@ -20,14 +20,17 @@ use serde::{Deserialize, Serialize};
 use crate::block::BLOCK_SIZE;
 use crate::chat_template::{ChatMessage, ChatTemplate, TemplateError};
 use crate::constraint::{Constraint, ConstraintError, Constraints, Grammar};
+use crate::device::{Device, DeviceError};
 use crate::events::{Closed, EngineError, Event, FinishReason, Sink, TokenLogprob};
 use crate::inspect::describe;
 use crate::kernels::{Isa, KernelError, KvStore};
-use crate::model::ModelError;
+use crate::model::config::DecoderConfig;
 use crate::model::decoder::{DecoderRunner, RunnerSize};
 use crate::model::source::ModelSource;
 use crate::model::weights::DecoderWeights;
+use crate::model::{CandleRunner, DeviceWeights, ModelError};
 use crate::random;
+use crate::runner::Runner;
 use crate::sampler::{ParamError, SamplingParams};
 use crate::scheduler::{Limits, Refusal};
 use crate::sequence::{Order, Purpose, Sequence, SequenceId};
@@ -67,14 +70,17 @@ pub struct EngineConfig {
     pub max_batch_tokens: usize,
     /// Longest prompt plus answer; `None` is the model's own limit.
     pub context_tokens: Option<usize>,
-    /// Compute threads, the engine's own included.
+    /// Compute threads, the engine's own included; a GPU needs only the engine's own.
     pub threads: usize,
+    /// Where model and draft model run. On a GPU the KV memory is taken at once, and that answers
+    /// do not depend on what is batched beside them is promised up to rounding only.
+    pub device: Device,
     /// Whether blocks of finished prompts are kept for prompts that begin alike. They are given up
     /// before a running sequence lacks a block, so they cost no capacity.
     pub prefix_cache: bool,
     pub speculation: SpeculationConfig,
-    /// What float weights (safetensors, f16 and f32 tensors of a GGUF file) become at load; `None`
-    /// is Q8_0. Embedding and head never fall below that, and weights that are quantised in the
+    /// What float weights (safetensors, f16 and f32 tensors of a GGUF file) become at load on the
+    /// CPU; `None` is Q8_0. A GPU computes with floats as they are. Embedding and head never fall below that, and weights that are quantised in the
     /// file stay as they are.
     pub load_quantization: Option<LoadQuantization>,
     /// Predicted time that the prefill rows of one step may take; `max_batch_tokens` bounds them
@@ -98,6 +104,7 @@ impl EngineConfig {
             // Parts are stolen, so a second thread on a busy core costs little; more than four
             // gain little for models that are small enough for a CPU.
             threads: std::thread::available_parallelism().map_or(1, |n| n.get().min(4)),
+            device: Device::Cpu,
             prefix_cache: true,
             speculation: SpeculationConfig::default(),
             step_milliseconds: 100,
@@ -204,6 +211,8 @@ pub enum LoadError {
     },
     #[error("kv_bytes is {kv_bytes}, but one block of {BLOCK_SIZE} tokens takes {block_bytes}")]
     KvTooSmall { kv_bytes: u64, block_bytes: usize },
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error("the operating system refused the engine's thread: {0}")]
     Thread(std::io::Error),
     #[error("draft model {file}: {source}")]
@@ -411,7 +420,8 @@ impl Engine {
         let file = config.path.display().to_string();
         let tokenizer = Arc::new(Tokenizer::read(&source)?);
         let template = chat_template(&source, &tokenizer)?;
-        let weights = DecoderWeights::load(&source, config.load_quantization.unwrap_or_default())?;
+        let device = config.device.open()?;
+        let weights = Weights::load(&source, &config, device.as_ref())?;
         let rows = weights.config().vocabulary;
         if tokenizer.vocabulary() > rows {
             return Err(LoadError::Vocabulary {
@@ -420,11 +430,11 @@ impl Engine {
                 rows,
             });
         }
-        let size = runner_size(&config, &weights)?;
+        let size = runner_size(&config, weights.config())?;
         let info = model_info(
             &config,
             &source,
-            &weights,
+            weights.config(),
             &tokenizer,
             template.is_some(),
             &size,
@@ -451,19 +461,22 @@ impl Engine {
             closing: AtomicBool::new(false),
             epoch: Instant::now(),
         };
-        let draft_model = load_draft_model(&config, &shared.tokenizer, size)?;
+        let runner = weights.runner(&config, isa, size)?;
+        let draft_model = load_draft_model(&config, &shared.tokenizer, size, device.as_ref())?;
+        let draft_model = match draft_model {
+            Some((weights, size)) => Some((weights.runner(&config, isa, size)?, size)),
+            None => None,
+        };
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(LoadError::Random)?;
         Self::start(shared, move |limits, tokenizer, stats| {
-            // Built here, so that the memory is first touched by the thread that uses it.
-            let runner = Box::new(DecoderRunner::new(weights, isa, size));
-            let core = Core::new(limits, runner, tokenizer, stats);
+            let core = Core::new(limits, runner(), tokenizer, stats);
             let budget = Duration::from_millis(u64::from(config.step_milliseconds));
             let mut core = core.with_step_budget(budget);
             if config.prefix_cache {
                 core = core.with_prefix_cache(secret);
             }
-            let drafters = drafters(&config.speculation, draft_model, isa);
+            let drafters = drafters(&config.speculation, draft_model);
             if !drafters.is_empty() {
                 core = core.with_drafter(Box::new(drafters), Some(Goodput::default()));
             }
@@ -541,12 +554,68 @@ fn chat_template(
         })
 }
 
+/// Makes a runner on the engine's thread. What can fail has been done before.
+type MakeRunner = Box<dyn FnOnce() -> Box<dyn Runner> + Send>;
+
+/// A model's weights, where it will run.
+enum Weights {
+    Cpu(Box<DecoderWeights>),
+    Device(Box<DeviceWeights>),
+}
+
+impl Weights {
+    fn load(
+        source: &ModelSource,
+        config: &EngineConfig,
+        device: Option<&candle_core::Device>,
+    ) -> Result<Self, ModelError> {
+        let target = config.load_quantization.unwrap_or_default();
+        Ok(match device {
+            None => Self::Cpu(Box::new(DecoderWeights::load(source, target)?)),
+            Some(device) => Self::Device(Box::new(DeviceWeights::load(source, device)?)),
+        })
+    }
+
+    fn config(&self) -> &DecoderConfig {
+        match self {
+            Self::Cpu(weights) => weights.config(),
+            Self::Device(weights) => weights.config(),
+        }
+    }
+
+    fn runner(
+        self,
+        config: &EngineConfig,
+        isa: Isa,
+        size: RunnerSize,
+    ) -> Result<MakeRunner, DeviceError> {
+        match self {
+            // On its thread, so that the memory is first touched by who uses it.
+            Self::Cpu(weights) => Ok(Box::new(move || {
+                Box::new(DecoderRunner::new(*weights, isa, size))
+            })),
+            Self::Device(weights) => {
+                let model = weights.config();
+                let block = KvStore::bytes_per_block(model.layers, model.kv_heads, model.head_dim);
+                let runner =
+                    CandleRunner::new(*weights, size).map_err(|e| DeviceError::Memory {
+                        device: config.device,
+                        bytes: (block * size.blocks) as u64,
+                        problem: e.to_string(),
+                    })?;
+                Ok(Box::new(move || Box::new(runner)))
+            }
+        }
+    }
+}
+
 /// Reads the draft model, if there is one. It gets as many KV blocks as its target, of its own size.
 fn load_draft_model(
     config: &EngineConfig,
     target: &Tokenizer,
     size: RunnerSize,
-) -> Result<Option<(DecoderWeights, RunnerSize)>, LoadError> {
+    device: Option<&candle_core::Device>,
+) -> Result<Option<(Weights, RunnerSize)>, LoadError> {
     let Some(path) = &config.speculation.draft_model else {
         return Ok(None);
     };
@@ -557,7 +626,7 @@ fn load_draft_model(
             source,
         }
     })?;
-    let weights = DecoderWeights::load(&source, config.load_quantization.unwrap_or_default())?;
+    let weights = Weights::load(&source, config, device)?;
     let context_tokens = weights.config().context_tokens.min(size.context_tokens);
     let size = RunnerSize {
         context_tokens,
@@ -567,11 +636,7 @@ fn load_draft_model(
 }
 
 /// Cheapest first.
-fn drafters(
-    config: &SpeculationConfig,
-    draft_model: Option<(DecoderWeights, RunnerSize)>,
-    isa: Isa,
-) -> Cascade {
+fn drafters(config: &SpeculationConfig, draft_model: Option<(MakeRunner, RunnerSize)>) -> Cascade {
     let drafter = |kind: &DrafterKind| -> Box<dyn Drafter> {
         match kind {
             DrafterKind::Ngram => Box::new(Ngram::default()),
@@ -579,15 +644,14 @@ fn drafters(
         }
     };
     let mut drafters: Vec<_> = config.drafters.iter().map(drafter).collect();
-    if let Some((weights, size)) = draft_model {
+    if let Some((runner, size)) = draft_model {
         let limits = DraftModelLimits {
             blocks: size.blocks,
             max_rows: size.max_rows,
             max_logit_rows: size.max_logit_rows,
             context_tokens: size.context_tokens,
         };
-        let runner = Box::new(DecoderRunner::new(weights, isa, size));
-        drafters.push(Box::new(DraftModel::new(runner, limits)));
+        drafters.push(Box::new(DraftModel::new(runner(), limits)));
     }
     Cascade::new(drafters)
 }
@@ -602,8 +666,7 @@ impl Drop for CloseOnExit {
     }
 }
 
-fn runner_size(config: &EngineConfig, weights: &DecoderWeights) -> Result<RunnerSize, LoadError> {
-    let model = weights.config();
+fn runner_size(config: &EngineConfig, model: &DecoderConfig) -> Result<RunnerSize, LoadError> {
     let block_bytes = KvStore::bytes_per_block(model.layers, model.kv_heads, model.head_dim);
     let blocks = (config.kv_bytes / block_bytes as u64).min(1 << 31) as usize;
     if blocks == 0 {
@@ -628,7 +691,7 @@ fn runner_size(config: &EngineConfig, weights: &DecoderWeights) -> Result<Runner
 fn model_info(
     config: &EngineConfig,
     source: &ModelSource,
-    weights: &DecoderWeights,
+    model: &DecoderConfig,
     tokenizer: &Tokenizer,
     has_chat_template: bool,
     size: &RunnerSize,
@@ -639,8 +702,8 @@ fn model_info(
         name: config.name.clone(),
         file: config.path.clone(),
         quantization: match about.quantization() {
-            // Floats are not what is in memory.
-            Some(kind) if kind.block().0 == 1 => {
+            // On the CPU floats are not what is in memory.
+            Some(kind) if kind.block().0 == 1 && config.device == Device::Cpu => {
                 format!("{:?}", config.load_quantization.unwrap_or_default())
             }
             Some(kind) => kind.to_string(),
@@ -650,7 +713,7 @@ fn model_info(
         parameters: about.parameters,
         context_tokens: size.context_tokens,
         vocabulary: tokenizer.vocabulary(),
-        kv_bytes_per_token: weights.config().kv_bytes_per_token(),
+        kv_bytes_per_token: model.kv_bytes_per_token(),
         kv_blocks: size.blocks,
         has_chat_template,
         end_tokens: tokenizer.ends().to_vec(),

@@ -14,6 +14,7 @@ mod branches;
 mod chat_template;
 pub mod constraint;
 pub mod cost;
+mod device;
 mod encoder;
 mod engine;
 mod events;
@@ -40,6 +41,7 @@ mod tokenizer;
 
 pub use chat_template::{ChatMessage, ChatTemplate, TemplateError};
 pub use constraint::{Constraint, ConstraintError, Constraints, Grammar, TokenMask};
+pub use device::{Device, DeviceError};
 pub use encoder::{Embedding, Encoder, EncoderError};
 pub use engine::{
     DrafterKind, Engine, EngineConfig, EngineHandle, GenerationRequest, LoadError,

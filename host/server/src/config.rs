@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use homeostat_engine::{DrafterKind, LoadQuantization, MAX_DRAFT_TOKENS, SpeculationConfig};
+use homeostat_engine::{
+    Device, DrafterKind, LoadQuantization, MAX_DRAFT_TOKENS, SpeculationConfig,
+};
 use homeostat_hooks::Profile;
 use homeostat_policy::RoomConfig;
 use serde::{Deserialize, Serialize};
@@ -178,6 +180,7 @@ pub struct TierConfig {
     pub joules_per_token: Option<f64>,
     pub system: Option<String>,
     pub threads: Option<usize>,
+    pub device: Device,
     pub kv_bytes: u64,
     pub max_sequences: usize,
     pub max_waiting: usize,
@@ -212,6 +215,7 @@ impl Default for TierConfig {
             joules_per_token: None,
             system: None,
             threads: None,
+            device: Device::Cpu,
             kv_bytes: 256 << 20,
             max_sequences: 32,
             max_waiting: 256,
@@ -479,8 +483,9 @@ impl TierConfig {
                 let defaults = Self::default();
                 if self.load_quantization != defaults.load_quantization
                     || self.speculation != defaults.speculation
+                    || self.device != defaults.device
                 {
-                    let what = "load_quantization and speculation are for kind = \"local\"";
+                    let what = "load_quantization, speculation and device are for kind = \"local\"";
                     return wrong(what.into());
                 }
                 if self.model.is_none() {
@@ -662,6 +667,9 @@ mod tests {
         assert!(!off.speculation.is_on());
         let bad = |line: &str, words: &[&str]| refused(&format!("{tier}{line}"), words);
         bad("load_quantization = \"q5\"", &["line 4", "q5", "q4_0"]);
+        bad("device = \"gpu\"", &["line 4", "gpu", "cuda:0"]);
+        let gpu = Config::parse("t", &format!("{tier}device = \"cuda:1\"")).unwrap();
+        assert_eq!(gpu.tiers[0].device, Device::Cuda(1));
         bad("step_milliseconds = 0", &["tier a", "1 to 60000"]);
         bad(
             "speculation = { max_draft_tokens = 0 }",
@@ -694,6 +702,7 @@ mod tests {
         assert_eq!(tier.max_batch_tokens, engine.max_batch_tokens);
         assert_eq!(tier.step_milliseconds, engine.step_milliseconds);
         assert_eq!(tier.prefix_cache, engine.prefix_cache);
+        assert_eq!(tier.device, engine.device);
         assert_eq!(tier.speculation.drafters, engine.speculation.drafters);
         assert_eq!(
             tier.speculation.max_draft_tokens,

@@ -135,6 +135,7 @@ impl Files<'_> {
             max_batch_tokens: tier.max_batch_tokens,
             context_tokens: tier.context_tokens.map(|n| n as usize),
             threads: tier.threads.unwrap_or(defaults.threads),
+            device: tier.device,
             prefix_cache: tier.prefix_cache,
             speculation: SpeculationConfig {
                 drafters: tier.speculation.drafters.clone(),

@@ -69,6 +69,15 @@ impl RopeTable {
         }
     }
 
+    /// Cosine and sine of every pair at a position.
+    ///
+    /// # Panics
+    /// If the position is beyond the table.
+    pub fn cos_sin(&self, position: usize) -> (&[f32], &[f32]) {
+        let angles = &self.angles[position * 2 * self.pairs..][..2 * self.pairs];
+        angles.split_at(self.pairs)
+    }
+
     /// Positions the table has.
     pub fn positions(&self) -> usize {
         self.angles.len() / (2 * self.pairs).max(1)
@@ -111,7 +120,7 @@ pub fn rope_in_place(table: &RopeTable, x: &mut [f32], head_dim: usize, position
         head_dim >= 2 * pairs && x.len().is_multiple_of(head_dim),
         "whole heads of {head_dim}"
     );
-    let (cos, sin) = table.angles[position * 2 * pairs..][..2 * pairs].split_at(pairs);
+    let (cos, sin) = table.cos_sin(position);
     for head in x.chunks_exact_mut(head_dim) {
         let head = &mut head[..2 * pairs];
         match table.style {

@@ -75,8 +75,7 @@ pub struct DecoderRunner {
     isa: Isa,
     pool: Pool,
     arena: Arena,
-    max_rows: usize,
-    max_logit_rows: usize,
+    size: RunnerSize,
 }
 
 /// The sizes of a runner's memory.
@@ -105,33 +104,8 @@ impl DecoderRunner {
             isa,
             pool: Pool::new(size.threads),
             arena: Arena::new(config, size.max_rows, size.max_logit_rows),
-            max_rows: size.max_rows,
-            max_logit_rows: size.max_logit_rows,
+            size,
             weights,
-        }
-    }
-
-    /// The sizes of a batch are the scheduler's promise; a batch that breaks it is refused whole.
-    fn check(&self, batch: &Batch) -> Result<(), RunnerError> {
-        let vocabulary = self.weights.config.vocabulary as u32;
-        if batch.rows() > self.max_rows || batch.logit_rows.len() > self.max_logit_rows {
-            return Err(RunnerError(format!(
-                "a batch of {} rows is above {}",
-                batch.rows(),
-                self.max_rows
-            )));
-        }
-        if let Some(token) = batch.tokens.iter().find(|t| **t >= vocabulary) {
-            return Err(RunnerError(format!(
-                "token {token} is outside the vocabulary of {vocabulary}"
-            )));
-        }
-        let positions = self.rope.positions();
-        match batch.positions.iter().find(|p| **p as usize >= positions) {
-            Some(p) => Err(RunnerError(format!(
-                "position {p} is outside the context of {positions}"
-            ))),
-            None => Ok(()),
         }
     }
 
@@ -350,6 +324,34 @@ impl DecoderRunner {
     }
 }
 
+/// The sizes of a batch are the scheduler's promise; a batch that breaks it is refused whole.
+pub(super) fn check_batch(
+    batch: &Batch,
+    size: &RunnerSize,
+    vocabulary: usize,
+    positions: usize,
+) -> Result<(), RunnerError> {
+    if batch.rows() > size.max_rows || batch.logit_rows.len() > size.max_logit_rows {
+        return Err(RunnerError(format!(
+            "a batch of {} rows is above {}",
+            batch.rows(),
+            size.max_rows
+        )));
+    }
+    let vocabulary = vocabulary as u32;
+    if let Some(token) = batch.tokens.iter().find(|t| **t >= vocabulary) {
+        return Err(RunnerError(format!(
+            "token {token} is outside the vocabulary of {vocabulary}"
+        )));
+    }
+    match batch.positions.iter().find(|p| **p as usize >= positions) {
+        Some(p) => Err(RunnerError(format!(
+            "position {p} is outside the context of {positions}"
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// Biases, and the norms over heads, where a family has them.
 fn finish_projections(
     isa: Isa,
@@ -374,7 +376,8 @@ fn finish_projections(
 
 impl Runner for DecoderRunner {
     fn forward(&mut self, batch: &Batch) -> Result<(), RunnerError> {
-        self.check(batch)?;
+        let vocabulary = self.weights.config.vocabulary;
+        check_batch(batch, &self.size, vocabulary, self.rope.positions())?;
         let spans = batch.spans.iter();
         let metas: Vec<RowMeta<'_>> = spans
             .flat_map(|span| {

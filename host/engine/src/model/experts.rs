@@ -190,7 +190,7 @@ impl ExpertArena {
 
 /// The greatest probability and where it is, the first of equals; it is gone afterwards. Numbers
 /// that are none are taken last, but once each: a broken weight must not become an index.
-fn take_greatest(probabilities: &mut [f32]) -> (usize, f32) {
+pub(super) fn take_greatest(probabilities: &mut [f32]) -> (usize, f32) {
     const TAKEN: f32 = f32::NEG_INFINITY;
     let mut best: Option<(usize, f32)> = None;
     for (i, p) in probabilities.iter().enumerate() {

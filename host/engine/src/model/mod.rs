@@ -1,9 +1,10 @@
 //! Models: what a file must contain, and the forward pass over a ragged batch.
 //!
-//! One decoder runs every family; [`config`] says in what they differ, [`weights`] reads them from a
+//! One decoder runs every family on the CPU, and a second one, `candle`, on a GPU; [`config`] says in what they differ, [`weights`] reads them from a
 //! GGUF file or a safetensors folder. What is not implemented is refused by naming the metadata key
 //! or the tensor, because a model that runs with one feature ignored is fluent and wrong.
 
+mod candle;
 pub mod config;
 pub mod decoder;
 mod experts;
@@ -12,6 +13,8 @@ mod gguf_config;
 pub mod rope_scaling;
 pub mod source;
 pub mod weights;
+
+pub use candle::{CandleRunner, DeviceWeights};
 
 use crate::gguf::GgufError;
 use crate::kernels::KernelError;

@@ -17,82 +17,151 @@ use crate::gguf::{Gguf, TensorInfo, TensorType};
 use crate::kernels::{BlockFormat, Matrix, WeightTarget};
 use crate::safetensors::Safetensors;
 
+/// Makes what a runner multiplies with from the bytes of a file.
+pub trait Packer {
+    type Matrix;
+    /// Norms, biases and routers; an empty list where the file has none.
+    type Vector;
+
+    /// `rows` outputs by `cols` inputs. The error is what is wrong with the tensor.
+    fn matrix(
+        &self,
+        kind: TensorType,
+        role: Role,
+        size: (usize, usize),
+        bytes: &[u8],
+    ) -> Result<Self::Matrix, String>;
+
+    fn vector(&self, values: Vec<f32>) -> Result<Self::Vector, String>;
+
+    /// Puts the matrices that every token passes side by side, in that order.
+    fn gather(&self, matrices: &mut [&mut Self::Matrix]);
+}
+
+/// Where a matrix stands: on embedding and head every token depends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    Inner,
+    EmbeddingOrHead,
+}
+
+/// Repacks for the CPU's kernels. Floats are quantised to this; embedding and head never below
+/// Q8_0.
+pub struct Repack(pub WeightTarget);
+
+impl Packer for Repack {
+    type Matrix = Matrix;
+    type Vector = Vec<f32>;
+
+    fn matrix(
+        &self,
+        kind: TensorType,
+        role: Role,
+        (rows, cols): (usize, usize),
+        bytes: &[u8],
+    ) -> Result<Matrix, String> {
+        let Some(format) = block_format(kind) else {
+            return Err(format!("type {kind} cannot be run"));
+        };
+        let target = match role {
+            Role::Inner => self.0,
+            Role::EmbeddingOrHead => WeightTarget::Q8_0,
+        };
+        Matrix::quantize(target, format, rows, cols, bytes).map_err(|e| e.to_string())
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Result<Vec<f32>, String> {
+        Ok(values)
+    }
+
+    fn gather(&self, matrices: &mut [&mut Matrix]) {
+        Matrix::gather(matrices);
+    }
+}
+
 /// Projections to queries, keys and values, and what some families do to them.
-pub(super) struct AttentionWeights {
-    pub norm: Vec<f32>,
-    pub q: Matrix,
-    pub k: Matrix,
-    pub v: Matrix,
+pub(super) struct AttentionWeights<P: Packer = Repack> {
+    pub norm: P::Vector,
+    pub q: P::Matrix,
+    pub k: P::Matrix,
+    pub v: P::Matrix,
     /// Empty: none.
-    pub q_bias: Vec<f32>,
-    pub k_bias: Vec<f32>,
-    pub v_bias: Vec<f32>,
+    pub q_bias: P::Vector,
+    pub k_bias: P::Vector,
+    pub v_bias: P::Vector,
     /// Over every head; empty: none.
-    pub q_norm: Vec<f32>,
-    pub k_norm: Vec<f32>,
-    pub output: Matrix,
-    pub output_bias: Vec<f32>,
+    pub q_norm: P::Vector,
+    pub k_norm: P::Vector,
+    pub output: P::Matrix,
+    pub output_bias: P::Vector,
     /// Before the residual is added; empty: none.
-    pub post_norm: Vec<f32>,
+    pub post_norm: P::Vector,
 }
 
 /// `down(activation(gate(x)) * up(x))`.
-pub(super) struct GatedWeights {
-    pub gate: Matrix,
-    pub up: Matrix,
-    pub down: Matrix,
+pub(super) struct GatedWeights<P: Packer = Repack> {
+    pub gate: P::Matrix,
+    pub up: P::Matrix,
+    pub down: P::Matrix,
 }
 
-pub(super) struct ExpertWeights {
+pub(super) struct ExpertWeights<P: Packer = Repack> {
     /// `[experts][hidden]`, in floats: which experts a token gets must not hang on a rounded weight.
-    pub router: Vec<f32>,
-    pub experts: Vec<GatedWeights>,
-    pub shared: Option<SharedExpert>,
+    pub router: P::Vector,
+    pub experts: Vec<GatedWeights<P>>,
+    pub shared: Option<SharedExpert<P>>,
 }
 
 /// The expert that every token passes through.
-pub(super) struct SharedExpert {
+pub(super) struct SharedExpert<P: Packer = Repack> {
     /// `[hidden]`; the sigmoid of its dot with the row weighs the expert.
-    pub gate: Vec<f32>,
-    pub weights: GatedWeights,
+    pub gate: P::Vector,
+    pub weights: GatedWeights<P>,
 }
 
-pub(super) enum FeedForward {
-    Dense(GatedWeights),
-    Sparse(ExpertWeights),
+pub(super) enum FeedForward<P: Packer = Repack> {
+    Dense(GatedWeights<P>),
+    Sparse(ExpertWeights<P>),
 }
 
-pub(super) struct Layer {
-    pub attention: AttentionWeights,
-    pub ffn_norm: Vec<f32>,
-    pub feed_forward: FeedForward,
+pub(super) struct Layer<P: Packer = Repack> {
+    pub attention: AttentionWeights<P>,
+    pub ffn_norm: P::Vector,
+    pub feed_forward: FeedForward<P>,
     /// Before the residual is added; empty: none.
-    pub ffn_post_norm: Vec<f32>,
+    pub ffn_post_norm: P::Vector,
 }
 
-/// All weights of a model.
-pub struct DecoderWeights {
+/// All weights of a model, as the packer of its runner made them.
+pub struct DecoderWeights<P: Packer = Repack> {
     pub(super) config: DecoderConfig,
-    pub(super) embedding: Matrix,
+    pub(super) embedding: P::Matrix,
     /// `None`: tied to the embedding.
-    pub(super) head: Option<Matrix>,
-    pub(super) output_norm: Vec<f32>,
+    pub(super) head: Option<P::Matrix>,
+    pub(super) output_norm: P::Vector,
     /// Divisors of the rotation's angles; empty: 1.
     pub(super) rope_divisors: Vec<f32>,
-    pub(super) layers: Vec<Layer>,
+    pub(super) layers: Vec<Layer<P>>,
 }
 
 impl DecoderWeights {
     /// Weights that the file stores as floats are quantised to `target`; embedding and head, on
     /// which every token depends, never below Q8_0.
     pub fn load(source: &ModelSource, target: WeightTarget) -> Result<Self, ModelError> {
+        Self::pack(source, &Repack(target))
+    }
+}
+
+impl<P: Packer> DecoderWeights<P> {
+    /// Reads every tensor once and hands it to `packer`.
+    pub(super) fn pack(source: &ModelSource, packer: &P) -> Result<Self, ModelError> {
         let config = DecoderConfig::read(source)?;
-        let mut reader = WeightReader::new(source, &config, target)?;
+        let mut reader = WeightReader::new(source, &config, packer)?;
         let (hidden, vocabulary) = (config.hidden, config.vocabulary);
-        let embedding = reader.in_full_width(Part::Embedding, vocabulary, hidden)?;
+        let embedding = reader.matrix(Part::Embedding, vocabulary, hidden)?;
         let head = match config.tied {
             true => None,
-            false => Some(reader.in_full_width(Part::Head, vocabulary, hidden)?),
+            false => Some(reader.matrix(Part::Head, vocabulary, hidden)?),
         };
         let weights = Self {
             embedding,
@@ -114,13 +183,13 @@ impl DecoderWeights {
 }
 
 /// The file may bring its own divisors (Llama 3 in GGUF); then nothing else may scale.
-fn rope_divisors(
-    reader: &mut WeightReader<'_>,
+fn rope_divisors<P: Packer>(
+    reader: &mut WeightReader<'_, P>,
     config: &DecoderConfig,
 ) -> Result<Vec<f32>, ModelError> {
     let rope = &config.rope;
     let computed = rope.scaling.divisors(rope.dim, rope.base);
-    let listed = reader.optional(Part::RopeDivisors, rope.dim / 2)?;
+    let listed = reader.optional_floats(Part::RopeDivisors, rope.dim / 2)?;
     if listed.iter().any(|d| *d <= 0.0) || !(listed.is_empty() || computed.is_empty()) {
         let problem = "must be above 0, and stand alone: the metadata scale the rotation too";
         return Err(reader.error(&Part::RopeDivisors.name(reader), problem.into()));
@@ -131,9 +200,9 @@ fn rope_divisors(
     })
 }
 
-impl Layer {
+impl<P: Packer> Layer<P> {
     fn load(
-        reader: &mut WeightReader<'_>,
+        reader: &mut WeightReader<'_, P>,
         config: &DecoderConfig,
         index: usize,
     ) -> Result<Self, ModelError> {
@@ -158,16 +227,15 @@ impl Layer {
             },
             ffn_post_norm: match gemma {
                 true => reader.norm(Part::PostFfnNorm(index), hidden)?,
-                false => Vec::new(),
+                false => reader.none()?,
             },
         };
-        layer.gather();
+        layer.gather(reader.packer);
         Ok(layer)
     }
 
-    /// Puts the matrices that every token passes side by side, in that order. Layer by layer, so
-    /// that no more than one layer is there twice.
-    fn gather(&mut self) {
+    /// Layer by layer, so that no more than one layer is there twice.
+    fn gather(&mut self, packer: &P) {
         let AttentionWeights {
             q, k, v, output, ..
         } = &mut self.attention;
@@ -179,13 +247,13 @@ impl Layer {
         if let Some(GatedWeights { gate, up, down }) = gated {
             matrices.extend([gate, up, down]);
         }
-        Matrix::gather(&mut matrices);
+        packer.gather(&mut matrices);
     }
 }
 
-impl AttentionWeights {
+impl<P: Packer> AttentionWeights<P> {
     fn load(
-        reader: &mut WeightReader<'_>,
+        reader: &mut WeightReader<'_, P>,
         config: &DecoderConfig,
         index: usize,
     ) -> Result<Self, ModelError> {
@@ -193,10 +261,10 @@ impl AttentionWeights {
         let (wide, narrow) = (config.heads * head_dim, config.kv_heads * head_dim);
         let needs_bias = config.architecture.has_biases();
         let mut bias = |part: Part, width: usize| {
-            let bias = reader.optional(part, width)?;
+            let bias = reader.optional_floats(part, width)?;
             match needs_bias && bias.is_empty() {
                 true => Err(reader.missing(&part.name(reader))),
-                false => Ok(bias),
+                false => reader.vector(part, bias),
             }
         };
         let q_bias = bias(Part::QueryBias(index), wide)?;
@@ -204,7 +272,7 @@ impl AttentionWeights {
         let v_bias = bias(Part::ValueBias(index), narrow)?;
         let mut head_norm = |part: Part| match config.architecture.has_head_norms() {
             true => reader.norm(part, head_dim),
-            false => Ok(Vec::new()),
+            false => reader.none(),
         };
         let q_norm = head_norm(Part::QueryNorm(index))?;
         let k_norm = head_norm(Part::KeyNorm(index))?;
@@ -222,15 +290,15 @@ impl AttentionWeights {
             output_bias: reader.optional(Part::OutputBias(index), hidden)?,
             post_norm: match config.architecture.is_gemma() {
                 true => reader.norm(Part::PostAttentionNorm(index), hidden)?,
-                false => Vec::new(),
+                false => reader.none()?,
             },
         })
     }
 }
 
-impl ExpertWeights {
+impl<P: Packer> ExpertWeights<P> {
     fn load(
-        reader: &mut WeightReader<'_>,
+        reader: &mut WeightReader<'_, P>,
         config: &ExpertConfig,
         hidden: usize,
         layer: usize,
@@ -238,7 +306,7 @@ impl ExpertWeights {
         let (count, width) = (config.count, config.feed_forward);
         let shared = match config.shared_feed_forward {
             Some(width) => Some(SharedExpert {
-                gate: reader.floats(Part::SharedRouter(layer), 1, hidden)?,
+                gate: reader.rows(Part::SharedRouter(layer), 1, hidden)?,
                 weights: reader.gated(
                     [
                         Part::SharedGate(layer),
@@ -252,7 +320,7 @@ impl ExpertWeights {
             None => None,
         };
         Ok(Self {
-            router: reader.floats(Part::Router(layer), count, hidden)?,
+            router: reader.rows(Part::Router(layer), count, hidden)?,
             experts: (0..count)
                 .map(|expert| {
                     let mut of = |part, rows, cols| {
@@ -310,7 +378,7 @@ enum ExpertPart {
 }
 
 impl Part {
-    fn name(self, reader: &WeightReader<'_>) -> String {
+    fn name<P>(self, reader: &WeightReader<'_, P>) -> String {
         match &reader.names {
             Names::Gguf => self.gguf_name(),
             Names::Folder { prefix, mixtral } => self.folder_name(prefix, *mixtral),
@@ -435,10 +503,10 @@ enum Tensors<'a> {
 }
 
 /// Reads tensors, checks their shapes and repacks them; the buffer is reused from one to the next.
-struct WeightReader<'a> {
+struct WeightReader<'a, P> {
     tensors: Tensors<'a>,
     names: Names,
-    target: WeightTarget,
+    packer: &'a P,
     /// Safetensors of Gemma hold the weights of norms less 1.
     norms_lack_one: bool,
     used: HashSet<String>,
@@ -456,11 +524,11 @@ const SEEING: [&str; 4] = [
     "model.multi_modal_projector.",
 ];
 
-impl<'a> WeightReader<'a> {
+impl<'a, P: Packer> WeightReader<'a, P> {
     fn new(
         source: &'a ModelSource,
         config: &DecoderConfig,
-        target: WeightTarget,
+        packer: &'a P,
     ) -> Result<Self, ModelError> {
         let (tensors, names) = match source {
             ModelSource::Gguf(gguf) => (Tensors::Gguf(gguf), Names::Gguf),
@@ -485,7 +553,7 @@ impl<'a> WeightReader<'a> {
             norms_lack_one: config.architecture.is_gemma() && matches!(tensors, Tensors::Folder(_)),
             tensors,
             names,
-            target,
+            packer,
             used: HashSet::new(),
             buffer: Vec::new(),
         })
@@ -559,34 +627,22 @@ impl<'a> WeightReader<'a> {
         &self,
         name: &str,
         kind: TensorType,
-        target: WeightTarget,
-        (rows, cols): (usize, usize),
-    ) -> Result<Matrix, ModelError> {
-        let Some(format) = block_format(kind) else {
-            let problem = format!("type {kind} cannot be run");
-            return Err(self.error(name, problem));
-        };
-        Matrix::quantize(target, format, rows, cols, &self.buffer)
-            .map_err(|source| self.error(name, source.to_string()))
+        role: Role,
+        size: (usize, usize),
+    ) -> Result<P::Matrix, ModelError> {
+        let packed = self.packer.matrix(kind, role, size, &self.buffer);
+        packed.map_err(|problem| self.error(name, problem))
     }
 
     /// A matrix of `rows` outputs by `cols` inputs.
-    fn matrix(&mut self, part: Part, rows: usize, cols: usize) -> Result<Matrix, ModelError> {
+    fn matrix(&mut self, part: Part, rows: usize, cols: usize) -> Result<P::Matrix, ModelError> {
         let name = part.name(self);
         let kind = self.fetch(&name, &[rows, cols], (0, 1))?;
-        self.pack(&name, kind, self.target, (rows, cols))
-    }
-
-    /// As [`Self::matrix`]; floats become Q8_0 whatever the target.
-    fn in_full_width(
-        &mut self,
-        part: Part,
-        rows: usize,
-        cols: usize,
-    ) -> Result<Matrix, ModelError> {
-        let name = part.name(self);
-        let kind = self.fetch(&name, &[rows, cols], (0, 1))?;
-        self.pack(&name, kind, WeightTarget::Q8_0, (rows, cols))
+        let role = match part {
+            Part::Embedding | Part::Head => Role::EmbeddingOrHead,
+            _ => Role::Inner,
+        };
+        self.pack(&name, kind, role, (rows, cols))
     }
 
     fn gated(
@@ -594,7 +650,7 @@ impl<'a> WeightReader<'a> {
         [gate, up, down]: [Part; 3],
         hidden: usize,
         width: usize,
-    ) -> Result<GatedWeights, ModelError> {
+    ) -> Result<GatedWeights<P>, ModelError> {
         Ok(GatedWeights {
             gate: self.matrix(gate, width, hidden)?,
             up: self.matrix(up, width, hidden)?,
@@ -610,15 +666,15 @@ impl<'a> WeightReader<'a> {
         (expert, count): (usize, usize),
         rows: usize,
         cols: usize,
-    ) -> Result<Matrix, ModelError> {
+    ) -> Result<P::Matrix, ModelError> {
         let all = format!("blk.{layer}.ffn_{}_exps.weight", part.word());
         if matches!(self.names, Names::Gguf) && self.has(&all) {
             let kind = self.fetch(&all, &[count, rows, cols], (expert, count))?;
-            return self.pack(&all, kind, self.target, (rows, cols));
+            return self.pack(&all, kind, Role::Inner, (rows, cols));
         }
         let name = part.name(&self.names, layer, expert);
         let kind = self.fetch(&name, &[rows, cols], (0, 1))?;
-        self.pack(&name, kind, self.target, (rows, cols))
+        self.pack(&name, kind, Role::Inner, (rows, cols))
     }
 
     /// A small matrix as floats: `[rows][cols]`.
@@ -631,16 +687,37 @@ impl<'a> WeightReader<'a> {
     }
 
     /// The weights of a norm as they are multiplied.
-    fn norm(&mut self, part: Part, length: usize) -> Result<Vec<f32>, ModelError> {
+    fn norm(&mut self, part: Part, length: usize) -> Result<P::Vector, ModelError> {
         let mut weights = self.floats(part, 1, length)?;
         if self.norms_lack_one {
             weights.iter_mut().for_each(|w| *w += 1.0);
         }
-        Ok(weights)
+        self.vector(part, weights)
+    }
+
+    /// A small matrix for the packer, which keeps it as floats.
+    fn rows(&mut self, part: Part, rows: usize, cols: usize) -> Result<P::Vector, ModelError> {
+        let values = self.floats(part, rows, cols)?;
+        self.vector(part, values)
+    }
+
+    fn vector(&self, part: Part, values: Vec<f32>) -> Result<P::Vector, ModelError> {
+        let packed = self.packer.vector(values);
+        packed.map_err(|problem| self.error(&part.name(self), problem))
+    }
+
+    /// What a family has not.
+    fn none(&self) -> Result<P::Vector, ModelError> {
+        self.vector(Part::OutputNorm, Vec::new())
+    }
+
+    fn optional(&mut self, part: Part, length: usize) -> Result<P::Vector, ModelError> {
+        let values = self.optional_floats(part, length)?;
+        self.vector(part, values)
     }
 
     /// A list of floats, empty where the file has none.
-    fn optional(&mut self, part: Part, length: usize) -> Result<Vec<f32>, ModelError> {
+    fn optional_floats(&mut self, part: Part, length: usize) -> Result<Vec<f32>, ModelError> {
         match self.has(&part.name(self)) {
             true => self.floats(part, 1, length),
             false => Ok(Vec::new()),

@@ -3,6 +3,7 @@
 
 mod blueprint;
 mod candle;
+mod devices;
 mod folders;
 mod reference;
 
@@ -43,7 +44,7 @@ fn runner(path: &Path, target: WeightTarget, threads: usize) -> DecoderRunner {
 }
 
 /// Logits at every position, computed in chunks of these many rows.
-fn engine_logits(runner: &mut DecoderRunner, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>> {
+fn engine_logits(runner: &mut dyn Runner, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>> {
     let mut logits = Vec::new();
     for first in (0..tokens.len()).step_by(chunk) {
         let rows = chunk.min(tokens.len() - first);

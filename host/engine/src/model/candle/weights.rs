@@ -1,0 +1,121 @@
+//! Weights as candle tensors on a device.
+//!
+//! Names, shapes, permutations, norms less 1 and what must not be left over are the business of
+//! [`crate::model::weights`], which both runners share; this says only what becomes of the bytes.
+//! Quantised tensors stay as they are in the file, and floats keep their type: a GPU has the memory
+//! and no kernels of ours. It refuses float weights that are no numbers.
+
+use std::sync::Arc;
+
+use candle_core::quantized::{GgmlDType, QMatMul, ggml_file::qtensor_from_ggml};
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::super::weights::{Packer, Role};
+use crate::gguf::TensorType;
+
+/// Copies tensors to a device.
+pub struct Upload {
+    pub(super) device: Device,
+}
+
+impl Packer for Upload {
+    type Matrix = QMatMul;
+    /// `[length]` in f32; `None` where the file has none.
+    type Vector = Option<Tensor>;
+
+    fn matrix(
+        &self,
+        kind: TensorType,
+        _role: Role,
+        (rows, cols): (usize, usize),
+        bytes: &[u8],
+    ) -> std::result::Result<QMatMul, String> {
+        let made = match storage(kind) {
+            Storage::Float(_) if !is_finite(kind, bytes) => {
+                return Err("a weight is not a finite number".into());
+            }
+            Storage::Float(dtype) => {
+                let tensor = Tensor::from_raw_buffer(bytes, dtype, &[rows, cols], &self.device);
+                tensor.map(QMatMul::Tensor)
+            }
+            Storage::Quantized(dtype) => {
+                let tensor = qtensor_from_ggml(dtype, bytes, vec![rows, cols], &self.device);
+                tensor.map(|tensor| QMatMul::QTensor(Arc::new(tensor)))
+            }
+        };
+        made.map_err(|e| e.to_string())
+    }
+
+    fn vector(&self, values: Vec<f32>) -> std::result::Result<Option<Tensor>, String> {
+        if values.is_empty() {
+            return Ok(None);
+        }
+        let length = values.len();
+        let tensor = Tensor::from_vec(values, length, &self.device);
+        tensor.map(Some).map_err(|e| e.to_string())
+    }
+
+    /// Every tensor has an allocation of its own on the device.
+    fn gather(&self, _matrices: &mut [&mut QMatMul]) {}
+}
+
+enum Storage {
+    Float(DType),
+    Quantized(GgmlDType),
+}
+
+fn storage(kind: TensorType) -> Storage {
+    Storage::Quantized(match kind {
+        TensorType::F32 => return Storage::Float(DType::F32),
+        TensorType::F16 => return Storage::Float(DType::F16),
+        TensorType::BF16 => return Storage::Float(DType::BF16),
+        TensorType::Q4_0 => GgmlDType::Q4_0,
+        TensorType::Q4_1 => GgmlDType::Q4_1,
+        TensorType::Q5_0 => GgmlDType::Q5_0,
+        TensorType::Q5_1 => GgmlDType::Q5_1,
+        TensorType::Q8_0 => GgmlDType::Q8_0,
+        TensorType::Q2_K => GgmlDType::Q2K,
+        TensorType::Q3_K => GgmlDType::Q3K,
+        TensorType::Q4_K => GgmlDType::Q4K,
+        TensorType::Q5_K => GgmlDType::Q5K,
+        TensorType::Q6_K => GgmlDType::Q6K,
+    })
+}
+
+/// No exponent of all ones among the floats of a tensor.
+fn is_finite(kind: TensorType, bytes: &[u8]) -> bool {
+    let halves = |ones: u16| {
+        let mut words = bytes.as_chunks().0.iter();
+        words.all(|b| u16::from_le_bytes(*b) & ones != ones)
+    };
+    match kind {
+        TensorType::F16 => halves(0x7C00),
+        TensorType::BF16 => halves(0x7F80),
+        _ => {
+            let mut words = bytes.as_chunks().0.iter();
+            words.all(|b| f32::from_le_bytes(*b).is_finite())
+        }
+    }
+}
+
+/// `x · wᵀ`: `[rows, cols]` in f32 to `[rows, outputs]` in f32. Float weights multiply in their own
+/// type, so activations are rounded to it.
+pub(super) fn multiply(weights: &QMatMul, x: &Tensor) -> Result<Tensor> {
+    match weights {
+        QMatMul::QTensor(weights) => x.apply_op1_no_bwd(weights.as_ref()),
+        QMatMul::Tensor(weights) | QMatMul::TensorF16(weights) => x
+            .to_dtype(weights.dtype())?
+            .matmul(&weights.t()?)?
+            .to_dtype(DType::F32),
+    }
+}
+
+/// The rows of the embedding of these tokens, `[tokens, hidden]` in f32.
+pub(super) fn embed(weights: &QMatMul, tokens: &Tensor) -> Result<Tensor> {
+    match weights {
+        QMatMul::QTensor(weights) => weights.embedding(tokens)?.to_dtype(DType::F32),
+        QMatMul::Tensor(weights) | QMatMul::TensorF16(weights) => {
+            weights.index_select(tokens, 0)?.to_dtype(DType::F32)
+        }
+    }
+}
