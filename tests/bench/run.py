@@ -252,11 +252,19 @@ class Run:
             peer.ask(do="logits", prompts=token_lists, out=str(logits["llama.cpp"]))
             peer.end()
         truth = numpy.fromfile(logits.pop("f32"), "<f4").reshape(rows, -1)
+        divergences = {}
         for engine, file in logits.items():
             other = numpy.fromfile(file, "<f4").reshape(rows, -1)
             kl, same = divergence(truth, other)
+            divergences[engine] = kl
             values = {"kl_mean": float(kl.mean()), "kl_max": float(kl.max()), "positions": rows}
             self.keep("accuracy", engine, 2, 0, top1=same, **values)
+        if peer:
+            # Position by position: the two means alone do not say whether they differ.
+            extra = divergences["ours"] - divergences["llama.cpp"]
+            error = float(extra.std(ddof=1) / len(extra) ** 0.5)
+            values = {"mean": float(extra.mean()), "standard_error": error}
+            self.keep("accuracy difference", "ours", 2, 0, **values)
 
 
 def rate_of(name: str, token_lists, answer: dict) -> float:
@@ -334,7 +342,7 @@ def options() -> argparse.Namespace:
     chosen.rounds = 1 if quick else 3
     chosen.threads = [2] if quick else [1, 2]
     chosen.prompts = 2 if quick else 5
-    chosen.accuracy_prompts = 4 if quick else 16
+    chosen.accuracy_prompts = 4 if quick else 32
     return chosen
 
 

@@ -147,6 +147,10 @@ def accuracy_rows(samples: Samples):
     if not mine:
         return
     kl = [s["kl_mean"] for s in mine + theirs]
+    difference = samples.of("accuracy difference", "ours")
+    apart = "".join(
+        f", apart by {d['mean']:+.5f} ± {d['standard_error']:.5f}" for d in difference
+    )
     yield [
         f"KL to the f32 model, mean of {mine[0]['positions']} positions (nats)",
         "≤ llama.cpp's",
@@ -154,7 +158,7 @@ def accuracy_rows(samples: Samples):
         f"{kl[1]:.5f}" if theirs else "–",
         "–",
         "–",
-        f"{kl[0] / kl[1]:.2f} ×" if theirs else "–",
+        f"{kl[0] / kl[1]:.2f} ×{apart}" if theirs else "–",
         verdict(kl[0] <= kl[1] if theirs else None),
     ]
     same = [f"{100 * s['top1']:.1f} %" for s in mine + theirs]
