@@ -245,8 +245,8 @@ impl TokenizerEnv for Vocabulary {
     }
 }
 
-/// Compiles grammars for one tokenizer. Building it walks the vocabulary several times (some tens
-/// of milliseconds and megabytes), so it is built once, and never on the engine's thread.
+/// Compiles grammars for one tokenizer. Building it walks the vocabulary several times (some tenths
+/// of a second, some megabytes), so it is built once, and never on the engine's thread.
 pub struct Constraints {
     factory: ParserFactory,
     tokens: Arc<Tokens>,
