@@ -96,7 +96,7 @@ fn schemas() -> Vec<(&'static str, Grammar, String)> {
         (
             "a list of persons",
             schema(json!({"type": "array", "items": person})),
-            format!("[{}]", vec![ann; 4].join(", ")),
+            format!("[{}]", [ann; 4].join(", ")),
         ),
         (
             "a call of one of two tools",

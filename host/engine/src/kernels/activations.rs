@@ -267,7 +267,7 @@ impl Source for GeluMul<'_> {
     #[inline(always)]
     fn values<S: Lanes>(&self, s: S, row: usize, col: usize, _: f32) -> S::F {
         // -2 sqrt(2 / pi)
-        const FACTOR: f32 = -1.595_769_1;
+        const FACTOR: f32 = -1.595_769;
         let gate = at(s, self.gate, row * self.cols + col);
         let up = at(s, self.up, row * self.cols + col);
         let cubic = s.fma(s.mul(gate, gate), s.splat(0.044_715), s.splat(1.0));

@@ -293,6 +293,10 @@ impl Dot for Plain {
         unsafe { _mm256_xor_si256(w, _mm256_set1_epi8(-128)) }
     }
 
+    #[allow(
+        clippy::needless_range_loop,
+        reason = "the step numbers weights and activations alike, and the bounds are constants"
+    )]
     #[inline(always)]
     unsafe fn dot<const N: usize>(
         format: TileFormat,
