@@ -15,8 +15,16 @@
 //! about the CPU; this runner is compared within a tolerance.
 //!
 //! What has been run: all of it on candle's CPU device but the flash attention call, by the tests in
-//! `tests/architectures/devices.rs`. The CUDA part has been type-checked only; the tests marked as
-//! needing a GPU are there to be run with `--features cuda -- --ignored cuda`.
+//! `tests/architectures/devices.rs`. What has only been type-checked: this crate with the feature,
+//! against the signature of flash attention in candle-flash-attn 0.11.1. What has not been compiled
+//! is candle's own CUDA backend and kernels, and nothing has run on a GPU; the tests marked as
+//! needing one are run by `cargo test --release -p homeostat-engine --features cuda -- --ignored
+//! cuda`.
+//!
+//! To build with the feature: `nvcc` on the path, `CUDA_COMPUTE_CAP` (90 for an H200) where no GPU
+//! is visible, and network for candle-flash-attn's build script, which fetches CUTLASS with git;
+//! `CANDLE_FLASH_ATTN_BUILD_DIR` keeps its 53 compiled kernels. Such a binary starts only where the
+//! driver's and CUDA's libraries are, because candle links them.
 
 mod attention;
 mod weights;

@@ -119,3 +119,84 @@ pub(super) fn embed(weights: &QMatMul, tokens: &Tensor) -> Result<Tensor> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::{BlockFormat, Matrix};
+    use crate::random::SplitMix;
+
+    /// Quantised types, ours and the GGUF's name of each, and where the f16 scales of a block lie.
+    const TYPES: [(BlockFormat, TensorType, &[usize]); 4] = [
+        (BlockFormat::Q4_1, TensorType::Q4_1, &[0, 2]),
+        (BlockFormat::Q8_0, TensorType::Q8_0, &[0]),
+        (BlockFormat::Q4_K, TensorType::Q4_K, &[0, 2]),
+        (BlockFormat::Q6_K, TensorType::Q6_K, &[208]),
+    ];
+
+    #[test]
+    fn quantised_bytes_multiply_and_embed_as_this_engine_reads_them() {
+        let (rows, cols) = (24, 512);
+        let upload = Upload {
+            device: Device::Cpu,
+        };
+        for (format, kind, scales) in TYPES {
+            let mut random = SplitMix::new(7);
+            let mut bytes: Vec<u8> = (0..rows * format.row_bytes(cols))
+                .map(|_| random.next() as u8)
+                .collect();
+            for block in bytes.chunks_exact_mut(format.block_bytes()) {
+                for at in scales {
+                    let scale = half::f16::from_f32(random.below(1000) as f32 / 500.0 - 1.0);
+                    block[*at..at + 2].copy_from_slice(&scale.to_le_bytes());
+                }
+            }
+            let ours = Matrix::repack(format, rows, cols, &bytes).expect("well formed");
+            let theirs = upload
+                .matrix(kind, Role::Inner, (rows, cols), &bytes)
+                .expect("candle reads it");
+            let x: Vec<f32> = (0..cols)
+                .map(|_| random.below(2001) as f32 / 1000.0 - 1.0)
+                .collect();
+            let input = Tensor::from_slice(&x, (1, cols), &Device::Cpu).expect("a row");
+            let products = multiply(&theirs, &input).and_then(|t| t.flatten_all()?.to_vec1());
+            let products: Vec<f32> = products.expect("a product");
+            let tokens = Tensor::new(&[5u32, 23, 0], &Device::Cpu).expect("tokens");
+            let embedded = embed(&theirs, &tokens).and_then(|t| t.to_vec2::<f32>());
+            let embedded = embedded.expect("an embedding");
+            let mut row = vec![0.0; cols];
+            for (i, product) in products.iter().enumerate() {
+                ours.dequantize_row(i, &mut row);
+                let terms = row.iter().zip(&x).map(|(w, x)| w * x);
+                let (exact, size) = terms.fold((0.0, 0.0), |(s, a), t| (s + t, a + t.abs()));
+                // Activations are rounded to 8 bits.
+                let gap = (product - exact).abs();
+                assert!(gap <= 0.01 * size, "{kind} row {i}: {product} for {exact}");
+            }
+            for (token, embedded) in [5, 23, 0].into_iter().zip(embedded) {
+                ours.dequantize_row(token, &mut row);
+                for (ours, theirs) in row.iter().zip(embedded) {
+                    let allowed = 1e-6 * theirs.abs() + 5e-4;
+                    assert!((ours - theirs).abs() <= allowed, "{kind}: {ours} {theirs}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_float_that_is_no_number_is_refused() {
+        let upload = Upload {
+            device: Device::Cpu,
+        };
+        for (kind, bad) in [
+            (TensorType::F32, f32::NAN.to_le_bytes().to_vec()),
+            (TensorType::F16, half::f16::INFINITY.to_le_bytes().to_vec()),
+            (TensorType::BF16, half::bf16::NAN.to_le_bytes().to_vec()),
+        ] {
+            let made = |bytes: &[u8]| upload.matrix(kind, Role::Inner, (1, 1), bytes);
+            let error = made(&bad).expect_err("no number");
+            assert!(error.contains("not a finite number"), "{error}");
+            assert!(made(&vec![0; bad.len()]).is_ok(), "{kind}");
+        }
+    }
+}
