@@ -72,22 +72,22 @@ def test_a_stream_carries_the_same_object_piece_by_piece(client):
 
 
 def test_json_object_is_an_object_of_any_kind(client):
-    answers = [
-        ask(
+    """A free object may go on for as long as its model likes, and small ones like to."""
+    ended = 0
+    for seed in range(6):
+        answer = ask(
             client,
             "Give me the capital of France as JSON with the key capital.",
             response_format={"type": "json_object"},
             temperature=0.7,
             seed=seed,
-            max_tokens=200,
         )
-        for seed in range(8)
-    ]
-    # Without a schema a small model may go on until its tokens are used up, but not always.
-    ended = [a for a in answers if a.choices[0].finish_reason == "stop"]
-    assert ended, answers
-    assert all(isinstance(json.loads(content(answer)), dict) for answer in ended)
-    assert all(a.choices[0].message.content.lstrip().startswith("{") for a in answers)
+        text = answer.choices[0].message.content
+        assert text.startswith("{")
+        if answer.choices[0].finish_reason == "stop":
+            assert isinstance(json.loads(text), dict)
+            ended += 1
+    assert ended > 0
 
 
 def test_text_is_no_form_at_all(client):

@@ -73,6 +73,9 @@ fn main() {
     let default = cache.join("models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf");
     let path = std::env::args_os().nth(1).map_or(default, PathBuf::from);
     let mut config = EngineConfig::new("decode", path);
+    // Nothing is remembered from one run to the next, and every token is computed for itself.
+    config.prefix_cache = false;
+    config.speculation.drafters.clear();
     if let Some(threads) = std::env::var("THREADS").ok().and_then(|t| t.parse().ok()) {
         config.threads = threads;
     }
