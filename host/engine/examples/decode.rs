@@ -3,7 +3,9 @@
 //! `cargo run --release -p homeostat-engine --example decode [model.gguf]`
 //!
 //! Prints prefill tokens/s (512 tokens), and decode tokens/s with 1 and with 8 streams. End
-//! tokens are forbidden, so that every stream writes its full length.
+//! tokens are forbidden, so that every stream writes its full length. The prompts repeat, so prefix
+//! cache and speculation are off: with them the figures would be those of work that was not done.
+//! The program fails if either has been used.
 
 use std::path::PathBuf;
 use std::sync::mpsc::{Sender, channel};
@@ -116,6 +118,9 @@ fn main() {
             (streams * (new_tokens - 1)) as f64 / writing
         );
     }
-    println!("{:#?}", handle.stats());
+    let stats = handle.stats();
+    println!("{stats:#?}");
+    assert_eq!(stats.prefix_cache_hits_total, 0, "prompts were not read");
+    assert_eq!(stats.spec_decode_num_drafts_total, 0, "tokens were guessed");
     engine.shutdown(Shutdown::Drain);
 }
