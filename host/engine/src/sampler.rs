@@ -16,6 +16,7 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use crate::constraint::TokenMask;
+use crate::kernels::{Isa, logit_sums};
 use crate::random;
 
 /// Most alternatives reported per token, as in OpenAI's interface.
@@ -385,35 +386,16 @@ pub struct RowStatistics {
 
 impl RowStatistics {
     pub fn of(logits: &[f32]) -> Result<Self, NotADistribution> {
-        const LANES: usize = 16;
-        let max = maximum(logits);
-        // A fold without an early exit, so that the compiler can use lanes; `max` overlooks NaN.
+        // A fold without an early exit, so that the compiler can use lanes.
         let has_nan = logits.iter().fold(false, |found, l| found | l.is_nan());
-        if has_nan || !max.is_finite() {
+        let sums = logit_sums(Isa::of_this_machine(), logits);
+        if has_nan || !sums.greatest.is_finite() {
             return Err(NotADistribution);
         }
-        // Sixteen independent sums: a fixed order on every machine, and the compiler can use lanes.
-        let mut sums = [0f32; LANES];
-        let mut weighted = [0f32; LANES];
-        let (chunks, rest) = logits.as_chunks::<LANES>();
-        for chunk in chunks {
-            for lane in 0..LANES {
-                let distance = (chunk[lane] - max).max(-87.0);
-                let e = exp(distance);
-                sums[lane] += e;
-                weighted[lane] += e * distance;
-            }
-        }
-        for (lane, logit) in rest.iter().enumerate() {
-            let distance = (logit - max).max(-87.0);
-            sums[lane] += exp(distance);
-            weighted[lane] += exp(distance) * distance;
-        }
-        let sum: f64 = sums.iter().map(|s| f64::from(*s)).sum();
-        let weighted: f64 = weighted.iter().map(|s| f64::from(*s)).sum();
+        let (sum, weighted) = (f64::from(sums.sum), f64::from(sums.weighted));
         let log_sum = sum.ln();
         Ok(Self {
-            max,
+            max: sums.greatest,
             log_sum,
             entropy: ((log_sum - weighted / sum) as f32).max(0.0),
         })

@@ -2,6 +2,8 @@
 //! the processor, so that the kernels may be called from safe code. It refuses to guess and to
 //! downgrade silently: a wish that cannot be met is an error.
 
+use std::sync::OnceLock;
+
 use super::KernelError;
 
 /// An instruction set that this processor is known to have. Results do not depend on it, only speed
@@ -35,6 +37,13 @@ impl Isa {
             None => Ok(Self::available()[0]),
             Some(wish) => Self::named(&wish.to_string_lossy()),
         }
+    }
+
+    /// What [`Isa::detect`] found the first time, for those who have nobody to tell of a wish that
+    /// cannot be met: the engine refuses such a wish before anything runs.
+    pub fn of_this_machine() -> Isa {
+        static FOUND: OnceLock<Isa> = OnceLock::new();
+        *FOUND.get_or_init(|| Self::detect().unwrap_or(Isa(Level::Portable)))
     }
 
     /// The instruction set with this name.

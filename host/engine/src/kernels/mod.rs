@@ -78,8 +78,8 @@ pub use matrix::Matrix;
 pub use pool::Pool;
 pub use rope::{RopeStyle, RopeTable, rope_in_place, rope_rows};
 pub use rows::{
-    add_bias, add_in_place, add_rms_norm, rms_norm, rms_norm_in_place, softcap_in_place,
-    softmax_in_place,
+    LogitSums, add_bias, add_in_place, add_rms_norm, logit_sums, rms_norm, rms_norm_in_place,
+    softcap_in_place, softmax_in_place,
 };
 
 /// Weights and activations are quantised in blocks of this many consecutive columns.

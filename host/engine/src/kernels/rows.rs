@@ -222,3 +222,61 @@ fn store_some<S: Lanes>(s: S, x: &mut [f32], v: S::F) {
         None => x.copy_from_slice(&lanes[..x.len()]),
     }
 }
+
+/// What a row of logits, of any length, sums up to. `NaN` must not be in it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LogitSums {
+    pub greatest: f32,
+    /// Sum of e^d, where d = max(x - greatest, -87): below that e^d is no normal number.
+    pub sum: f32,
+    /// Sum of d * e^d.
+    pub weighted: f32,
+}
+
+/// See [`LogitSums`].
+pub fn logit_sums(isa: Isa, x: &[f32]) -> LogitSums {
+    with_lanes(isa, Sums { x })
+}
+
+struct Sums<'a> {
+    x: &'a [f32],
+}
+
+impl Kernel for Sums<'_> {
+    type Out = LogitSums;
+
+    #[inline(always)]
+    fn run<S: Lanes>(self, s: S) -> LogitSums {
+        let mut greatest = s.splat(f32::NEG_INFINITY);
+        for chunk in self.x.chunks(LANES) {
+            greatest = s.max(load_some(s, chunk, f32::NEG_INFINITY), greatest);
+        }
+        let greatest = s.greatest(greatest);
+        let (mut sum, mut weighted) = (s.splat(0.0), s.splat(0.0));
+        let (whole, rest) = self.x.as_chunks::<LANES>();
+        let mut add = |x: S::F, counts: S::F| {
+            let d = s.max(s.sub(x, s.splat(greatest)), s.splat(-87.0));
+            let e = s.mul(exp(s, d), counts);
+            sum = s.add(sum, e);
+            weighted = s.fma(e, d, weighted);
+        };
+        for chunk in whole {
+            // SAFETY: the chunk holds sixteen floats.
+            add(unsafe { s.load(chunk.as_ptr()) }, s.splat(1.0));
+        }
+        if !rest.is_empty() {
+            // What fills the last lanes up counts for nothing.
+            let mut counts = [0.0; LANES];
+            counts[..rest.len()].fill(1.0);
+            // SAFETY: the array holds sixteen floats.
+            add(load_some(s, rest, greatest), unsafe {
+                s.load(counts.as_ptr())
+            });
+        }
+        LogitSums {
+            greatest,
+            sum: s.sum(sum),
+            weighted: s.sum(weighted),
+        }
+    }
+}

@@ -1122,3 +1122,32 @@ fn the_table_of_unsafe_blocks_is_true() {
         );
     }
 }
+
+#[test]
+fn sums_of_logits_are_those_of_f64_and_the_same_bits_everywhere() {
+    let mut random = Random(77);
+    for length in [1, 15, 16, 17, 48, 1_000, 49_152] {
+        let mut x: Vec<f32> = (0..length)
+            .map(|_| (random.next() % 40_000) as f32 / 1_000.0 - 20.0)
+            .collect();
+        if length > 20 {
+            x[3] = f32::NEG_INFINITY;
+        }
+        let greatest = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let d = |x: &f32| f64::from((x - greatest).max(-87.0));
+        let sum: f64 = x.iter().map(|x| d(x).exp()).sum();
+        let weighted: f64 = x.iter().map(|x| d(x).exp() * d(x)).sum();
+        let portable = Isa::named("portable").expect("it runs anywhere");
+        let expected = logit_sums(portable, &x);
+        assert_eq!(expected.greatest, greatest, "{length}");
+        let close = |a: f32, b: f64| (f64::from(a) - b).abs() <= 1e-5 * (1.0 + b.abs());
+        assert!(close(expected.sum, sum), "{length}: {expected:?}, {sum}");
+        assert!(
+            close(expected.weighted, weighted),
+            "{length}: {expected:?}, {weighted}"
+        );
+        for isa in Isa::available() {
+            assert_eq!(logit_sums(isa, &x), expected, "{length}, {}", isa.name());
+        }
+    }
+}
