@@ -252,31 +252,33 @@ impl Kernel for Sums<'_> {
             greatest = s.max(load_some(s, chunk, f32::NEG_INFINITY), greatest);
         }
         let greatest = s.greatest(greatest);
-        let (mut sum, mut weighted) = (s.splat(0.0), s.splat(0.0));
+        let shift = s.splat(greatest);
+        let mut sums = (s.splat(0.0), s.splat(0.0));
         let (whole, rest) = self.x.as_chunks::<LANES>();
-        let mut add = |x: S::F, counts: S::F| {
-            let d = s.max(s.sub(x, s.splat(greatest)), s.splat(-87.0));
-            let e = s.mul(exp(s, d), counts);
-            sum = s.add(sum, e);
-            weighted = s.fma(e, d, weighted);
-        };
         for chunk in whole {
-            // SAFETY: the chunk holds sixteen floats.
-            add(unsafe { s.load(chunk.as_ptr()) }, s.splat(1.0));
+            let x = load_some(s, chunk, 0.0);
+            sums = add_weights(s, s.sub(x, shift), s.splat(1.0), sums);
         }
         if !rest.is_empty() {
             // What fills the last lanes up counts for nothing.
-            let mut counts = [0.0; LANES];
-            counts[..rest.len()].fill(1.0);
-            // SAFETY: the array holds sixteen floats.
-            add(load_some(s, rest, greatest), unsafe {
-                s.load(counts.as_ptr())
-            });
+            let counts = load_some(s, &[1.0; LANES][..rest.len()], 0.0);
+            let x = load_some(s, rest, greatest);
+            sums = add_weights(s, s.sub(x, shift), counts, sums);
         }
+        let (sum, weighted) = sums;
         LogitSums {
             greatest,
             sum: s.sum(sum),
             weighted: s.sum(weighted),
         }
     }
+}
+
+/// Adds `counts * e^d` and `counts * d * e^d`. A function and not a closure, because closures are
+/// compiled for the oldest processor.
+#[inline(always)]
+fn add_weights<S: Lanes>(s: S, d: S::F, counts: S::F, sums: (S::F, S::F)) -> (S::F, S::F) {
+    let d = s.max(d, s.splat(-87.0));
+    let e = s.mul(exp(s, d), counts);
+    (s.add(sums.0, e), s.fma(e, d, sums.1))
 }
