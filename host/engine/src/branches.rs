@@ -35,14 +35,6 @@ impl Branches {
         self.paths.is_empty()
     }
 
-    /// Rows that a pass computes beside the pending token's.
-    pub fn num_rows(&self) -> usize {
-        match self.is_empty() {
-            true => 0,
-            false => self.row_of.len(),
-        }
-    }
-
     /// The row of a node, counted from the row of the pending token; `None` is that token.
     pub fn row(&self, node: Option<u16>) -> usize {
         node.map_or(0, |node| self.row_of[usize::from(node)])
@@ -171,18 +163,9 @@ impl Branches {
 
 /// The root-to-leaf paths, in the order of their leaves.
 fn paths_of(draft: &Draft) -> Vec<Path> {
-    let nodes = draft.nodes();
-    let mut is_leaf = vec![true; nodes.len()];
-    nodes
-        .iter()
-        .filter_map(|node| node.parent)
-        .for_each(|parent| is_leaf[usize::from(parent)] = false);
-    let mut seen = vec![false; nodes.len()];
-    let leaves = (0..nodes.len()).filter(|node| is_leaf[*node]);
-    let path = |leaf: usize| {
-        let up = |node: &usize| nodes[*node].parent.map(usize::from);
-        let mut nodes: Vec<usize> = std::iter::successors(Some(leaf), up).collect();
-        nodes.reverse();
+    let mut seen = vec![false; draft.len()];
+    let path = |nodes: Vec<u16>| {
+        let nodes: Vec<usize> = nodes.into_iter().map(usize::from).collect();
         let shared = nodes.iter().filter(|node| seen[**node]).count();
         nodes.iter().for_each(|node| seen[*node] = true);
         Path {
@@ -191,5 +174,5 @@ fn paths_of(draft: &Draft) -> Vec<Path> {
             table: BlockTable::default(),
         }
     };
-    leaves.map(path).collect()
+    draft.paths().map(path).collect()
 }

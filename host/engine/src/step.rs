@@ -187,6 +187,7 @@ impl Core {
             error: EngineError::Model(e.0),
         };
         let batch = &self.batch;
+        self.stats.stepped(batch.rows());
         self.work.rows = batch.rows();
         self.work.logit_rows = batch.logit_rows.len();
         self.work.context = batch.positions.iter().map(|p| *p as usize + 1).sum();
@@ -383,11 +384,6 @@ impl Core {
                     .fetch_add(sequence.num_prompt_tokens as u64, Relaxed);
                 self.stats.waiting.fetch_sub(1, Relaxed);
             }
-        }
-        if !chunks.is_empty() {
-            let running = self.scheduler.running();
-            let rows = |c: &Chunk| c.rows + running[c.index].branches.num_rows();
-            self.stats.stepped(chunks.iter().map(rows).sum());
         }
     }
 

@@ -12,25 +12,10 @@ use std::collections::HashMap;
 use super::draft::{Draft, DraftRequest, Drafter};
 use crate::sequence::SequenceId;
 
-/// Draft positions that are counted one by one; later ones count with the last.
-pub const COUNTED_POSITIONS: usize = 16;
-
-/// What one drafter has achieved, under vLLM's names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DrafterStatistics {
-    pub name: &'static str,
-    /// Drafts of which at least one token was verified.
-    pub num_drafts: u64,
-    pub num_draft_tokens: u64,
-    pub num_accepted_tokens: u64,
-    pub num_accepted_tokens_per_pos: [u64; COUNTED_POSITIONS],
-}
-
 /// Asks its drafters in order; itself a [`Drafter`].
 #[derive(Default)]
 pub struct Cascade {
     drafters: Vec<Box<dyn Drafter>>,
-    statistics: Vec<DrafterStatistics>,
     /// Whose draft each sequence has.
     proposer: HashMap<SequenceId, u8>,
     /// Drafts of the sequences that the next drafter is asked about.
@@ -42,16 +27,7 @@ impl Cascade {
     /// With more drafters than a node's number can name.
     pub fn new(drafters: Vec<Box<dyn Drafter>>) -> Self {
         assert!(drafters.len() < usize::from(u8::MAX), "too many drafters");
-        let names = drafters.iter().map(|d| d.name());
-        let statistics = names.map(|name| DrafterStatistics {
-            name,
-            num_drafts: 0,
-            num_draft_tokens: 0,
-            num_accepted_tokens: 0,
-            num_accepted_tokens_per_pos: [0; COUNTED_POSITIONS],
-        });
         Self {
-            statistics: statistics.collect(),
             drafters,
             ..Self::default()
         }
@@ -59,11 +35,6 @@ impl Cascade {
 
     pub fn is_empty(&self) -> bool {
         self.drafters.is_empty()
-    }
-
-    /// By drafter, in the order in which they are asked: [`super::DraftNode::drafter`].
-    pub fn statistics(&self) -> &[DrafterStatistics] {
-        &self.statistics
     }
 }
 
@@ -109,16 +80,6 @@ impl Drafter for Cascade {
                 _ => (0, 0),
             };
             drafter.observe(id, tokens, proposed, accepted);
-            if proposed > 0 {
-                let statistics = &mut self.statistics[number];
-                statistics.num_drafts += 1;
-                statistics.num_draft_tokens += proposed as u64;
-                statistics.num_accepted_tokens += accepted as u64;
-                for position in 0..accepted {
-                    let position = position.min(COUNTED_POSITIONS - 1);
-                    statistics.num_accepted_tokens_per_pos[position] += 1;
-                }
-            }
         }
     }
 
@@ -237,15 +198,6 @@ mod tests {
                 (dear, 5, 0, 0)
             ]
         );
-        let [first, second] = cascade.statistics() else {
-            panic!("two drafters");
-        };
-        assert_eq!((first.num_drafts, second.num_drafts), (0, 1));
-        assert_eq!(
-            (second.num_draft_tokens, second.num_accepted_tokens),
-            (3, 2)
-        );
-        assert_eq!(second.num_accepted_tokens_per_pos[..3], [1, 1, 0]);
         cascade.forget(SequenceId(4));
         assert!(cascade.proposer.is_empty());
     }

@@ -16,7 +16,7 @@ pub mod model;
 pub mod ngram;
 pub mod suffix;
 
-pub use cascade::{Cascade, DrafterStatistics};
+pub use cascade::Cascade;
 pub use draft::{Draft, DraftNode, DraftRequest, Drafter};
 pub use goodput::{Candidate, Goodput};
 pub use model::{DraftModel, VocabularyMismatch, same_vocabulary};
