@@ -39,10 +39,6 @@ impl Cascade {
 }
 
 impl Drafter for Cascade {
-    fn name(&self) -> &'static str {
-        "cascade"
-    }
-
     fn propose(&mut self, requests: &[DraftRequest<'_>], drafts: &mut [Draft]) {
         let wanted = |i: &usize| requests[*i].is_wanted();
         let mut silent: Vec<usize> = (0..requests.len()).filter(wanted).collect();
@@ -105,10 +101,6 @@ mod tests {
     }
 
     impl Drafter for Says {
-        fn name(&self) -> &'static str {
-            self.name
-        }
-
         fn propose(&mut self, requests: &[DraftRequest<'_>], drafts: &mut [Draft]) {
             for (request, draft) in requests.iter().zip(drafts) {
                 let mut log = self.log.lock().expect("no panic before");

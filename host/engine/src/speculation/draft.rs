@@ -201,9 +201,6 @@ impl DraftRequest<'_> {
 
 /// Somebody who guesses. Being wrong, slow or silent costs speed only.
 pub trait Drafter: Send {
-    /// A word for metrics and configuration.
-    fn name(&self) -> &'static str;
-
     /// Proposes for each request into the draft of the same index, which is empty when it is
     /// called. Leaving one empty is always allowed.
     fn propose(&mut self, requests: &[DraftRequest<'_>], drafts: &mut [Draft]);

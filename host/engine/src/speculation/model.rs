@@ -262,10 +262,6 @@ impl DraftModel {
 }
 
 impl Drafter for DraftModel {
-    fn name(&self) -> &'static str {
-        "draft_model"
-    }
-
     fn propose(&mut self, requests: &[DraftRequest<'_>], drafts: &mut [Draft]) {
         if self.failures >= MAX_FAILURES {
             return;

@@ -58,10 +58,6 @@ impl Ngram {
 }
 
 impl Drafter for Ngram {
-    fn name(&self) -> &'static str {
-        "ngram"
-    }
-
     fn propose(&mut self, requests: &[DraftRequest<'_>], drafts: &mut [Draft]) {
         for (request, draft) in requests.iter().zip(drafts) {
             if !request.is_wanted() || request.tokens.len() > MAX_INDEXED_TOKENS {

@@ -125,10 +125,6 @@ impl Suffix {
 }
 
 impl Drafter for Suffix {
-    fn name(&self) -> &'static str {
-        "suffix"
-    }
-
     fn propose(&mut self, requests: &[DraftRequest<'_>], drafts: &mut [Draft]) {
         for (request, draft) in requests.iter().zip(drafts) {
             if request.is_wanted() && request.tokens.len() <= MAX_INDEXED_TOKENS {

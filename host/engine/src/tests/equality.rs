@@ -155,10 +155,6 @@ struct Knowing {
 }
 
 impl Drafter for Knowing {
-    fn name(&self) -> &'static str {
-        "knowing"
-    }
-
     fn propose(&mut self, requests: &[DraftRequest<'_>], drafts: &mut [Draft]) {
         for (request, draft) in requests.iter().zip(drafts) {
             let answer = &self.answers[request.id.0 as usize];

@@ -125,10 +125,6 @@ struct Guesser {
 }
 
 impl Drafter for Guesser {
-    fn name(&self) -> &'static str {
-        "guesser"
-    }
-
     fn propose(&mut self, requests: &[DraftRequest<'_>], drafts: &mut [Draft]) {
         for (request, draft) in requests.iter().zip(drafts) {
             for _ in 0..self.random.below(4) {
