@@ -8,7 +8,7 @@ use std::fmt;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use homeostat_hooks::{Hook, Models};
 use serde::Serialize;
@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use wasmtime::component::{Component, InstancePre};
 
 use crate::bindings::{classifier, learner, router, validator};
-use crate::call::{GuestNames, Policy};
+use crate::call::{Cost, GuestNames, Policy};
 use crate::config::{Fallback, Limits, PolicyOptions, RoomConfig};
 use crate::engine::{MEMORIES_MAX, PolicyEngine, TABLES_MAX};
 use crate::fault;
@@ -213,6 +213,7 @@ pub(crate) fn admit(
         fallback: options.fallback.unwrap_or_default(),
         guests: find_guests(&pre, &hooks, &shape)?,
         pre,
+        cost: Cost::default(),
         powers: powers(with, offer, &options, limits),
     };
     let scratch = Arc::new(policy.with_powers(Arc::new(Powers {
@@ -224,6 +225,9 @@ pub(crate) fn admit(
         models: Arc::clone(with.models),
     })));
     let findings = probe::probe(&scratch, &hooks)?;
+    policy
+        .cost
+        .measured(Duration::from_micros(findings.instantiate_micros));
 
     let report = Report {
         policy: offer.name.clone(),

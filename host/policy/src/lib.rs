@@ -29,15 +29,19 @@
 mod bindings;
 mod breaker;
 mod call;
+mod canary;
 mod convert;
 mod engine;
+mod evidence;
 mod fault;
 mod host;
 mod inspect;
 mod limit;
 mod log;
 mod probe;
+mod ready;
 mod session;
+mod shadow;
 mod state;
 mod watch;
 
@@ -51,13 +55,20 @@ pub mod config;
 pub mod room;
 pub mod stats;
 pub mod swap;
+pub mod trial;
 
 pub use admit::{AdmissionError, Offer, Report, Stage, read_component};
+pub use canary::{MeasureStatus, StickTo};
 pub use config::{
-    BreakerConfig, Deny, Fallback, Grant, LimitChanges, Limits, PolicyOptions, RoomConfig,
+    BreakerConfig, CanaryConfig, Deny, Fallback, Grant, LimitChanges, Limits, PolicyOptions,
+    RoomConfig, ShadowConfig,
 };
 pub use inspect::CONTRACT_VERSION;
 pub use room::{NothingKept, PolicyRoom, RoomError};
+pub use shadow::{Difference, ShadowStatus};
 pub use stats::{CounterStats, GenerationStats, RoomStats, Times};
 pub use swap::{Attempt, GenerationInfo, SlotStatus};
+pub use trial::{
+    CanaryChanges, CanaryStatus, Ended, TrialEnding, TrialError, TrialMode, TrialStatus,
+};
 pub use watch::parse_options;
