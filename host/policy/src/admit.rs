@@ -8,7 +8,7 @@ use std::fmt;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use homeostat_hooks::{Hook, Models};
 use serde::Serialize;
@@ -273,6 +273,8 @@ pub(crate) fn admit(
     let scratch = candidate.scratch(&policy);
     let findings = probe::probe(&scratch, &hooks)?;
     let cost = candidate.measure(&scratch, findings.memory_bytes)?;
+    let instantiate = Duration::from_micros(cost.instantiate.p50_micros);
+    policy.cost.measured(instantiate);
 
     let changes = grants::changes(with.table, &hooks, &policy);
     let report = Report {

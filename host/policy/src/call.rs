@@ -5,6 +5,7 @@
 //! again, since its memory is in an unknown state.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use homeostat_hooks as h;
@@ -32,6 +33,32 @@ pub(crate) struct Policy {
     pub imports: Arc<[String]>,
     /// Whether its code counts fuel: only while admission measures it.
     pub metered: bool,
+    pub cost: Cost,
+}
+
+/// What it costs to make an instance: the least that was measured, since a busy machine
+/// only ever adds to it.
+#[derive(Debug, Default)]
+pub(crate) struct Cost(AtomicU64);
+
+impl Cost {
+    /// 0 = not measured.
+    pub fn nanos(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    pub fn measured(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1);
+        // Two requests that measure together may lose one value; the next call brings another.
+        let least = self.nanos();
+        if least == 0 || nanos < least {
+            self.0.store(nanos, Relaxed);
+        }
+    }
+
+    pub fn forget(&self) {
+        self.0.store(0, Relaxed);
+    }
 }
 
 /// Where the exported hooks are; looked up once.
@@ -62,12 +89,18 @@ impl Policy {
             pre: self.pre.clone(),
             imports: Arc::clone(&self.imports),
             metered: self.metered,
+            cost: Cost::default(),
         }
     }
 
     /// When a call that begins now must have ended.
     pub fn deadline(&self) -> Instant {
-        Instant::now() + Duration::from_millis(u64::from(self.limits().deadline_ms))
+        self.deadline_from(Instant::now())
+    }
+
+    /// When a call that began then must have ended.
+    pub fn deadline_from(&self, begun: Instant) -> Instant {
+        begun + Duration::from_millis(u64::from(self.limits().deadline_ms))
     }
 
     fn engine(&self) -> &Engine {
@@ -82,7 +115,7 @@ pub(crate) struct Instance {
     guests: Guests,
     asked: Arc<Asked>,
     broken: bool,
-    _permit: Permit,
+    permit: Permit,
 }
 
 struct Guests {
@@ -164,8 +197,15 @@ impl Instance {
             },
             asked: Arc::clone(asked),
             broken: false,
-            _permit: permit,
+            permit,
         })
+    }
+
+    /// An instance that was kept ready is from now on this request's.
+    pub fn adopt(&mut self, asked: &Arc<Asked>, permit: Permit) {
+        self.asked = Arc::clone(asked);
+        self.store.data_mut().adopt(asked);
+        self.permit = permit;
     }
 
     /// Compares the types of the hooks' functions with the contract's.
@@ -185,6 +225,11 @@ impl Instance {
             guests.learner(store)?;
         }
         Ok(())
+    }
+
+    /// Whose instance it is.
+    pub fn policy(&self) -> &Arc<Policy> {
+        &self.guests.policy
     }
 
     /// Whether it is an instance of this policy.

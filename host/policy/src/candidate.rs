@@ -10,7 +10,7 @@ use wasmtime::component::{Component, InstancePre};
 use crate::admit::{Admission, AdmissionError, Kind, Stage, micros_since};
 use crate::bindings::{classifier, learner, router, validator};
 use crate::cache::{self, Artifact};
-use crate::call::{GuestNames, Policy};
+use crate::call::{Cost, GuestNames, Policy};
 use crate::compiler;
 use crate::config::{Limits, PolicyOptions};
 use crate::cost::{self, CostCard};
@@ -117,6 +117,7 @@ impl Candidate<'_> {
             powers: self.powers(self.with.state.bucket(self.name)),
             imports: self.shape.imports.clone().into(),
             metered: engine.metered,
+            cost: Cost::default(),
         })
     }
 

@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use homeostat_hooks::Hook;
 use serde::{Deserialize, Serialize};
 
+use crate::canary::StickTo;
+
 /// The policy room.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -58,10 +60,21 @@ pub struct RoomConfig {
     pub cache: CacheConfig,
     /// What a policy may cost; a dearer one is refused.
     pub budget: Budget,
+    /// Instances kept ready over all policies that are dear to instantiate, so that their
+    /// requests pay the call alone. Eight outlast a burst, and hold at most
+    /// 8 x `limits.memory_bytes`; Rust policies are not dear and use none.
+    pub ready_instances: u32,
+    /// From which measured cost on an instantiation is dear. Handing an instance over
+    /// costs some microseconds and a wake-up, so it must save much more than that.
+    pub ready_above_micros: u64,
     /// Limits of every call, unless a policy's own table says otherwise.
     pub limits: Limits,
     /// When a policy that keeps failing is left alone for a while.
     pub breaker: BreakerConfig,
+    /// Candidates that are asked and not listened to.
+    pub shadow: ShadowConfig,
+    /// Candidates that serve a share of the requests.
+    pub canary: CanaryConfig,
     /// Options of whatever policy serves `classify`.
     pub classify: PolicyOptions,
     /// Options of whatever policy serves `route`.
@@ -89,8 +102,12 @@ impl Default for RoomConfig {
             compiler: CompilerConfig::default(),
             cache: CacheConfig::default(),
             budget: Budget::default(),
+            ready_instances: 8,
+            ready_above_micros: 200,
             limits: Limits::default(),
             breaker: BreakerConfig::default(),
+            shadow: ShadowConfig::default(),
+            canary: CanaryConfig::default(),
             classify: PolicyOptions::default(),
             route: PolicyOptions::default(),
             validate: PolicyOptions::default(),
@@ -373,6 +390,69 @@ impl Default for BreakerConfig {
             faults: 5,
             pause_ms: 1_000,
             max_pause_ms: 60_000,
+        }
+    }
+}
+
+/// What a shadow may use.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShadowConfig {
+    /// Share of one core that the shadows of a room work at most, above 0 and at most 1.
+    /// A tenth of a core is not felt, and enough for a thousand Rust calls a second.
+    pub share: f64,
+    /// Questions that wait for it; more are dropped and counted. What waits longer than
+    /// this is better asked about a later request.
+    pub queue: usize,
+    /// Questions to the models that one shadow may ask over its whole life; then, or with
+    /// 0 at once, they answer `limit-exceeded`. Models are what requests wait for.
+    pub model_calls: u64,
+}
+
+impl Default for ShadowConfig {
+    fn default() -> Self {
+        Self {
+            share: 0.1,
+            queue: 64,
+            model_calls: 100,
+        }
+    }
+}
+
+/// How a canary is served and judged.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CanaryConfig {
+    /// Share of the requests that the candidate serves, above 0 and at most ½.
+    pub share: f64,
+    /// What has one policy for all its requests.
+    pub stick_to: StickTo,
+    /// Calls that the candidate must have answered before it is promoted.
+    pub min_calls: u64,
+    /// Calls after which a candidate that is not shown to be good goes.
+    pub max_calls: u64,
+    /// Most by which a rate (of faults, slow calls, late first tokens, escalations,
+    /// requests without an answer) may be higher than the active policy's: 0.05 is shown
+    /// within some hundred calls where rates are low, and some thousand at 0.3.
+    pub tolerance: f64,
+    /// Share of good candidates that may be rolled back, and of bad ones that may be
+    /// promoted.
+    pub alpha: f64,
+    /// A call is only slow when it takes longer than this, however quick the active policy
+    /// is: between 20 and 40 microseconds nobody is harmed.
+    pub slow_ms: f64,
+}
+
+impl Default for CanaryConfig {
+    fn default() -> Self {
+        Self {
+            share: 0.1,
+            stick_to: StickTo::default(),
+            min_calls: 200,
+            max_calls: 10_000,
+            tolerance: 0.05,
+            alpha: 0.01,
+            slow_ms: 2.0,
         }
     }
 }

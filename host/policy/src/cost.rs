@@ -165,7 +165,7 @@ fn run(policy: &Arc<Policy>, hooks: &[Hook], probe: &Probe) -> Result<Run, Fault
         Arc::new(probe.snapshot.clone()),
     ));
     let started = Instant::now();
-    let mut instance = Instance::new(policy, &asked, Permit::admission(), policy.deadline())?;
+    let mut instance = Instance::new(policy, &asked, Permit::spare(), policy.deadline())?;
     let instantiation = started.elapsed();
     let mut calls = Vec::new();
     for hook in hooks {

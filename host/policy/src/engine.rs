@@ -26,9 +26,9 @@ pub(crate) const MEMORIES_MAX: u32 = 4;
 pub(crate) const TABLES_MAX: u32 = 16;
 /// Core instances in one component; dynamically linked Python has about 60.
 const CORE_INSTANCES_MAX: u32 = 128;
-/// Instances that admission may hold besides those that serve requests: one component is
-/// probed at a time.
-const ADMISSION_INSTANCES: u32 = 1;
+/// Instances besides those that serve requests: one component is probed at a time, one
+/// shadow asked at a time, and one is on its way to being ready.
+const SPARE_INSTANCES: u32 = 3;
 
 /// An engine with its ticker.
 pub(crate) struct PolicyEngine {
@@ -110,7 +110,7 @@ fn engine_config(room: &RoomConfig, pooling: bool) -> Config {
     let mut config = code_config(false);
     config.max_wasm_stack(room.stack_bytes);
     if pooling {
-        let live = room.instances + ADMISSION_INSTANCES;
+        let live = room.instances + room.ready_instances + SPARE_INSTANCES;
         // Where the kernel can tell which pages were touched (Linux 6.7), these are
         // cleared in place: 14 µs for a fresh instance and its call, against 24 µs for
         // giving them back. Where it cannot, clearing in place means clearing all of

@@ -129,6 +129,11 @@ impl HostState {
         }
     }
 
+    /// From now on it works for this request; before, it has heard of none.
+    pub fn adopt(&mut self, asked: &Arc<Asked>) {
+        self.asked = Arc::clone(asked);
+    }
+
     /// A call begins: its deadline, and no proposal yet.
     pub fn begin_call(&mut self, deadline: Instant) {
         self.deadline = deadline;

@@ -32,8 +32,10 @@ mod cache;
 mod call;
 mod candidate;
 mod compiler;
+mod canary;
 mod convert;
 mod engine;
+mod evidence;
 mod fault;
 mod grants;
 mod host;
@@ -42,7 +44,9 @@ mod limit;
 mod log;
 mod probe;
 mod revision;
+mod ready;
 mod session;
+mod shadow;
 mod state;
 mod watch;
 
@@ -59,6 +63,7 @@ pub mod room;
 pub mod signature;
 pub mod stats;
 pub mod swap;
+pub mod trial;
 
 pub use admit::{AdmissionError, Offer, Report, Stage, read_component};
 pub use cache::CacheStats;
@@ -66,12 +71,20 @@ pub use compiler::{COMPILE_CHILD, compile_child};
 pub use config::{
     BreakerConfig, Budget, CacheConfig, CompilerConfig, Deny, Fallback, Grant, LimitChanges,
     Limits, PolicyOptions, RoomConfig, SignatureMode,
+pub use canary::{MeasureStatus, StickTo};
+pub use config::{
+    BreakerConfig, CanaryConfig, Deny, Fallback, Grant, LimitChanges, Limits, PolicyOptions,
+    RoomConfig, ShadowConfig,
 };
 pub use cost::{CostCard, Spread};
 pub use grants::Change;
 pub use inspect::{CONTRACT_VERSION, Contents, contents};
 pub use room::{NothingKept, PolicyRoom, RoomError};
+pub use shadow::{Difference, ShadowStatus};
 pub use signature::{Manifest, Provenance, Reason, Sealed, SignatureError, SigningKey};
 pub use stats::{CounterStats, GenerationStats, RoomStats, Times};
 pub use swap::{Attempt, GenerationInfo, SlotStatus};
+pub use trial::{
+    CanaryChanges, CanaryStatus, Ended, TrialEnding, TrialError, TrialMode, TrialStatus,
+};
 pub use watch::parse_options;

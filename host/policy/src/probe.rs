@@ -81,7 +81,7 @@ const INITIALISATION: &str = "initialisation";
 /// The first real instance, and the types of every function that will be called.
 fn check_types(policy: &Arc<Policy>, hooks: &[Hook]) -> Result<(), AdmissionError> {
     let asked = Arc::new(Asked::new(Arc::default(), Arc::default()));
-    let instance = || Instance::new(policy, &asked, Permit::admission(), policy.deadline());
+    let instance = || Instance::new(policy, &asked, Permit::spare(), policy.deadline());
     let made = match instance() {
         Err(fault) if fault.kind == FaultKind::Deadline => instance(),
         other => other,
@@ -104,7 +104,7 @@ fn run(
         Arc::new(probe.request.clone()),
         Arc::new(probe.snapshot.clone()),
     ));
-    let mut instance = Instance::new(policy, &asked, Permit::admission(), policy.deadline())
+    let mut instance = Instance::new(policy, &asked, Permit::spare(), policy.deadline())
         .map_err(|fault| (INITIALISATION, fault))?;
     let mut classification = builtin::classify(&probe.request);
     if hooks.contains(&Hook::Classify) {

@@ -21,11 +21,13 @@ use crate::config::RoomConfig;
 use crate::engine::PolicyEngine;
 use crate::limit::Gate;
 use crate::revision::Revisions;
+use crate::ready::Filler;
 use crate::session::RoomSession;
 use crate::signature;
 use crate::state::StateStore;
 use crate::stats::{Counters, GenerationStats, Histogram, RoomStats};
 use crate::swap::{Attempt, Book, Generation, SlotStatus, Table};
+use crate::trial::{CanaryChanges, TrialEnding, TrialError, TrialMode, TrialStatus};
 use crate::watch::{self, Watch};
 
 /// Stack of the thread that compiles: the compiler recurses over untrusted code.
@@ -48,10 +50,23 @@ pub enum RoomError {
     Config(String),
 }
 
-/// There is no earlier generation to go back to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no earlier generation of {} is kept", .0.as_str())]
-pub struct NothingKept(pub Hook);
+/// There is no such generation to go back to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NothingKept {
+    /// None at all.
+    #[error("no earlier generation of {} is kept", .0.as_str())]
+    None(Hook),
+    /// Not the one that was asked for.
+    #[error("generation {asked} of {} is not kept; {kept:?} are", hook.as_str())]
+    NotThis {
+        /// Where.
+        hook: Hook,
+        /// The number asked for.
+        asked: u64,
+        /// The numbers that are kept, oldest first.
+        kept: Vec<u64>,
+    },
+}
 
 /// All policies of a host.
 pub struct PolicyRoom {
@@ -67,10 +82,13 @@ pub(crate) struct Room {
     pub totals: [Counters; 3],
     pub waits: AtomicU64,
     pub waits_given_up: AtomicU64,
+    pub filler: Filler,
+    /// Shadows take turns at this.
+    pub spare: Arc<Mutex<()>>,
+    pub state: StateStore,
     engine: PolicyEngine,
     cache: Cache,
     revisions: Revisions,
-    state: StateStore,
     models: Arc<dyn Models>,
     books: Mutex<[Book; 3]>,
     admission: Mutex<()>,
@@ -116,17 +134,21 @@ impl PolicyRoom {
             }
         };
         let engine = PolicyEngine::new(&config).map_err(|e| RoomError::Engine(format!("{e:#}")))?;
+        let filler = Filler::start(config.ready_instances, config.ready_above_micros)
+            .map_err(|e| RoomError::Engine(e.to_string()))?;
         let room = Room {
             table: ArcSwap::default(),
             gate: Arc::new(Gate::new(config.instances)),
             totals: Default::default(),
             waits: AtomicU64::new(0),
             waits_given_up: AtomicU64::new(0),
-            engine,
+            filler,
+            spare: Arc::default(),
             cache,
             revisions: Revisions::open(config.revisions_file.clone())
                 .map_err(RoomError::Revisions)?,
             state: StateStore::new(config.state_dir.clone())?,
+            engine,
             models,
             books: Mutex::default(),
             admission: Mutex::new(()),
@@ -171,12 +193,68 @@ impl PolicyRoom {
         checked.map(|(_, report)| report)
     }
 
-    /// Makes the latest kept generation of a hook active again, at once.
+    /// Makes the latest kept generation of a hook active again, at once. The present one
+    /// is not kept, so that the next call goes further back.
     ///
     /// # Errors
     /// Nothing is kept.
     pub fn rollback(&self, hook: Hook) -> Result<SlotStatus, NothingKept> {
-        self.room.rollback(hook)
+        self.room.rollback(hook, None)
+    }
+
+    /// Makes the kept generation with this number active again, at once, under a new
+    /// number. The present one is kept.
+    ///
+    /// # Errors
+    /// It is not kept.
+    pub fn rollback_to(&self, hook: Hook, generation: u64) -> Result<SlotStatus, NothingKept> {
+        self.room.rollback(hook, Some(generation))
+    }
+
+    /// Admits a candidate for one hook and asks it from now on what the active policy is
+    /// asked, without listening. Blocks while it compiles.
+    ///
+    /// # Errors
+    /// It was refused, or another trial runs at the hook.
+    pub fn start_shadow(&self, hook: Hook, offer: Offer) -> Result<TrialStatus, TrialError> {
+        let offer = for_hook(hook, offer);
+        self.room.start_shadow(hook, &offer)
+    }
+
+    /// Admits a candidate for one hook, or takes the one of its shadow, and gives it a
+    /// share of the requests until it is shown to be good or bad. Blocks while it compiles.
+    ///
+    /// # Errors
+    /// It was refused, another trial runs at the hook, or there is no shadow to go on from.
+    pub fn start_canary(
+        &self,
+        hook: Hook,
+        offer: Option<Offer>,
+        changes: CanaryChanges,
+    ) -> Result<TrialStatus, TrialError> {
+        let offer = offer.map(|offer| for_hook(hook, offer));
+        self.room.start_canary(hook, offer.as_ref(), changes)
+    }
+
+    /// The trial that runs at a hook, or the last one that ran.
+    pub fn trial(&self, hook: Hook) -> Option<TrialStatus> {
+        self.room.trial(hook)
+    }
+
+    /// Ends a trial; the active policy stays.
+    ///
+    /// # Errors
+    /// None of this mode runs.
+    pub fn stop_trial(&self, hook: Hook, mode: TrialMode) -> Result<TrialStatus, TrialError> {
+        self.room.finish_trial(hook, mode, TrialEnding::Stopped)
+    }
+
+    /// Ends a trial; its candidate is swapped in.
+    ///
+    /// # Errors
+    /// None of this mode runs.
+    pub fn promote_trial(&self, hook: Hook, mode: TrialMode) -> Result<TrialStatus, TrialError> {
+        self.room.finish_trial(hook, mode, TrialEnding::Promoted)
     }
 
     /// Takes the policy from a hook; its built-in answer is used. It is kept for
@@ -207,8 +285,21 @@ impl PolicyRoom {
     }
 }
 
+/// A trial is of one hook, whatever else the component exports.
+fn for_hook(hook: Hook, offer: Offer) -> Offer {
+    Offer {
+        hooks: Some(vec![hook]),
+        ..offer
+    }
+}
+
 #[cfg(test)]
 impl PolicyRoom {
+    /// Keeps every shadow waiting.
+    pub(crate) fn hold_shadows(&self) -> MutexGuard<'_, ()> {
+        self.room.spare.lock().expect("no shadow panicked")
+    }
+
     /// Keeps every admission waiting.
     pub(crate) fn hold_admission(&self) -> MutexGuard<'_, ()> {
         self.room.one_admission()
@@ -231,19 +322,23 @@ impl Room {
         (self.clock)()
     }
 
-    fn books(&self) -> MutexGuard<'_, [Book; 3]> {
+    pub fn books(&self) -> MutexGuard<'_, [Book; 3]> {
         // Books are changed by assignments that do not panic halfway.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn one_admission(&self) -> MutexGuard<'_, ()> {
+    pub fn one_admission(&self) -> MutexGuard<'_, ()> {
         self.admission
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs the pipeline on a thread of its own, whose stack the compiler may use.
-    fn admit(&self, offer: &Offer, kind: Kind) -> Result<(Arc<Policy>, Report), AdmissionError> {
+    pub fn admit(
+        &self,
+        offer: &Offer,
+        kind: Kind,
+    ) -> Result<(Arc<Policy>, Report), AdmissionError> {
         let table = self.table.load_full();
         let with = Admission {
             cache: &self.cache,
@@ -331,7 +426,7 @@ impl Room {
 
     /// Writes the revision of a signed policy down before it serves: a host that dies in
     /// between has refused nothing too much.
-    fn accept_revision<T>(
+    pub fn accept_revision<T>(
         &self,
         (policy, report): (T, Report),
     ) -> Result<(T, Report), AdmissionError> {
@@ -362,13 +457,24 @@ impl Room {
     /// Answers the numbers of the new generations.
     pub fn set(&self, hooks: &[Hook], policy: Option<&Arc<Policy>>) -> Vec<u64> {
         let mut books = self.books();
-        let mut table = Table::clone(&self.table.load());
+        let table = Table::clone(&self.table.load());
+        self.set_in(&mut books, table, hooks, policy)
+    }
+
+    pub fn set_in(
+        &self,
+        books: &mut [Book; 3],
+        mut table: Table,
+        hooks: &[Hook],
+        policy: Option<&Arc<Policy>>,
+    ) -> Vec<u64> {
         let mut numbers = Vec::new();
         for hook in hooks {
+            self.trial_loses_its_ground(books, &mut table, *hook);
             let book = &mut books[*hook as usize];
             let old = table.get(*hook).map(Arc::clone);
             let generation =
-                policy.map(|policy| self.generation(*hook, policy, old.as_ref(), book));
+                policy.map(|policy| self.generation(*hook, policy, old.as_ref(), book, false));
             numbers.extend(generation.as_ref().map(|g| g.number));
             table.set(*hook, generation);
             if let Some(old) = old {
@@ -379,19 +485,33 @@ impl Room {
         numbers
     }
 
+    /// What was measured against a policy that is no longer active says nothing.
+    fn trial_loses_its_ground(&self, books: &mut [Book; 3], table: &mut Table, hook: Hook) {
+        let reason = "the active policy changed".to_string();
+        self.close_trial(books, table, hook, TrialEnding::Replaced, reason);
+    }
+
+    /// A swap: the exchange is timed and counted.
     fn exchange(&self, table: Table) {
-        let table = Arc::new(table);
         let started = Instant::now();
-        self.table.store(table);
+        self.show(table);
         self.swaps.record(started.elapsed());
     }
 
-    fn generation(
+    /// What requests see from now on.
+    pub fn show(&self, table: Table) {
+        let table = Arc::new(table);
+        self.table.store(Arc::clone(&table));
+        self.filler.serve(&table.policies());
+    }
+
+    pub fn generation(
         &self,
         hook: Hook,
         policy: &Arc<Policy>,
         old: Option<&Arc<Generation>>,
         book: &mut Book,
+        candidate: bool,
     ) -> Arc<Generation> {
         book.next_number += 1;
         Arc::new(Generation {
@@ -401,22 +521,41 @@ impl Room {
             previous: old.map(|g| Arc::clone(&g.policy)),
             breaker: Breaker::new(self.config.breaker),
             counters: Counters::default(),
+            candidate,
         })
     }
 
-    fn rollback(&self, hook: Hook) -> Result<SlotStatus, NothingKept> {
-        let name = {
+    fn rollback(&self, hook: Hook, to: Option<u64>) -> Result<SlotStatus, NothingKept> {
+        let (name, text) = {
             let mut books = self.books();
             let book = &mut books[hook as usize];
-            let kept = book.kept.pop_back().ok_or(NothingKept(hook))?;
+            let kept = match to {
+                None => book.kept.pop_back().ok_or(NothingKept::None(hook))?,
+                Some(asked) => {
+                    let place = book.kept.iter().position(|g| g.number == asked);
+                    let missing = || NothingKept::NotThis {
+                        hook,
+                        asked,
+                        kept: book.kept.iter().map(|g| g.number).collect(),
+                    };
+                    let place = place.ok_or_else(missing)?;
+                    book.kept.remove(place).ok_or(NothingKept::None(hook))?
+                }
+            };
             let mut table = Table::clone(&self.table.load());
+            self.trial_loses_its_ground(&mut books, &mut table, hook);
+            let book = &mut books[hook as usize];
             let old = table.get(hook).map(Arc::clone);
-            let generation = self.generation(hook, &kept.policy, old.as_ref(), book);
+            let generation = self.generation(hook, &kept.policy, old.as_ref(), book, false);
             table.set(hook, Some(generation));
+            if let Some(old) = old.filter(|_| to.is_some()) {
+                book.keep(old, self.config.keep_generations);
+            }
             self.exchange(table);
-            kept.policy.name().to_string()
+            let text = format!("rolled back to generation {}", kept.number);
+            (kept.policy.name().to_string(), text)
         };
-        self.note(&[hook], &name, true, "rolled back");
+        self.note(&[hook], &name, true, &text);
         Ok(self.status(hook))
     }
 
@@ -439,6 +578,7 @@ impl Room {
             active: self.table.load().get(hook).map(|g| g.info()),
             kept: book.kept.iter().rev().map(|g| g.info()).collect(),
             last_attempt: book.last_attempt.clone(),
+            trial: self.trial_in(book, hook),
         }
     }
 
@@ -480,6 +620,20 @@ impl Room {
                 Cache::Open(cache) => Some(cache.stats()),
                 Cache::Off | Cache::Refused(_) => None,
             },
+            ready: self.filler.ready(),
+            trials: Hook::ALL
+                .iter()
+                .filter_map(|hook| self.trial_in(&books[*hook as usize], *hook))
+                .collect(),
+            trials_ended: Hook::ALL
+                .iter()
+                .flat_map(|hook| {
+                    TrialEnding::ALL.map(|how| {
+                        let count = books[*hook as usize].trials_ended[how as usize];
+                        (*hook, how, count)
+                    })
+                })
+                .collect(),
         }
     }
 }

@@ -8,6 +8,7 @@ use homeostat_hooks::{FaultKind, Hook};
 use serde::Serialize;
 
 use crate::cache::CacheStats;
+use crate::trial::{TrialEnding, TrialStatus};
 
 const KINDS: [FaultKind; 5] = [
     FaultKind::Trap,
@@ -48,11 +49,21 @@ impl Histogram {
     }
 
     pub fn count(&self) -> u64 {
-        self.buckets.iter().map(|b| b.load(Relaxed)).sum()
+        self.counts().iter().sum()
+    }
+
+    /// Upper edge of the bucket of this quantile; none = no data.
+    pub fn quantile(&self, q: f64) -> Option<f64> {
+        let counts = self.counts();
+        quantile(&counts, counts.iter().sum(), q)
+    }
+
+    fn counts(&self) -> Vec<u64> {
+        self.buckets.iter().map(|b| b.load(Relaxed)).collect()
     }
 
     pub fn summary(&self) -> Times {
-        let counts: Vec<u64> = self.buckets.iter().map(|b| b.load(Relaxed)).collect();
+        let counts = self.counts();
         let count = counts.iter().sum();
         Times {
             count,
@@ -200,6 +211,12 @@ pub struct RoomStats {
     pub pooled: bool,
     /// What the compile cache did; none = there is none.
     pub compile_cache: Option<CacheStats>,
+    /// Instances kept ready of policies that are dear to instantiate.
+    pub ready: usize,
+    /// The trial of each hook: the one that runs, or the last one.
+    pub trials: Vec<TrialStatus>,
+    /// Trials that have ended, by hook and how.
+    pub trials_ended: Vec<(Hook, TrialEnding, u64)>,
 }
 
 #[cfg(test)]

@@ -8,13 +8,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use homeostat_hooks::Hook;
+use homeostat_hooks::{Hook, Request};
 use serde::Serialize;
 
 use crate::breaker::Breaker;
 use crate::call::Policy;
 use crate::grants;
+use crate::canary::Canary;
 use crate::stats::Counters;
+use crate::trial::{Trial, TrialStatus};
 
 /// One policy at one hook, from a swap to the next.
 pub(crate) struct Generation {
@@ -25,12 +27,16 @@ pub(crate) struct Generation {
     pub previous: Option<Arc<Policy>>,
     pub breaker: Breaker,
     pub counters: Counters,
+    /// It serves as a canary: when it fails, the active policy answers.
+    pub candidate: bool,
 }
 
 /// Who serves each hook; none = the built-in answer.
 #[derive(Clone, Default)]
 pub(crate) struct Table {
     slots: [Option<Arc<Generation>>; 3],
+    /// Candidates that are tried against those generations.
+    trials: [Option<Arc<Trial>>; 3],
 }
 
 impl Table {
@@ -40,6 +46,46 @@ impl Table {
 
     pub fn set(&mut self, hook: Hook, generation: Option<Arc<Generation>>) {
         self.slots[hook as usize] = generation;
+    }
+
+    pub fn trial(&self, hook: Hook) -> Option<&Arc<Trial>> {
+        self.trials[hook as usize].as_ref()
+    }
+
+    pub fn put_trial(&mut self, hook: Hook, trial: Arc<Trial>) {
+        self.trials[hook as usize] = Some(trial);
+    }
+
+    pub fn take_trial(&mut self, hook: Hook) -> Option<Arc<Trial>> {
+        self.trials[hook as usize].take()
+    }
+
+    /// The table that this request works with: canaries stand in it where they take it.
+    pub fn for_request(table: Arc<Self>, request: &Request) -> Arc<Self> {
+        let canaries = table.trials.iter().flatten().filter_map(|t| t.as_canary());
+        let taken: Vec<&Canary> = canaries.filter(|c| c.takes(request)).collect();
+        if taken.is_empty() {
+            return table;
+        }
+        let mut own = Self::clone(&table);
+        for canary in taken {
+            own.set(canary.hook(), Some(Arc::clone(&canary.candidate)));
+        }
+        Arc::new(own)
+    }
+
+    /// Every policy that requests may meet, each once.
+    pub fn policies(&self) -> Vec<&Arc<Policy>> {
+        let active = self.slots.iter().flatten().map(|g| &g.policy);
+        let canaries = self.trials.iter().flatten();
+        let canaries = canaries.filter_map(|t| t.as_canary().map(|_| &t.policy));
+        let mut all: Vec<&Arc<Policy>> = Vec::new();
+        for policy in active.chain(canaries) {
+            if !all.iter().any(|p| Arc::ptr_eq(p, policy)) {
+                all.push(policy);
+            }
+        }
+        all
     }
 
     /// Whether any of these hooks is served by this very policy.
@@ -58,6 +104,9 @@ pub(crate) struct Book {
     pub kept: VecDeque<Arc<Generation>>,
     pub embedded: Option<Arc<Policy>>,
     pub last_attempt: Option<Attempt>,
+    pub last_trial: Option<TrialStatus>,
+    /// By [`crate::trial::TrialEnding`].
+    pub trials_ended: [u64; 4],
 }
 
 impl Book {
@@ -124,4 +173,6 @@ pub struct SlotStatus {
     pub kept: Vec<GenerationInfo>,
     /// The last attempt, successful or not.
     pub last_attempt: Option<Attempt>,
+    /// The candidate that is tried, or the last one that was.
+    pub trial: Option<TrialStatus>,
 }

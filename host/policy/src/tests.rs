@@ -917,7 +917,7 @@ const KEYVALUE: &str = r#"
     (func $increment (param i32 i32 i32 i64 i32)))"#;
 
 /// Counts its calls in the host's state; the confidence is 0.01 x the count.
-fn counting() -> Vec<u8> {
+pub(crate) fn counting() -> Vec<u8> {
     let count = r#"(call $open (i32.const 0) (i32.const 0) (i32.const 4096))
         (if (i32.load8_u (i32.const 4096)) (then unreachable))
         (call $increment (i32.load (i32.const 4100)) (i32.const 3000) (i32.const 1)

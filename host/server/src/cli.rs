@@ -133,16 +133,78 @@ pub enum PolicyCommand {
     /// Sign policies, pack them, and exchange them with a registry.
     #[command(flatten)]
     Bundle(BundleCommand),
-    /// Go back to the generation before the present one.
+    /// Ask a candidate what the active policy is asked, and only count how they differ.
+    #[command(subcommand)]
+    Shadow(TrialCommand),
+    /// Let a candidate serve a share of the requests until it is shown to be good or bad.
+    #[command(subcommand)]
+    Canary(TrialCommand),
+    /// Go back to an earlier generation, at once.
     Rollback {
+        /// classify, route or validate.
+        #[arg(value_parser = hook)]
+        hook: Hook,
+        /// Number of a kept generation, as `homeostat policy list` shows it; the present one
+        /// is kept too [default: the one before the present one, which is forgotten].
+        #[arg(long, value_name = "GENERATION")]
+        to: Option<u64>,
+        #[command(flatten)]
+        host: HostArgs,
+    },
+    /// Remove a hook's policy; the built-in answer serves.
+    Unload {
         /// classify, route or validate.
         #[arg(value_parser = hook)]
         hook: Hook,
         #[command(flatten)]
         host: HostArgs,
     },
-    /// Remove a hook's policy; the built-in answer serves.
-    Unload {
+}
+
+/// The same words for both kinds of trial.
+#[derive(Debug, Subcommand)]
+pub enum TrialCommand {
+    /// Admit a candidate and begin.
+    Start {
+        /// classify, route or validate.
+        #[arg(value_parser = hook)]
+        hook: Hook,
+        /// A WebAssembly component [default for a canary: the candidate of the hook's shadow].
+        file: Option<PathBuf>,
+        /// Name of the policy [default: the file's name].
+        #[arg(long)]
+        name: Option<String>,
+        /// Of a canary: share of the requests, above 0 and at most 0.5 [default: as configured].
+        #[arg(long)]
+        share: Option<f64>,
+        /// Of a canary: what keeps its policy: conversation, tenant or request [default: as
+        /// configured].
+        #[arg(long, value_name = "WHAT")]
+        stick_to: Option<String>,
+        #[command(flatten)]
+        host: HostArgs,
+    },
+    /// Show what a trial has found, or the last one found.
+    Status {
+        /// classify, route or validate [default: all].
+        #[arg(value_parser = hook)]
+        hook: Option<Hook>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        host: HostArgs,
+    },
+    /// End it; the active policy stays.
+    Stop {
+        /// classify, route or validate.
+        #[arg(value_parser = hook)]
+        hook: Hook,
+        #[command(flatten)]
+        host: HostArgs,
+    },
+    /// End it; the candidate serves.
+    Promote {
         /// classify, route or validate.
         #[arg(value_parser = hook)]
         hook: Hook,

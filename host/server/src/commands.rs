@@ -4,6 +4,7 @@
 
 mod bundle;
 mod models;
+mod trials;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,8 +56,11 @@ pub fn policy(command: PolicyCommand) -> Result<(), Failure> {
             print_json(&ask(&host, "PUT", &path, bytes)?)
         }
         PolicyCommand::Bundle(command) => bundle::run(command),
-        PolicyCommand::Rollback { hook, host } => {
-            let path = format!("/admin/v1/policies/{}/rollback", hook.as_str());
+        PolicyCommand::Shadow(command) => trials::trial("shadow", command),
+        PolicyCommand::Canary(command) => trials::trial("canary", command),
+        PolicyCommand::Rollback { hook, to, host } => {
+            let to = to.map_or(String::new(), |number| format!("?to={number}"));
+            let path = format!("/admin/v1/policies/{}/rollback{to}", hook.as_str());
             print_slot(&ask(&host, "POST", &path, Vec::new())?);
             Ok(())
         }
@@ -139,6 +143,9 @@ fn print_slot(slot: &Value) {
     }
     for kept in slot["kept"].as_array().into_iter().flatten() {
         println!("          kept: {}", shown(kept));
+    }
+    if slot["trial"].is_object() && slot["trial"]["ended"].is_null() {
+        println!("          {}", trials::headline(&slot["trial"]));
     }
     let attempt = &slot["last_attempt"];
     if attempt["accepted"].as_bool() == Some(false) {
@@ -264,10 +271,15 @@ fn story(record: &Value) -> String {
 fn answered(reply: &Value) -> String {
     let by = &reply["by"];
     let name = by["name"].as_str().unwrap_or("built-in");
+    let canary = if by["candidate"] == true {
+        " (canary)"
+    } else {
+        ""
+    };
     let who = match by["by"].as_str() {
-        Some("component") => format!("{name}@{}", by["generation"]),
+        Some("component") => format!("{name}@{}{canary}", by["generation"]),
         Some("fallback") => format!(
-            "{} instead of {name}@{} ({}: {})",
+            "{} instead of {name}@{}{canary} ({}: {})",
             by["fallback"].as_str().unwrap_or("built-in"),
             by["generation"],
             reply["fault"]["kind"].as_str().unwrap_or("fault"),
