@@ -9,6 +9,8 @@ mod code;
 mod contract;
 #[path = "tidy/prose.rs"]
 mod prose;
+#[path = "tidy/published.rs"]
+mod published;
 #[path = "tidy/source.rs"]
 mod source;
 #[path = "tidy/tree.rs"]

@@ -30,9 +30,9 @@ mod bindings;
 mod breaker;
 mod cache;
 mod call;
+mod canary;
 mod candidate;
 mod compiler;
-mod canary;
 mod convert;
 mod engine;
 mod evidence;
@@ -43,8 +43,8 @@ mod inspect;
 mod limit;
 mod log;
 mod probe;
-mod revision;
 mod ready;
+mod revision;
 mod session;
 mod shadow;
 mod state;
@@ -67,14 +67,11 @@ pub mod trial;
 
 pub use admit::{AdmissionError, Offer, Report, Stage, read_component};
 pub use cache::CacheStats;
+pub use canary::{MeasureStatus, StickTo};
 pub use compiler::{COMPILE_CHILD, compile_child};
 pub use config::{
-    BreakerConfig, Budget, CacheConfig, CompilerConfig, Deny, Fallback, Grant, LimitChanges,
-    Limits, PolicyOptions, RoomConfig, SignatureMode,
-pub use canary::{MeasureStatus, StickTo};
-pub use config::{
-    BreakerConfig, CanaryConfig, Deny, Fallback, Grant, LimitChanges, Limits, PolicyOptions,
-    RoomConfig, ShadowConfig,
+    BreakerConfig, Budget, CacheConfig, CanaryConfig, CompilerConfig, Deny, Fallback, Grant,
+    LimitChanges, Limits, PolicyOptions, RoomConfig, ShadowConfig, SignatureMode,
 };
 pub use cost::{CostCard, Spread};
 pub use grants::Change;

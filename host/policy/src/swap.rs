@@ -13,8 +13,8 @@ use serde::Serialize;
 
 use crate::breaker::Breaker;
 use crate::call::Policy;
-use crate::grants;
 use crate::canary::Canary;
+use crate::grants;
 use crate::stats::Counters;
 use crate::trial::{Trial, TrialStatus};
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use homeostat_author::Language;
 use homeostat_engine::LoadQuantization;
 use homeostat_hooks::Hook;
 
@@ -91,18 +92,49 @@ pub struct HostArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
-    /// Compile a Rust policy crate into a component.
+    /// Make a folder with a policy that builds and passes its cases.
+    New {
+        /// rust, js, python or c.
+        #[arg(long, value_parser = language)]
+        lang: Language,
+        /// classify, route or validate.
+        #[arg(long, value_parser = hook)]
+        hook: Hook,
+        /// Name of the policy and of its folder.
+        name: PathBuf,
+    },
+    /// Make a component of a policy's folder, in Rust, JavaScript, Python or C.
     Build {
-        /// Folder with the crate; `sdk/rust/template` is one to start from.
-        crate_dir: PathBuf,
-        /// File to write [default: the crate folder's name with .wasm, here].
+        /// The folder; `homeostat policy new` makes one.
+        folder: PathBuf,
+        /// File to write [default: the folder's name with .wasm, here].
         #[arg(short, long)]
         output: Option<PathBuf>,
     },
+    /// Ask a policy its cases, and try its properties on generated inputs.
+    Test {
+        /// A policy's folder, or a component.
+        path: PathBuf,
+        /// What it is asked [default: cases.toml in the folder or beside the component].
+        #[arg(long, value_name = "FILE")]
+        cases: Option<PathBuf>,
+        /// Where generated inputs begin [default: another every time; it is printed].
+        #[arg(long, value_name = "NUMBER")]
+        seed: Option<u64>,
+    },
+    /// Fetch the compilers of other languages now instead of at the first build.
+    Tools {
+        /// js, python or c [default: all].
+        #[arg(value_parser = language)]
+        languages: Vec<Language>,
+    },
     /// Take a component through admission and print the report; nothing is loaded.
     Check {
-        /// A WebAssembly component.
+        /// A WebAssembly component, or a policy's folder.
         file: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
         /// The hook it is meant for [default: those that it exports].
         #[arg(long, value_parser = hook)]
         hook: Option<Hook>,
@@ -287,6 +319,11 @@ pub enum ConfigCommand {
 pub fn hook(word: &str) -> Result<Hook, String> {
     let known = Hook::ALL.into_iter().find(|h| h.as_str() == word);
     known.ok_or_else(|| "expected classify, route or validate".into())
+}
+
+fn language(word: &str) -> Result<Language, String> {
+    let known = Language::ALL.into_iter().find(|l| l.as_str() == word);
+    known.ok_or_else(|| "expected rust, js, python or c".into())
 }
 
 /// A number above 0; `k` is 1,024.

@@ -2,11 +2,12 @@
 //!
 //! Results go to standard output, everything else to standard error.
 
+mod author;
 mod bundle;
 mod models;
 mod trials;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,10 +27,18 @@ pub use models::models;
 
 pub fn policy(command: PolicyCommand) -> Result<(), Failure> {
     match command {
-        PolicyCommand::Build { crate_dir, output } => build_policy(&crate_dir, output),
-        PolicyCommand::Check { file, hook, config } => {
+        PolicyCommand::New { lang, hook, name } => author::new(&name, lang, hook),
+        PolicyCommand::Build { folder, output } => author::build_policy(&folder, output),
+        PolicyCommand::Test { path, cases, seed } => author::test(&path, cases.as_deref(), seed),
+        PolicyCommand::Tools { languages } => author::set_up(&languages),
+        PolicyCommand::Check {
+            file,
+            json,
+            hook,
+            config,
+        } => {
             let config = Config::load(config.config.as_deref())?;
-            check_policy(&config, &file, hook)
+            check_policy(&config, &file, hook, json)
         }
         PolicyCommand::List { host } => {
             let answer = ask(&host, "GET", "/admin/v1/policies", Vec::new())?;
@@ -72,25 +81,13 @@ pub fn policy(command: PolicyCommand) -> Result<(), Failure> {
     }
 }
 
-fn build_policy(crate_dir: &Path, output: Option<PathBuf>) -> Result<(), Failure> {
-    let crate_dir = crate_dir
-        .canonicalize()
-        .map_err(|e| Failure::Failed(format!("{}: {e}", crate_dir.display())))?;
-    let options = homeostat_componentize::Options {
-        target_dir: crate_dir.join("target").join("policy"),
-    };
-    let component = homeostat_componentize::build(&crate_dir, &options).map_err(Failure::failed)?;
-    let output = output.unwrap_or_else(|| {
-        let name = crate_dir.file_name().unwrap_or("policy".as_ref());
-        Path::new(name).with_extension("wasm")
-    });
-    std::fs::write(&output, component)
-        .map_err(|e| Failure::Failed(format!("{}: {e}", output.display())))?;
-    println!("{}", output.display());
-    Ok(())
-}
-
-fn check_policy(config: &Config, file: &Path, hook: Option<Hook>) -> Result<(), Failure> {
+fn check_policy(
+    config: &Config,
+    path: &Path,
+    hook: Option<Hook>,
+    json: bool,
+) -> Result<(), Failure> {
+    let file = &*author::component_at(path)?;
     let models = HostModels::new(Vec::new(), Vec::new(), None).map_err(Failure::failed)?;
     let room = PolicyRoom::new(serve::room_config(config), Arc::new(models))
         .map_err(|e| Failure::Config(e.to_string()))?;
@@ -102,10 +99,16 @@ fn check_policy(config: &Config, file: &Path, hook: Option<Hook>) -> Result<(), 
         manifest: sealed.manifest,
         signature: sealed.signature,
         hooks: hook.map(|h| vec![h]),
+        options: author::options_at(path)?,
         ..Offer::default()
     };
     let report = room.check(&offer).map_err(Failure::failed)?;
-    print_json(&serde_json::to_value(&report).map_err(Failure::failed)?)
+    let report = serde_json::to_value(&report).map_err(Failure::failed)?;
+    if json {
+        return print_json(&report);
+    }
+    author::print_report(&report);
+    Ok(())
 }
 
 /// A name as a query can carry it.

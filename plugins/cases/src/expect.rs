@@ -236,7 +236,7 @@ mod tests {
     #[test]
     fn a_file_runs_and_a_case_inherits_what_it_does_not_say() {
         run(FILE, built_in);
-        let cases = read(FILE).expect("the file above is right");
+        let cases = read(FILE).expect("the file above is right").cases;
         assert_eq!(cases[1].tiers.len(), 2);
         assert_eq!(cases[0].request.question(), "hi");
     }
@@ -244,12 +244,14 @@ mod tests {
     #[test]
     fn a_wrong_expectation_is_missed_and_tells_what_was_found() {
         let file = FILE.replace("tiers is small, large", "tiers is large");
-        let cases = read(&file).expect("it is still TOML");
+        let cases = read(&file).expect("it is still TOML").cases;
         let misses = cases[1].misses(&built_in(&cases[1]));
         assert_eq!(misses.len(), 1);
         assert!(misses[0].contains("tiers: small, large"), "{misses:?}");
         let file = FILE.replace("steps = 1", "stepz = 1");
-        let cases = read(&file).expect("a fact's name is only known with a reply");
+        let cases = read(&file)
+            .expect("a fact's name is only known with a reply")
+            .cases;
         assert!(cases[0].misses(&built_in(&cases[0]))[0].contains("steps"));
     }
 
@@ -263,6 +265,12 @@ mod tests {
             ("state = \"nominal\"", "state = \"fine\"", "fine"),
             ("hook = \"route\"", "hook = \"root\"", "root"),
             ("[given]", "[gven]", "gven"),
+            ("[given]", "[properties]\nhoter = 1\n[given]", "hoter"),
+            (
+                "[given]",
+                "[properties]\ndeterministic = 0\n[given]",
+                "deterministic = ",
+            ),
         ] {
             let error: Error = read(&FILE.replacen(from, to, 1)).expect_err(to);
             assert!(error.to_string().contains(told), "{error}");

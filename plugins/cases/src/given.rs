@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use crate::{Case, Error, Expectation};
+use crate::{Case, CaseFile, Error, Expectation, Property};
 
 const KEYS: [&str; 8] = [
     "name",
@@ -18,7 +18,7 @@ const KEYS: [&str; 8] = [
     "expect",
 ];
 
-pub(crate) fn cases(text: &str) -> Result<Vec<Case>, Error> {
+pub(crate) fn file(text: &str) -> Result<CaseFile, Error> {
     let mut file: Table = text.parse().map_err(|e| Error::Shape(format!("{e}")))?;
     let hook = file.remove("hook").ok_or_else(|| {
         Error::Shape("hook = \"classify\", \"route\" or \"validate\" is missing".into())
@@ -29,16 +29,21 @@ pub(crate) fn cases(text: &str) -> Result<Vec<Case>, Error> {
         None => Table::new(),
         Some(_) => return Err(Error::Shape("[given] must be a table".into())),
     };
+    let properties = match file.remove("properties") {
+        Some(Value::Table(t)) => properties(hook, t).map_err(Error::Shape)?,
+        None => Vec::new(),
+        Some(_) => return Err(Error::Shape("[properties] must be a table".into())),
+    };
     let cases = match file.remove("case") {
-        Some(Value::Array(a)) => a,
+        Some(Value::Array(a)) if !a.is_empty() => a,
         _ => return Err(Error::Shape("no [[case]] in this file".into())),
     };
     if let Some(key) = file.keys().next() {
         return Err(Error::Shape(format!(
-            "unknown key {key:?}, expected hook, [given] or [[case]]"
+            "unknown key {key:?}, expected hook, [given], [properties] or [[case]]"
         )));
     }
-    cases
+    let cases = cases
         .into_iter()
         .map(|value| {
             let Value::Table(own) = value else {
@@ -52,6 +57,38 @@ pub(crate) fn cases(text: &str) -> Result<Vec<Case>, Error> {
             let mut all = shared.clone();
             merge(&mut all, own);
             case(hook, &name, all).map_err(|reason| Error::Case { name, reason })
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(CaseFile {
+        hook,
+        cases,
+        properties,
+    })
+}
+
+/// Most inputs that one property is tried on: a slow policy takes milliseconds for each.
+const INPUTS_MAX: u32 = 100_000;
+
+fn properties(hook: Hook, table: Table) -> Result<Vec<(Property, u32)>, String> {
+    table
+        .into_iter()
+        .map(|(key, value)| {
+            let known = Property::ALL.into_iter().find(|p| p.as_str() == key);
+            let property = known.ok_or_else(|| {
+                let all: Vec<&str> = Property::ALL.iter().map(|p| p.as_str()).collect();
+                format!(
+                    "unknown property {key:?}, expected one of {}",
+                    all.join(", ")
+                )
+            })?;
+            if !property.is_about(hook) {
+                return Err(format!("{key} says nothing about {}", hook.as_str()));
+            }
+            let inputs = value.as_integer().and_then(|n| u32::try_from(n).ok());
+            match inputs.filter(|n| (1..=INPUTS_MAX).contains(n)) {
+                Some(inputs) => Ok((property, inputs)),
+                None => Err(format!("{key} = number of inputs, 1 to {INPUTS_MAX}")),
+            }
         })
         .collect()
 }

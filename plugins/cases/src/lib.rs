@@ -3,18 +3,25 @@
 //! A `cases.toml` knows nothing of the language that the policy is written in. The same
 //! file is run against the plain functions of a Rust policy, and through the policy room
 //! against its component; a port to another language is done when it passes the file.
-//! The format is described in `plugins/README.md`.
+//! The format is described in `plugins/README.md`. Beside cases, the file may state
+//! [properties](Property), which are tried on generated inputs.
 //!
 //! A misspelt key or expectation is an error, never a case that silently passes.
 
+mod ask;
 mod expect;
+mod generate;
 mod given;
+mod property;
+mod told;
 
 use homeostat_hooks::{
     Answer, Classification, Decision, Hook, Request, Snapshot, TierView, Verdict, check,
 };
 
+pub use ask::{Asked, ask};
 pub use expect::Expectation;
+pub use property::Property;
 
 /// Why a `cases.toml` cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,6 +60,17 @@ pub struct Case {
     pub expect: Vec<Expectation>,
 }
 
+/// A whole `cases.toml`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CaseFile {
+    /// Which question its cases ask.
+    pub hook: Hook,
+    /// At least one.
+    pub cases: Vec<Case>,
+    /// What holds of every answer, and on how many generated inputs each is tried.
+    pub properties: Vec<(Property, u32)>,
+}
+
 /// What a policy answered.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply {
@@ -64,22 +82,27 @@ pub enum Reply {
     Verdict(Verdict),
 }
 
-/// All cases of a file.
-pub fn read(text: &str) -> Result<Vec<Case>, Error> {
-    given::cases(text)
+/// Reads a file.
+pub fn read(text: &str) -> Result<CaseFile, Error> {
+    given::file(text)
 }
 
 impl Case {
-    /// Every expectation that the reply misses, with what was found instead. A reply that
-    /// the host would refuse misses on that account alone.
-    pub fn misses(&self, reply: &Reply) -> Vec<String> {
+    /// Whether the host would act on the reply.
+    fn valid(&self, reply: &Reply) -> Result<(), String> {
         let valid = match reply {
             Reply::Classification(c) => check::classification(c),
             Reply::Decision(d) => check::decision(d, &self.tiers),
             Reply::Verdict(v) => check::verdict(v, &self.answer),
         };
-        if let Err(invalid) = valid {
-            return vec![invalid.to_string()];
+        valid.map_err(|invalid| invalid.to_string())
+    }
+
+    /// Every expectation that the reply misses, with what was found instead. A reply that
+    /// the host would refuse misses on that account alone.
+    pub fn misses(&self, reply: &Reply) -> Vec<String> {
+        if let Err(invalid) = self.valid(reply) {
+            return vec![invalid];
         }
         let facts = expect::facts(reply);
         self.expect.iter().filter_map(|e| e.miss(&facts)).collect()
@@ -89,10 +112,9 @@ impl Case {
 /// Runs every case of a file through `policy` and panics with all misses, for tests.
 ///
 /// # Panics
-/// When the file cannot be read, holds no case, or a case misses.
+/// When the file cannot be read or a case misses.
 pub fn run(text: &str, mut policy: impl FnMut(&Case) -> Reply) {
-    let cases = read(text).unwrap_or_else(|e| panic!("{e}"));
-    assert!(!cases.is_empty(), "a file without cases tests nothing");
+    let cases = read(text).unwrap_or_else(|e| panic!("{e}")).cases;
     let mut failed = String::new();
     for case in &cases {
         for miss in case.misses(&policy(case)) {

@@ -25,8 +25,8 @@ const ROOMS: &[Room] = &[
     // Its tests load the fake driver library.
     room("host/telemetry", &[HOOKS], &["homeostat-fake-nvml"]),
     room("host/cascade", &[HOOKS], &[]),
-    // Knows everybody; its build script embeds the default policies, and
-    // `homeostat policy build` makes those of others.
+    // Knows everybody; its build script embeds the default policies, `homeostat policy
+    // build` makes those of others, and `homeostat policy test` asks them their cases.
     room(
         "host/server",
         &[
@@ -35,10 +35,13 @@ const ROOMS: &[Room] = &[
             "homeostat-engine",
             "homeostat-telemetry",
             "homeostat-cascade",
-            COMPONENTIZE,
+            "homeostat-author",
+            "homeostat-cases",
         ],
         &[COMPONENTIZE],
     ),
+    // The author's tools know the hooks by name, and how Rust is built.
+    room("sdk/author", &[HOOKS, COMPONENTIZE], &[]),
     room("sdk/rust", &[HOOKS], &[]),
     room("sdk/rust/componentize", &[], &[]),
     room("sdk/rust/template", &["homeostat-sdk"], &[]),

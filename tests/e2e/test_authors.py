@@ -1,0 +1,149 @@
+"""A new author's path in every language: a folder, an edit, a build, a test, a copy into the
+running host, a changed decision, its explanation, and the way back."""
+
+import pathlib
+
+import pytest
+
+import settings
+from homeostat_process import ADMIN_TOKEN, ROOT, TARGET, Homeostat, run_cli, wait_until
+
+LANGUAGES = ["rust", "js", "python", "c"]
+SOURCE = {"rust": "src/lib.rs", "js": "policy.js", "python": "policy.py", "c": "policy.c"}
+THERMAL = ROOT / "plugins" / "route-thermal"
+
+
+def share_target(folder: pathlib.Path):
+    """Rust's standard library was compiled for the default policies already."""
+    (folder / "target").mkdir(exist_ok=True)
+    (TARGET / "policies").mkdir(exist_ok=True)
+    link = folder / "target" / "policy"
+    if not link.exists():
+        link.symlink_to(TARGET / "policies")
+
+
+def new(place: pathlib.Path, language: str, hook: str) -> pathlib.Path:
+    name = f"{hook}-in-{language}"
+    run_cli("policy", "new", "--lang", language, "--hook", hook, name, cwd=place)
+    folder = place / name
+    if language == "rust":
+        share_target(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(built, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("authors")
+    server = Homeostat(folder, settings.basic() + settings.no_encoder()).start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_new_author_changes_what_the_host_decides_and_changes_it_back(
+    language, server, tmp_path
+):
+    folder = new(tmp_path, language, "route")
+    source = folder / SOURCE[language]
+    text = source.read_text()
+    assert "always the smallest" in text
+    source.write_text(text.replace("always the smallest", f"as {language} says"))
+
+    component = tmp_path / "mine.wasm"
+    run_cli("policy", "build", folder, "-o", component)
+    cases = folder / "cases.toml"
+    tested = run_cli("policy", "test", component, "--cases", cases, "--seed", 7)
+    assert "2 cases, 4 properties (--seed 7): all hold" in tested.stdout, tested.stdout
+    checked = run_cli("policy", "check", component)
+    assert "homeostat:policy/types@0.1.0" in checked.stdout, checked.stdout
+
+    def policy(response) -> str:
+        assert response.status_code == 200, response.text
+        return response.headers["x-homeostat-policy"]
+
+    def ask():
+        return server.ask("Tell me something.", max_tokens=2)
+
+    assert "route-metabolic@" in policy(ask())
+    watched = server.policies / f"route-{language}.wasm"
+    watched.write_bytes(component.read_bytes())
+    response = wait_until(
+        "the author's policy routes",
+        lambda: (r := ask()) and f"route-{language}@" in policy(r) and r,
+    )
+    told = run_cli("explain", response.headers["x-request-id"], *at(server))
+    assert f"as {language} says" in told.stdout, told.stdout
+
+    run_cli("policy", "rollback", "route", *at(server))
+    assert "route-metabolic@" in policy(ask())
+    watched.unlink()
+
+
+def at(server) -> list[str]:
+    return ["--host", server.url, "--token", ADMIN_TOKEN]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_one_router_decides_alike_in_all_languages(language):
+    folder = THERMAL / language
+    if language == "rust":
+        share_target(folder)
+    tested = run_cli("policy", "test", folder, "--cases", THERMAL / "cases.toml", "--seed", 1)
+    assert "11 cases, 4 properties (--seed 1): all hold" in tested.stdout, tested.stdout
+
+
+# JavaScript and Python take their other hooks in turns: a build of theirs takes seconds.
+@pytest.mark.parametrize(
+    ("language", "hook"),
+    [
+        ("rust", "classify"),
+        ("rust", "validate"),
+        ("js", "classify"),
+        ("python", "validate"),
+        ("c", "classify"),
+        ("c", "validate"),
+    ],
+)
+def test_the_templates_of_the_other_hooks_hold_their_cases(language, hook, tmp_path):
+    folder = new(tmp_path, language, hook)
+    tested = run_cli("policy", "test", folder)
+    assert "2 cases, 3 properties" in tested.stdout, tested.stdout
+
+
+def test_what_a_policy_misses_is_told_and_is_a_failure(tmp_path):
+    folder = new(tmp_path, "c", "route")
+    source = folder / "policy.c"
+    largest = "for (size_t i = len; i-- > 0;)"
+    text = source.read_text().replace("for (size_t i = 0; i < len; i++)", largest)
+    assert largest in text
+    # And it goes up when it is hot.
+    cooler = "if (!snapshot->devices.len) i = 0;\n        hs_try(decision, &tiers[i]);"
+    text = text.replace("hs_try(decision, &tiers[i]);", cooler)
+    source.write_text(text)
+    done = run_cli("policy", "test", folder, "--seed", 3, check=False)
+    assert done.returncode == 1, done.stdout
+    assert "FAIL  hotter-never-larger" in done.stdout, done.stdout
+    assert "smallest input" in done.stdout and "°C" in done.stdout, done.stdout
+    again = run_cli("policy", "test", folder, "--seed", 3, check=False)
+    assert figures(again.stdout) == figures(done.stdout)
+
+
+def figures(text: str) -> list[str]:
+    """All lines but the one that tells times."""
+    return [line for line in text.splitlines() if "µs" not in line]
+
+
+def test_a_build_that_cannot_be_says_what_to_do(tmp_path):
+    empty = run_cli("policy", "build", tmp_path, check=False)
+    assert empty.returncode == 1 and "policy new" in empty.stderr
+    folder = new(tmp_path, "js", "route")
+    lonely = {"PATH": str(tmp_path), "HOMEOSTAT_CACHE": str(tmp_path / "cache")}
+    without_node = run_cli("policy", "build", folder, env=lonely, check=False)
+    assert without_node.returncode == 1, without_node.stdout
+    assert "Install Node.js" in without_node.stderr, without_node.stderr
+    (folder / "policy.js").write_text("export const router = {{{\n")
+    broken = run_cli("policy", "build", folder, check=False)
+    assert broken.returncode == 1 and "componentize-qjs" in broken.stderr, broken.stderr
+    (folder / "world.wit").unlink()
+    worldless = run_cli("policy", "build", folder, check=False)
+    assert worldless.returncode == 1 and "world.wit" in worldless.stderr
