@@ -235,7 +235,9 @@ fn artifact_in(mut answer: Vec<u8>, ours: &str) -> Result<Artifact, String> {
     }
     let sent = answer.len() - end - 1;
     if length.parse() != Ok(sent) {
-        return Err(format!("the compiler sent {sent} of {length} bytes of machine code"));
+        return Err(format!(
+            "the compiler sent {sent} of {length} bytes of machine code"
+        ));
     }
     let code = answer.split_off(end + 1);
     Ok(Artifact::from_our_compiler(code))
