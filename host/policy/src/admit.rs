@@ -201,21 +201,9 @@ pub(crate) enum Kind {
     Check,
 }
 
-/// The compile cache, or why there is none although there should be.
-pub(crate) enum Cache {
-    Off,
-    Open(CompileCache),
-    Refused(String),
-}
-
-impl Cache {
-    pub fn open(&self) -> Option<&CompileCache> {
-        match self {
-            Self::Open(cache) => Some(cache),
-            Self::Off | Self::Refused(_) => None,
-        }
-    }
-}
+/// The compile cache; none = there shall be none. An error = why there is none although
+/// there should be.
+pub(crate) type Cache = Result<Option<CompileCache>, String>;
 
 /// Reads a component, once, and no more than the limit.
 ///
@@ -342,7 +330,7 @@ fn warnings(with: &Admission<'_>, provenance: Option<&Provenance>, cost: &CostCa
     if let Some(provenance) = provenance {
         warnings.extend(provenance.warnings(signature::now()));
     }
-    if let Cache::Refused(why) = with.cache {
+    if let Err(why) = with.cache {
         warnings.push(format!("there is no compile cache: {why}"));
     }
     warnings.extend(cost::advice(with.config, with.engine.pooled, cost));

@@ -46,7 +46,7 @@ impl Candidate<'_> {
     pub fn compile(&self, engine: &PolicyEngine) -> Result<Compiled, AdmissionError> {
         let started = Instant::now();
         let id = cache::Id::new(&engine.engine, &self.digest);
-        let cache = self.with.cache.open();
+        let cache = self.with.cache.as_ref().ok().and_then(Option::as_ref);
         let done = |component, from_cache, warnings| Compiled {
             component,
             micros: micros_since(started),

@@ -17,7 +17,7 @@ use crate::admit::{
 use crate::breaker::Breaker;
 use crate::cache::CompileCache;
 use crate::call::Policy;
-use crate::config::RoomConfig;
+use crate::config::{RoomConfig, SignatureMode};
 use crate::engine::PolicyEngine;
 use crate::limit::Gate;
 use crate::ready::Filler;
@@ -121,18 +121,18 @@ impl PolicyRoom {
                 "instances is 0: no policy could run".into(),
             ));
         }
+        if config.signature == SignatureMode::Required && config.trusted_keys.is_empty() {
+            let text = "signature is \"required\" and trusted_keys is empty: nothing could serve";
+            return Err(RoomError::Config(text.into()));
+        }
         for (name, key) in &config.trusted_keys {
             signature::public_key(key)
                 .map_err(|why| RoomError::Config(format!("trusted_keys.{name}: {why}")))?;
         }
-        let cache = match CompileCache::open(&config.cache) {
-            Ok(None) => Cache::Off,
-            Ok(Some(cache)) => Cache::Open(cache),
-            Err(why) => {
-                tracing::warn!("no compile cache, every start compiles anew: {why}");
-                Cache::Refused(why)
-            }
-        };
+        let cache = CompileCache::open(&config.cache);
+        if let Err(why) = &cache {
+            tracing::warn!("no compile cache, every start compiles anew: {why}");
+        }
         let engine = PolicyEngine::new(&config).map_err(|e| RoomError::Engine(format!("{e:#}")))?;
         let filler = Filler::start(config.ready_instances, config.ready_above_micros)
             .map_err(|e| RoomError::Engine(e.to_string()))?;
@@ -617,8 +617,8 @@ impl Room {
             refused: self.refused.load(Relaxed),
             pooled: self.engine.pooled,
             compile_cache: match &self.cache {
-                Cache::Open(cache) => Some(cache.stats()),
-                Cache::Off | Cache::Refused(_) => None,
+                Ok(Some(cache)) => Some(cache.stats()),
+                Ok(None) | Err(_) => None,
             },
             ready: self.filler.ready(),
             trials: Hook::ALL

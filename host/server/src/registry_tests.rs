@@ -77,6 +77,34 @@ fn found(bytes: Option<Vec<u8>>) -> Response {
     }
 }
 
+/// What a registry or its token server says before it does anything; none = come in.
+fn door(shelf: &Shelf, path: &str, query: &str, said: &str) -> Option<Response> {
+    const PASSWORD: &str = "Basic b3BzOnNlY3JldA==";
+    if path == "/token" {
+        assert!(
+            query.contains("scope=repository%3Apolicies%2Froute%3Apull%2Cpush"),
+            "{query}"
+        );
+        let token = Body::from(r#"{"token":"good"}"#);
+        return Some(match said == PASSWORD {
+            true => reply(200).body(token).unwrap(),
+            false => bare(401),
+        });
+    }
+    let bearer = |root: &str| {
+        let scope = "service=\"here\",scope=\"repository:policies/route:pull,push\"";
+        format!("Bearer realm=\"{root}/token\",{scope}")
+    };
+    let (wanted, challenge) = match shelf.mood {
+        Mood::Tokens => ("Bearer good", bearer(&format!("http://{}", shelf.address))),
+        Mood::ForeignTokens => ("?", bearer("http://other.invalid")),
+        Mood::Passwords => (PASSWORD, "Basic realm=\"here\"".to_string()),
+        Mood::Open | Mood::Elsewhere => return None,
+    };
+    let refusal = reply(401).header(header::WWW_AUTHENTICATE, challenge);
+    (said != wanted).then(|| refusal.body(Body::empty()).unwrap())
+}
+
 async fn answer(State(shelf): State<Arc<Shelf>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let body = to_bytes(body, 1 << 24).await.unwrap().to_vec();
@@ -84,35 +112,8 @@ async fn answer(State(shelf): State<Arc<Shelf>>, request: Request) -> Response {
     let query = parts.uri.query().unwrap_or("").to_string();
     let said = parts.headers.get(header::AUTHORIZATION);
     let said = said.and_then(|v| v.to_str().ok()).unwrap_or("");
-    if path == "/token" {
-        assert!(
-            query.contains("scope=repository%3Apolicies%2Froute%3Apull%2Cpush"),
-            "{query}"
-        );
-        let good = said == "Basic b3BzOnNlY3JldA==";
-        return if good {
-            reply(200).body(Body::from(r#"{"token":"good"}"#)).unwrap()
-        } else {
-            bare(401)
-        };
-    }
-    let root = format!("http://{}", shelf.address);
-    let scope = "service=\"here\",scope=\"repository:policies/route:pull,push\"";
-    let (wanted, challenge) = match shelf.mood {
-        Mood::Tokens => (
-            "Bearer good",
-            format!("Bearer realm=\"{root}/token\",{scope}"),
-        ),
-        Mood::ForeignTokens => (
-            "?",
-            format!("Bearer realm=\"http://other.invalid/token\",{scope}"),
-        ),
-        Mood::Passwords => ("Basic b3BzOnNlY3JldA==", "Basic realm=\"here\"".to_string()),
-        Mood::Open | Mood::Elsewhere => (said, String::new()),
-    };
-    if said != wanted {
-        let refusal = reply(401).header(header::WWW_AUTHENTICATE, challenge);
-        return refusal.body(Body::empty()).unwrap();
+    if let Some(refusal) = door(&shelf, &path, &query, said) {
+        return refusal;
     }
     let rest = path.strip_prefix("/v2/policies/route/").unwrap_or("");
     let (kind, name) = rest.split_once('/').unwrap_or((rest, ""));

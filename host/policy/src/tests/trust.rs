@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 
 use super::*;
 use crate::bundle;
@@ -81,51 +81,43 @@ fn a_signed_policy_serves_under_its_signed_name_and_says_who_signed_it() {
     assert_eq!(room.status()[1].active.as_ref().unwrap().policy, "signed");
 }
 
-#[test]
-fn every_wrong_signature_is_refused_by_name_and_the_running_policy_untouched() {
-    let (ours, theirs) = (key(), key());
-    let room = room_with(config(&ours, SignatureMode::Required));
-    room.put(signed(&ours, 5, "good")).unwrap();
+type Wrong = (&'static str, Sealed, Reason);
+
+/// A router for `signed`, revision 6, and its manifest.
+fn next() -> (Vec<u8>, Manifest) {
     let component = guests::router("other");
-    let good = manifest("signed", 6, &component);
-    let changed = |change: fn(&mut Manifest)| {
-        let mut manifest = good.clone();
-        change(&mut manifest);
-        sealed(&ours, &manifest, component.clone())
-    };
+    let manifest = manifest("signed", 6, &component);
+    (component, manifest)
+}
+
+/// Parts that do not belong together.
+fn wrong_seals(ours: &SigningKey, theirs: &SigningKey) -> Vec<Wrong> {
+    let (component, good) = next();
+    let right = || sealed(ours, &good, component.clone());
     let tampered = |from: &str, to: &str| {
-        let mut sealed = sealed(&ours, &good, component.clone());
+        let mut sealed = right();
         sealed.manifest = sealed.manifest.map(|text| text.replace(from, to));
+        assert_ne!(sealed, right());
         sealed
     };
-    let with_signature = |signature: &str| Sealed {
-        signature: Some(signature.into()),
-        ..sealed(&ours, &good, component.clone())
+    let with = |change: fn(&mut Sealed)| {
+        let mut sealed = right();
+        change(&mut sealed);
+        sealed
     };
-    let plain = |component: &[u8]| Sealed {
-        component: component.to_vec(),
-        ..Sealed::default()
-    };
-    let swapped = Sealed {
-        component: guests::router("swapped"),
-        ..sealed(&ours, &good, component.clone())
-    };
-    let with_cases = Sealed {
-        cases: Some("[[case]]".into()),
-        ..sealed(&ours, &good, component.clone())
-    };
-    let unsigned = Sealed {
-        signature: None,
-        ..sealed(&ours, &good, component.clone())
-    };
-    for (what, sealed, reason) in [
-        ("nothing beside it", plain(&component), Reason::Unsigned),
-        ("a manifest alone", unsigned, Reason::Unsigned),
+    let stranger = sealed(theirs, &good, component.clone());
+    vec![
         (
-            "another key",
-            sealed(&theirs, &good, component.clone()),
-            Reason::UnknownKey,
+            "a manifest alone",
+            with(|s| s.signature = None),
+            Reason::Unsigned,
         ),
+        (
+            "a signature alone",
+            with(|s| s.manifest = None),
+            Reason::Unsigned,
+        ),
+        ("another key", stranger, Reason::UnknownKey),
         (
             "a later end",
             tampered("not_after = 20", "not_after = 21"),
@@ -141,54 +133,87 @@ fn every_wrong_signature_is_refused_by_name_and_the_running_policy_untouched() {
             tampered("revision = 6", "revision =  6"),
             Reason::Tampered,
         ),
-        ("another component", swapped, Reason::OtherComponent),
-        ("cases that nobody signed", with_cases, Reason::OtherCases),
         (
+            "another component",
+            with(|s| s.component = guests::router("swapped")),
+            Reason::OtherComponent,
+        ),
+        (
+            "cases that nobody signed",
+            with(|s| s.cases = Some("[[case]]".into())),
+            Reason::OtherCases,
+        ),
+        (
+            "a word for a signature",
+            with(|s| s.signature = Some("hello".into())),
+            Reason::Malformed,
+        ),
+        (
+            "an empty signature",
+            with(|s| s.signature = Some(String::new())),
+            Reason::Malformed,
+        ),
+    ]
+}
+
+/// Manifests that are signed well and must not be taken.
+fn wrong_manifests(ours: &SigningKey) -> Vec<Wrong> {
+    let (component, good) = next();
+    let changed = |what, change: fn(&mut Manifest), reason| {
+        let mut manifest = good.clone();
+        change(&mut manifest);
+        (what, sealed(ours, &manifest, component.clone()), reason)
+    };
+    vec![
+        changed(
             "tomorrow's",
-            changed(|m| m.not_before = datetime(signature::now() + DAY)),
+            |m| m.not_before = datetime(signature::now() + DAY),
             Reason::NotYetValid,
         ),
-        (
+        changed(
             "yesterday's",
-            changed(|m| m.not_after = datetime(signature::now() - DAY)),
+            |m| m.not_after = datetime(signature::now() - DAY),
             Reason::Expired,
         ),
-        (
-            "an older one",
-            changed(|m| m.revision = 4),
-            Reason::OldRevision,
-        ),
-        (
+        changed("an older one", |m| m.revision = 4, Reason::OldRevision),
+        changed(
             "the same revision again",
-            changed(|m| m.revision = 5),
+            |m| m.revision = 5,
             Reason::OldRevision,
         ),
-        (
+        changed(
             "a classifier",
-            changed(|m| m.hooks = vec![Hook::Classify]),
+            |m| m.hooks = vec![Hook::Classify],
             Reason::OtherHook,
         ),
-        ("another form", changed(|m| m.format = 2), Reason::Malformed),
-        (
+        changed("another form", |m| m.format = 2, Reason::Malformed),
+        changed(
             "a name with a path",
-            changed(|m| m.name = "../x".into()),
+            |m| m.name = "../x".into(),
             Reason::Malformed,
         ),
-        (
-            "no signature at all",
-            with_signature("hello"),
-            Reason::Malformed,
-        ),
-        ("an empty signature", with_signature(""), Reason::Malformed),
-    ] {
+    ]
+}
+
+#[test]
+fn every_wrong_signature_is_refused_by_name_and_the_running_policy_untouched() {
+    let (ours, theirs) = (key(), key());
+    let room = room_with(config(&ours, SignatureMode::Required));
+    room.put(signed(&ours, 5, "good")).unwrap();
+    let plain = Sealed {
+        component: next().0,
+        ..Sealed::default()
+    };
+    let mut wrong = vec![("nothing beside it", plain, Reason::Unsigned)];
+    wrong.extend(wrong_seals(&ours, &theirs));
+    wrong.extend(wrong_manifests(&ours));
+    for (what, sealed, reason) in wrong {
         let mut put = offer("any", bundle::pack(&sealed));
         put.hooks = Some(vec![Hook::Route]);
         let refusal = refused(&room, put);
         assert_eq!(refusal.stage, Stage::Signature, "{what}: {refusal}");
-        assert!(
-            refusal.text.starts_with(reason.as_str()),
-            "{what}: {refusal}"
-        );
+        let named = refusal.text.starts_with(reason.as_str());
+        assert!(named, "{what}: {refusal}");
         assert_eq!(routed(&room), "good", "{what}");
     }
     assert_eq!(room.status()[1].active.as_ref().unwrap().generation, 1);
