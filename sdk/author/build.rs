@@ -22,11 +22,20 @@ const EMBEDDED: [&str; 12] = [
 ];
 
 /// What editors, tools and builds leave behind.
-const LEFT_OUT: [&str; 5] = ["target", "build", "node_modules", "__pycache__", "Cargo.lock"];
+const LEFT_OUT: [&str; 5] = [
+    "target",
+    "build",
+    "node_modules",
+    "__pycache__",
+    "Cargo.lock",
+];
 
 fn main() -> io::Result<()> {
     let here = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"));
-    let root = here.ancestors().nth(2).expect("the crate is two folders deep");
+    let root = here
+        .ancestors()
+        .nth(2)
+        .expect("the crate is two folders deep");
     let mut files = Vec::new();
     for name in EMBEDDED {
         println!("cargo::rerun-if-changed={}", root.join(name).display());

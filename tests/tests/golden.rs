@@ -14,7 +14,10 @@ fn root() -> PathBuf {
 
 /// A room with this golden component, which is given nothing.
 fn room_with(name: &str) -> PolicyRoom {
-    let file = root().join("tests/golden").join(name).with_extension("wasm");
+    let file = root()
+        .join("tests/golden")
+        .join(name)
+        .with_extension("wasm");
     let bytes = std::fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
     let limits = LimitChanges {
         deadline_ms: Some(120_000),

@@ -266,7 +266,11 @@ mod tests {
             ("hook = \"route\"", "hook = \"root\"", "root"),
             ("[given]", "[gven]", "gven"),
             ("[given]", "[properties]\nhoter = 1\n[given]", "hoter"),
-            ("[given]", "[properties]\ndeterministic = 0\n[given]", "deterministic = "),
+            (
+                "[given]",
+                "[properties]\ndeterministic = 0\n[given]",
+                "deterministic = ",
+            ),
         ] {
             let error: Error = read(&FILE.replacen(from, to, 1)).expect_err(to);
             assert!(error.to_string().contains(told), "{error}");

@@ -103,7 +103,12 @@ pub fn case(file: &CaseFile, knobs: &Knobs) -> Case {
     let added = attributes(&knobs.attributes);
     for list in attribute_lists(&mut case) {
         let known: Vec<String> = list.iter().map(|(key, _)| key.clone()).collect();
-        list.extend(added.iter().filter(|(key, _)| !known.contains(key)).cloned());
+        list.extend(
+            added
+                .iter()
+                .filter(|(key, _)| !known.contains(key))
+                .cloned(),
+        );
     }
     case
 }
@@ -118,7 +123,9 @@ fn attributes(kinds: &[u8]) -> Vec<Attribute> {
         _ => Value::Text("text".into()),
     };
     let named = keys.iter().zip(kinds);
-    named.map(|(key, kind)| ((*key).to_owned(), value(kind))).collect()
+    named
+        .map(|(key, kind)| ((*key).to_owned(), value(kind)))
+        .collect()
 }
 
 fn attribute_lists(case: &mut Case) -> Vec<&mut Vec<Attribute>> {

@@ -76,7 +76,10 @@ fn properties(hook: Hook, table: Table) -> Result<Vec<(Property, u32)>, String> 
             let known = Property::ALL.into_iter().find(|p| p.as_str() == key);
             let property = known.ok_or_else(|| {
                 let all: Vec<&str> = Property::ALL.iter().map(|p| p.as_str()).collect();
-                format!("unknown property {key:?}, expected one of {}", all.join(", "))
+                format!(
+                    "unknown property {key:?}, expected one of {}",
+                    all.join(", ")
+                )
             })?;
             if !property.is_about(hook) {
                 return Err(format!("{key} says nothing about {}", hook.as_str()));

@@ -5,9 +5,7 @@
 //! to the smallest input that still shows it, and told as a case.
 
 use homeostat_hooks::{Decision, Hook, Policies};
-use proptest::test_runner::{
-    Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner,
-};
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
 use crate::generate::{self, Knobs};
 use crate::{Case, CaseFile, Reply, ask, told};
@@ -68,7 +66,8 @@ impl Property {
         let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
         let mut runner = TestRunner::new_with_rng(config, rng);
         let outcome = runner.run(&generate::knobs(file.cases.len()), |knobs| {
-            self.holds(file, policies, &knobs).map_err(TestCaseError::fail)
+            self.holds(file, policies, &knobs)
+                .map_err(TestCaseError::fail)
         });
         match outcome {
             Ok(()) => Ok(()),
@@ -83,7 +82,9 @@ impl Property {
     fn holds(self, file: &CaseFile, policies: &dyn Policies, knobs: &Knobs) -> Result<(), String> {
         let case = generate::case(file, knobs);
         let answer = |case: &Case| {
-            let reply = ask(policies, case).reply.map_err(|fault| fault.to_string())?;
+            let reply = ask(policies, case)
+                .reply
+                .map_err(|fault| fault.to_string())?;
             case.valid(&reply)?;
             Ok::<Reply, String>(reply)
         };
@@ -97,9 +98,10 @@ impl Property {
         };
         match self {
             Self::Deterministic => same(&case, "asked twice"),
-            Self::AttributeOrder => {
-                same(&generate::reordered(&case, knobs), "with attributes in another order")
-            }
+            Self::AttributeOrder => same(
+                &generate::reordered(&case, knobs),
+                "with attributes in another order",
+            ),
             Self::AbsentTelemetry => answer(&generate::without_telemetry(&case, knobs)).map(drop),
             Self::HotterNeverLarger => {
                 let hotter = generate::hotter(&case, knobs);
@@ -216,7 +218,10 @@ mod tests {
             usize::from(hot.into_iter().any(|t| t.value > 85.0))
         });
         let told = check(Property::HotterNeverLarger, &up, 7).expect_err("it goes up");
-        assert!(told.contains("large") && told.contains("smallest input"), "{told}");
+        assert!(
+            told.contains("large") && told.contains("smallest input"),
+            "{told}"
+        );
         assert_eq!(
             check(Property::HotterNeverLarger, &up, 7).expect_err("the same seed"),
             told
@@ -236,7 +241,9 @@ mod tests {
     #[test]
     fn a_property_that_says_nothing_about_a_hook_is_refused() {
         let file = FILE.replace("hook = \"route\"", "hook = \"classify\"");
-        let error = crate::read(&file).expect_err("it is about route").to_string();
+        let error = crate::read(&file)
+            .expect_err("it is about route")
+            .to_string();
         assert!(error.contains("hotter-never-larger"), "{error}");
     }
 }

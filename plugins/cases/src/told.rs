@@ -52,7 +52,11 @@ fn without(value: Value, default: &Value) -> Option<Value> {
         ),
         Value::Array(items) => {
             let items = items.into_iter();
-            Value::Array(items.filter_map(|item| without(item, &Value::Null)).collect())
+            Value::Array(
+                items
+                    .filter_map(|item| without(item, &Value::Null))
+                    .collect(),
+            )
         }
         other => other,
     })

@@ -39,9 +39,8 @@ pub fn begin(folder: &Path, language: Language, hook: Hook) -> Result<(), Error>
     if folder.exists() {
         return refuse("it exists; give another name, or remove it first");
     }
-    let named = |file: &str, text: &str| {
-        write(&folder.join(file), &text.replace(TEMPLATE_NAME, name))
-    };
+    let named =
+        |file: &str, text: &str| write(&folder.join(file), &text.replace(TEMPLATE_NAME, name));
     let template = format!("sdk/{}/template", language.as_str());
     match language {
         Language::Rust => {
@@ -75,8 +74,14 @@ pub fn begin(folder: &Path, language: Language, hook: Hook) -> Result<(), Error>
     if language != Language::Rust {
         write(&folder.join("world.wit"), &world(hook))?;
     }
-    write(&folder.join("cases.toml"), text(&format!("sdk/template/{}.toml", hook.as_str())))?;
-    write(&folder.join("policy.toml"), text("sdk/template/policy.toml"))?;
+    write(
+        &folder.join("cases.toml"),
+        text(&format!("sdk/template/{}.toml", hook.as_str())),
+    )?;
+    write(
+        &folder.join("policy.toml"),
+        text("sdk/template/policy.toml"),
+    )?;
     write(&folder.join(".gitignore"), "/build/\n/target/\n*.wasm\n")?;
     let readme = text("sdk/template/begin.md")
         .replace("SOURCE", source)
@@ -154,7 +159,12 @@ fn workspace(members: &[&str]) -> String {
     for member in members {
         let manifest = parse(&format!("{member}/Cargo.toml"));
         let dependencies = manifest.get("dependencies").and_then(Value::as_table);
-        inherited.extend(dependencies.into_iter().flatten().map(|(name, _)| name.clone()));
+        inherited.extend(
+            dependencies
+                .into_iter()
+                .flatten()
+                .map(|(name, _)| name.clone()),
+        );
     }
     root.remove("profile");
     if let Some(Value::Table(workspace)) = root.get_mut("workspace") {
@@ -173,7 +183,13 @@ mod tests {
     fn files(folder: &Path) -> Vec<String> {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(folder).expect("a folder") {
-            found.push(entry.expect("an entry").file_name().to_string_lossy().into_owned());
+            found.push(
+                entry
+                    .expect("an entry")
+                    .file_name()
+                    .to_string_lossy()
+                    .into_owned(),
+            );
         }
         found.sort();
         found
@@ -218,8 +234,12 @@ mod tests {
 
     #[test]
     fn the_copied_workspace_has_what_its_members_inherit() {
-        let root: Table = workspace(&["host/hooks", "sdk/rust"]).parse().expect("TOML");
-        let all = root["workspace"]["dependencies"].as_table().expect("a table");
+        let root: Table = workspace(&["host/hooks", "sdk/rust"])
+            .parse()
+            .expect("TOML");
+        let all = root["workspace"]["dependencies"]
+            .as_table()
+            .expect("a table");
         let names: Vec<&str> = all.keys().map(String::as_str).collect();
         for name in ["homeostat-hooks", "serde", "thiserror", "wit-bindgen"] {
             assert!(names.contains(&name), "{names:?}");

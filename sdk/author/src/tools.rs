@@ -50,7 +50,13 @@ pub(crate) fn python(cache: &Path) -> Result<PathBuf, Error> {
 
 /// The Python that has zig, which is a C compiler with a C library for WebAssembly.
 pub(crate) fn zig(cache: &Path) -> Result<PathBuf, Error> {
-    environment(cache, "zig", text("sdk/c/tool/requirements.txt"), "100 MB", "C")
+    environment(
+        cache,
+        "zig",
+        text("sdk/c/tool/requirements.txt"),
+        "100 MB",
+        "C",
+    )
 }
 
 const NODE_HELP: &str = "Install Node.js 18 or newer with npm (Debian, Ubuntu: \
@@ -66,17 +72,29 @@ fn environment(
     language: &'static str,
 ) -> Result<PathBuf, Error> {
     let folder = once(cache, name, requirements, |folder| {
-        let packages: Vec<&str> = requirements.lines().filter(|l| !l.starts_with('#')).collect();
-        say(&format!("fetching {} with pip ({size}, once)", packages.join(", ")));
+        let packages: Vec<&str> = requirements
+            .lines()
+            .filter(|l| !l.starts_with('#'))
+            .collect();
+        say(&format!(
+            "fetching {} with pip ({size}, once)",
+            packages.join(", ")
+        ));
         let list = folder.join("requirements.txt");
         write(&list, requirements)?;
         let mut venv = Command::new("python3");
         venv.args(["-m", "venv"]).arg(folder.join("venv"));
         run(venv, "python3 -m venv", language, PYTHON_HELP)?;
         let mut pip = Command::new(folder.join("venv/bin/python"));
-        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
-            .args(["--only-binary", ":all:", "--requirement"])
-            .arg(list);
+        pip.args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+        ])
+        .args(["--only-binary", ":all:", "--requirement"])
+        .arg(list);
         run(pip, "pip install", language, PYTHON_HELP)
     })?;
     Ok(folder.join("venv/bin/python"))
@@ -179,6 +197,9 @@ mod tests {
         let command = Command::new("no-such-program-of-homeostat");
         let error = run(command, "a build", "C", "Install it").expect_err("it is missing");
         let text = error.to_string();
-        assert!(text.contains("policies in C") && text.contains("Install it"), "{text}");
+        assert!(
+            text.contains("policies in C") && text.contains("Install it"),
+            "{text}"
+        );
     }
 }

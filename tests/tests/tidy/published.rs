@@ -59,13 +59,17 @@ fn words(resolve: &Resolve) -> Words {
     }
     for (_, world) in resolve.worlds.iter() {
         let names = |items: &mut dyn Iterator<Item = &wit_parser::WorldKey>| {
-            let mut names: Vec<String> =
-                items.map(|key| line_of(&resolve.name_world_key(key))).collect();
+            let mut names: Vec<String> = items
+                .map(|key| line_of(&resolve.name_world_key(key)))
+                .collect();
             names.sort();
             names
         };
         for import in names(&mut world.imports.keys()) {
-            words.insert(format!("world {} import {import}", world.name), "is there".into());
+            words.insert(
+                format!("world {} import {import}", world.name),
+                "is there".into(),
+            );
         }
         // One export more, and every policy of that world lacks it.
         let exports = names(&mut world.exports.keys()).join(", ");
@@ -112,7 +116,11 @@ fn signature(resolve: &Resolve, function: &Function) -> String {
         .map(|p| format!("{}: {}", p.name, shape(resolve, &p.ty)))
         .collect();
     let result = function.result.as_ref().map(|t| shape(resolve, t));
-    format!("({}) -> {}", parameters.join(", "), result.unwrap_or_else(|| "nothing".into()))
+    format!(
+        "({}) -> {}",
+        parameters.join(", "),
+        result.unwrap_or_else(|| "nothing".into())
+    )
 }
 
 fn shape(resolve: &Resolve, t: &Type) -> String {
@@ -131,18 +139,30 @@ fn definition(resolve: &Resolve, kind: &TypeDefKind) -> String {
     let list = |parts: Vec<String>| parts.join(", ");
     match kind {
         TypeDefKind::Record(r) => {
-            let fields = r.fields.iter().map(|f| format!("{}: {}", f.name, of(&f.ty)));
+            let fields = r
+                .fields
+                .iter()
+                .map(|f| format!("{}: {}", f.name, of(&f.ty)));
             format!("record {{ {} }}", list(fields.collect()))
         }
         TypeDefKind::Variant(v) => {
-            let cases = v.cases.iter().map(|c| format!("{}({})", c.name, maybe(&c.ty)));
+            let cases = v
+                .cases
+                .iter()
+                .map(|c| format!("{}({})", c.name, maybe(&c.ty)));
             format!("variant {{ {} }}", list(cases.collect()))
         }
         TypeDefKind::Enum(e) => {
-            format!("enum {{ {} }}", list(e.cases.iter().map(|c| c.name.clone()).collect()))
+            format!(
+                "enum {{ {} }}",
+                list(e.cases.iter().map(|c| c.name.clone()).collect())
+            )
         }
         TypeDefKind::Flags(f) => {
-            format!("flags {{ {} }}", list(f.flags.iter().map(|f| f.name.clone()).collect()))
+            format!(
+                "flags {{ {} }}",
+                list(f.flags.iter().map(|f| f.name.clone()).collect())
+            )
         }
         TypeDefKind::Tuple(t) => format!("tuple<{}>", list(t.types.iter().map(of).collect())),
         TypeDefKind::Option(t) => format!("option<{}>", of(t)),
@@ -174,7 +194,9 @@ mod judged {
 
     fn of(text: &str) -> Words {
         let mut resolve = Resolve::default();
-        resolve.push_str("a.wit", text).unwrap_or_else(|e| panic!("{e:#}\n{text}"));
+        resolve
+            .push_str("a.wit", text)
+            .unwrap_or_else(|e| panic!("{e:#}\n{text}"));
         words(&resolve)
     }
 
@@ -190,21 +212,44 @@ mod judged {
             ("x: u32,", "x: u32, z: u32,", "type point"),
             ("x: u32", "x: u64", "type point"),
             ("option<f32>", "f32", "type point"),
-            ("x: u32, y: option<f32>", "y: option<f32>, x: u32", "type point"),
+            (
+                "x: u32, y: option<f32>",
+                "y: option<f32>, x: u32",
+                "type point",
+            ),
             ("red, green", "red, green, blue", "type colour"),
-            ("dot(point), nothing", "dot(point), nothing, line", "type shape"),
+            (
+                "dot(point), nothing",
+                "dot(point), nothing, line",
+                "type shape",
+            ),
             ("dot(point)", "dot(u32)", "type shape"),
             ("top, left", "top", "type edge"),
-            ("open: func(name: string)", "open: func()", "function [method]handle.open"),
-            ("list<u8>, string", "list<u8>", "function [method]handle.open"),
-            ("draw: func(what: shape, how: colour) -> bool;", "", "function draw"),
+            (
+                "open: func(name: string)",
+                "open: func()",
+                "function [method]handle.open",
+            ),
+            (
+                "list<u8>, string",
+                "list<u8>",
+                "function [method]handle.open",
+            ),
+            (
+                "draw: func(what: shape, how: colour) -> bool;",
+                "",
+                "function draw",
+            ),
             ("how: colour", "how: u8", "function draw"),
             ("-> bool", "-> u8", "function draw"),
             ("import types; ", "", "world drawing import"),
             ("export types; ", "", "world painted exports"),
         ] {
             let wrong = edited(from, to);
-            assert!(wrong.iter().any(|w| w.contains(told)), "{from} to {to}: {wrong:?}");
+            assert!(
+                wrong.iter().any(|w| w.contains(told)),
+                "{from} to {to}: {wrong:?}"
+            );
         }
     }
 
@@ -213,7 +258,10 @@ mod judged {
         for (from, to) in [
             ("draw: func", "erase: func(); draw: func"),
             ("enum colour", "record size { w: u32 } enum colour"),
-            ("world drawing {", "interface more { now: func() -> u64; } world drawing { import more;"),
+            (
+                "world drawing {",
+                "interface more { now: func() -> u64; } world drawing { import more;",
+            ),
             ("world drawing", "/// With a comment.\n world drawing"),
             ("open: func", "close: func(); open: func"),
             ("a:b@0.1.0", "a:b@0.1.1"),

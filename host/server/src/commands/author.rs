@@ -39,7 +39,9 @@ pub fn new(name: &Path, language: Language, hook: Hook) -> Result<(), Failure> {
 /// `policy build`.
 pub fn build_policy(folder: &Path, output: Option<PathBuf>) -> Result<(), Failure> {
     let folder = absolute(folder)?;
-    let component = build(&folder, &cache()?).map_err(Failure::failed)?.component;
+    let component = build(&folder, &cache()?)
+        .map_err(Failure::failed)?
+        .component;
     let output = output.unwrap_or_else(|| format!("{}.wasm", name_of(&folder)).into());
     std::fs::write(&output, component).map_err(|e| at(&output, e))?;
     println!("{}", output.display());
@@ -65,13 +67,17 @@ pub fn component_at(path: &Path) -> Result<PathBuf, Failure> {
         return Ok(path.to_owned());
     }
     let folder = absolute(path)?;
-    let file = folder.join("build").join(format!("{}.wasm", name_of(&folder)));
+    let file = folder
+        .join("build")
+        .join(format!("{}.wasm", name_of(&folder)));
     let made = modified(&file);
     let sources = build::sources(&folder).map_err(Failure::failed)?;
     if made.is_some() && sources.iter().all(|source| modified(source) < made) {
         return Ok(file);
     }
-    let component = build(&folder, &cache()?).map_err(Failure::failed)?.component;
+    let component = build(&folder, &cache()?)
+        .map_err(Failure::failed)?
+        .component;
     let place = file.parent().unwrap_or(&folder);
     std::fs::create_dir_all(place).map_err(|e| at(place, e))?;
     std::fs::write(&file, component).map_err(|e| at(&file, e))?;
@@ -149,7 +155,10 @@ fn run(room: &PolicyRoom, file: &CaseFile, seed: u64) -> usize {
     let mut failed = 0;
     let mut slowest = 0;
     let mut tell = |name: &str, misses: &[String]| {
-        println!("{}  {name}", if misses.is_empty() { "ok  " } else { "FAIL" });
+        println!(
+            "{}  {name}",
+            if misses.is_empty() { "ok  " } else { "FAIL" }
+        );
         for line in misses.iter().flat_map(|miss| miss.lines()) {
             println!("      {line}");
         }
@@ -175,7 +184,9 @@ fn run(room: &PolicyRoom, file: &CaseFile, seed: u64) -> usize {
 }
 
 fn new_seed() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::from(now.subsec_nanos())
 }
 

@@ -64,7 +64,11 @@ impl Router for Thermal {
         let guess = heat != Heat::Hot && s.metabolism.speculation != SpeculationHint::Avoid;
         let step = |tier: &&Tier| Step {
             tier: tier.id.clone(),
-            max_draft_tokens: if guess && tier.can_speculate { DRAFT_TOKENS } else { 0 },
+            max_draft_tokens: if guess && tier.can_speculate {
+                DRAFT_TOKENS
+            } else {
+                0
+            },
             accept_threshold: 0.5,
             ..Step::default()
         };
@@ -86,8 +90,12 @@ mod tests {
     #[test]
     fn every_case_holds() {
         homeostat_cases::run(include_str!("../../cases.toml"), |case| {
-            let decision =
-                Thermal::route(&case.request, &case.classification, &case.tiers, &case.snapshot);
+            let decision = Thermal::route(
+                &case.request,
+                &case.classification,
+                &case.tiers,
+                &case.snapshot,
+            );
             Reply::Decision(decision.expect("it answers every case"))
         });
     }

@@ -22,12 +22,13 @@ use crate::{Error, Language, tools};
 /// belong to no interface.
 const BINDINGS: &str = "contract";
 
-/// Optimised for speed: a policy is loaded once and called for every request.
+/// Optimised for speed: a policy is loaded once and called for every request. The GNU
+/// dialect, since the strict one hides POSIX.
 const FLAGS: [&str; 7] = [
     "-target",
     "wasm32-wasi",
     "-mexec-model=reactor",
-    "-std=c17",
+    "-std=gnu17",
     "-O2",
     "-Wall",
     "-Wextra",
@@ -38,22 +39,31 @@ pub fn build(folder: &Path, cache: &Path) -> Result<Vec<u8>, Error> {
     let python = tools::zig(cache)?;
     let generated = generate(&mut stage)?;
     show_header(&stage, folder)?;
+    let sources = files_with(&stage.path(""), "c")?;
     let module = stage.path("build.core.wasm");
     let mut zig = Command::new(&python);
     zig.args(["-m", "ziglang", "cc"])
         .args(FLAGS)
-        .arg("-I")
-        .arg(stage.path("homeostat"))
-        .args(files_with(&stage.path(""), "c")?)
+        .args(["-I", "homeostat"])
+        // By their bare names, as messages will have them.
+        .args(sources.iter().filter_map(|path| path.file_name()))
         // The generated code is as its generator left it.
         .arg("-Wno-unused-parameter")
         .args(&generated)
         .args(["-Wl,--gc-sections", "-Wl,--strip-all", "-o"])
         .arg(&module)
-        .env("ZIG_GLOBAL_CACHE_DIR", cache.join("tools").join("zig-cache"))
+        .env(
+            "ZIG_GLOBAL_CACHE_DIR",
+            cache.join("tools").join("zig-cache"),
+        )
         .env("ZIG_LOCAL_CACHE_DIR", stage.path("build.zig-cache"))
         .current_dir(stage.path(""));
-    tools::run(zig, "zig cc", "C", "Remove the tool's folder from the cache")?;
+    tools::run(
+        zig,
+        "zig cc",
+        "C",
+        "Remove the tool's folder from the cache",
+    )?;
     encode(&fs::read(&module).map_err(Error::io(&module))?)
 }
 

@@ -18,7 +18,12 @@ pub fn build(folder: &Path, cache: &Path) -> Result<Vec<u8>, Error> {
         .arg(stage.path("wit"))
         .arg(WORLD)
         .arg(&out);
-    tools::run(node, "componentize-qjs", "JavaScript", "Install Node.js 18 or newer")?;
+    tools::run(
+        node,
+        "componentize-qjs",
+        "JavaScript",
+        "Install Node.js 18 or newer",
+    )?;
     std::fs::read(&out).map_err(Error::io(&out))
 }
 
@@ -36,5 +41,7 @@ fn main_of(stage: &Stage, folder: &Path) -> Result<String, Error> {
     if stage.path(&main).is_file() {
         return Ok(main);
     }
-    Err(refuse(format!("{main}, which package.json names as main, is missing")))
+    Err(refuse(format!(
+        "{main}, which package.json names as main, is missing"
+    )))
 }

@@ -41,7 +41,8 @@ pub fn build(folder: &Path, cache: &Path) -> Result<Vec<u8>, Error> {
             .keys()
             .any(|key| stage.resolve.name_world_key(key) == interface);
         if imported {
-            tool.arg("--import-interface-name").arg(format!("{interface}={name}"));
+            tool.arg("--import-interface-name")
+                .arg(format!("{interface}={name}"));
         }
     }
     tool.args(["componentize", "--stub-wasi", "--python-path"])
@@ -52,6 +53,11 @@ pub fn build(folder: &Path, cache: &Path) -> Result<Vec<u8>, Error> {
         // A virtual environment around us is not the policy's.
         .env_remove("VIRTUAL_ENV")
         .current_dir(stage.path(""));
-    tools::run(tool, "componentize-py", "Python", "Remove the tool's folder from the cache")?;
+    tools::run(
+        tool,
+        "componentize-py",
+        "Python",
+        "Remove the tool's folder from the cache",
+    )?;
     std::fs::read(&out).map_err(Error::io(&out))
 }

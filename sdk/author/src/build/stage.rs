@@ -62,7 +62,9 @@ impl Stage {
             .select_world(&[package], Some(WORLD))
             .map_err(|e| bad(format!("{e:#}; it must define `world {WORLD}`")))?;
         if resolve.worlds[world].exports.is_empty() {
-            return Err(bad("the world exports nothing, so it answers no hook".into()));
+            return Err(bad(
+                "the world exports nothing, so it answers no hook".into()
+            ));
         }
         Ok(Self {
             folder: stage,

@@ -23,13 +23,18 @@ const OURS: &str = "homeostat";
 pub fn read(folder: &Path) -> Result<Resolve, Error> {
     let mut resolve = Resolve::default();
     let contract = |e: String| Error::Contract(e);
-    resolve.push_dir(folder).map_err(|e| contract(format!("{e:#}")))?;
+    resolve
+        .push_dir(folder)
+        .map_err(|e| contract(format!("{e:#}")))?;
     Ok(resolve)
 }
 
 /// Our interfaces, in the order in which the contract has them.
 fn interfaces(resolve: &Resolve) -> impl Iterator<Item = &Interface> {
-    let ours = resolve.packages.iter().filter(|(_, p)| p.name.namespace == OURS);
+    let ours = resolve
+        .packages
+        .iter()
+        .filter(|(_, p)| p.name.namespace == OURS);
     ours.flat_map(|(_, p)| p.interfaces.values().map(|id| &resolve.interfaces[*id]))
 }
 

@@ -10,8 +10,15 @@ pub fn reference(resolve: &Resolve) -> String {
         "# The contract\n\nMade from `wit/` by `cargo run -p homeostat-author --example contract`: \
          do not edit.\n\n",
     );
-    for (_, package) in resolve.packages.iter().filter(|(_, p)| p.name.namespace == OURS) {
-        out.push_str(&format!("Package `{}`.\n\n| world | answers |\n|---|---|\n", package.name));
+    for (_, package) in resolve
+        .packages
+        .iter()
+        .filter(|(_, p)| p.name.namespace == OURS)
+    {
+        out.push_str(&format!(
+            "Package `{}`.\n\n| world | answers |\n|---|---|\n",
+            package.name
+        ));
         for id in package.worlds.values() {
             let world = &resolve.worlds[*id];
             let exports: Vec<String> = world
@@ -43,7 +50,10 @@ fn section(resolve: &Resolve, interface: &Interface, out: &mut String) {
     let name = interface.name.as_deref().unwrap_or_default();
     out.push_str(&format!("\n## {name}\n\n"));
     paragraph(&interface.docs, out);
-    let free = interface.functions.values().filter(|f| f.kind == FunctionKind::Freestanding);
+    let free = interface
+        .functions
+        .values()
+        .filter(|f| f.kind == FunctionKind::Freestanding);
     free.for_each(|f| function(resolve, f, out));
     for id in interface.types.values() {
         let def = &resolve.types[*id];
@@ -77,20 +87,28 @@ fn parts(resolve: &Resolve, def: &TypeDef, out: &mut String) {
     let rows: Vec<(&str, String, &Docs)> = match &def.kind {
         TypeDefKind::Record(r) => {
             let of = |f: &wit_parser::Field| type_name(resolve, &f.ty);
-            r.fields.iter().map(|f| (&*f.name, of(f), &f.docs)).collect()
+            r.fields
+                .iter()
+                .map(|f| (&*f.name, of(f), &f.docs))
+                .collect()
         }
         TypeDefKind::Variant(v) => {
             let of = |c: &wit_parser::Case| {
-                c.ty.as_ref().map_or_else(String::new, |t| type_name(resolve, t))
+                c.ty.as_ref()
+                    .map_or_else(String::new, |t| type_name(resolve, t))
             };
             v.cases.iter().map(|c| (&*c.name, of(c), &c.docs)).collect()
         }
-        TypeDefKind::Enum(e) => {
-            e.cases.iter().map(|c| (&*c.name, String::new(), &c.docs)).collect()
-        }
-        TypeDefKind::Flags(f) => {
-            f.flags.iter().map(|f| (&*f.name, String::new(), &f.docs)).collect()
-        }
+        TypeDefKind::Enum(e) => e
+            .cases
+            .iter()
+            .map(|c| (&*c.name, String::new(), &c.docs))
+            .collect(),
+        TypeDefKind::Flags(f) => f
+            .flags
+            .iter()
+            .map(|f| (&*f.name, String::new(), &f.docs))
+            .collect(),
         TypeDefKind::Resource => return,
         other => {
             out.push_str(&format!("`{}`\n", anonymous(resolve, other)));
@@ -126,7 +144,10 @@ fn function(resolve: &Resolve, function: &Function, out: &mut String) {
         .as_ref()
         .map_or_else(String::new, |t| format!(" -> {}", type_name(resolve, t)));
     let name = function.item_name();
-    out.push_str(&format!("\n**`{name}({}){result}`**", parameters.join(", ")));
+    out.push_str(&format!(
+        "\n**`{name}({}){result}`**",
+        parameters.join(", ")
+    ));
     for line in lines(&function.docs) {
         out.push_str(&format!("\n{line}"));
     }

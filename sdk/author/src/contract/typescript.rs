@@ -6,7 +6,8 @@ use wit_parser::{Docs, Function, FunctionKind, Resolve, Type, TypeDef, TypeDefKi
 
 use super::{interfaces, lines};
 
-const HEAD: &str = "// Made from wit/ by `cargo run -p homeostat-author --example contract`: do not edit.
+const HEAD: &str =
+    "// Made from wit/ by `cargo run -p homeostat-author --example contract`: do not edit.
 //
 // Absent is null, never undefined; a u64 above 2^53 loses its last digits.
 ";
@@ -23,7 +24,12 @@ pub fn typescript(resolve: &Resolve) -> String {
                 type_(resolve, def, interface.functions.values(), &mut out);
             }
         }
-        let free = || interface.functions.values().filter(|f| f.kind == FunctionKind::Freestanding);
+        let free = || {
+            interface
+                .functions
+                .values()
+                .filter(|f| f.kind == FunctionKind::Freestanding)
+        };
         if free().next().is_none() {
             continue;
         }
@@ -51,7 +57,11 @@ fn type_<'a>(
             out.push_str(&format!("export interface {name} {{\n"));
             for field in &record.fields {
                 comment(&field.docs, "  ", out);
-                out.push_str(&format!("  {}: {};\n", camel(&field.name), shape(&field.ty)));
+                out.push_str(&format!(
+                    "  {}: {};\n",
+                    camel(&field.name),
+                    shape(&field.ty)
+                ));
             }
             out.push_str("}\n");
         }
@@ -73,7 +83,11 @@ fn type_<'a>(
         TypeDefKind::Variant(variant) => {
             out.push_str(&format!("export type {name} =\n"));
             for (i, case) in variant.cases.iter().enumerate() {
-                let end = if i + 1 == variant.cases.len() { ";" } else { "" };
+                let end = if i + 1 == variant.cases.len() {
+                    ";"
+                } else {
+                    ""
+                };
                 comment(&case.docs, "  ", out);
                 let val = case.ty.as_ref().map(|t| format!("; val: {}", shape(t)));
                 let val = val.unwrap_or_default();
@@ -87,7 +101,10 @@ fn type_<'a>(
                 .for_each(|f| function(resolve, f, out));
             out.push_str("}\n");
         }
-        other => out.push_str(&format!("export type {name} = {};\n", anonymous(resolve, other))),
+        other => out.push_str(&format!(
+            "export type {name} = {};\n",
+            anonymous(resolve, other)
+        )),
     }
 }
 
@@ -97,7 +114,8 @@ fn function(resolve: &Resolve, function: &Function, out: &mut String) {
         Some(Type::Id(id)) => match &resolve.types[*id].kind {
             TypeDefKind::Result(r) => {
                 let or_void = |t: &Option<Type>| {
-                    t.as_ref().map_or("void".to_owned(), |t| type_name(resolve, t))
+                    t.as_ref()
+                        .map_or("void".to_owned(), |t| type_name(resolve, t))
                 };
                 (or_void(&r.ok), Some(or_void(&r.err)))
             }
@@ -105,11 +123,24 @@ fn function(resolve: &Resolve, function: &Function, out: &mut String) {
         },
         Some(t) => (type_name(resolve, t), None),
     };
-    let mut docs = function.docs.contents.clone().unwrap_or_default().trim().to_owned();
+    let mut docs = function
+        .docs
+        .contents
+        .clone()
+        .unwrap_or_default()
+        .trim()
+        .to_owned();
     if let Some(thrown) = thrown {
         docs.push_str(&format!("\n@throws {{{thrown}}}"));
     }
-    comment(&Docs { contents: Some(docs), ..Docs::default() }, "  ", out);
+    comment(
+        &Docs {
+            contents: Some(docs),
+            ..Docs::default()
+        },
+        "  ",
+        out,
+    );
     let parameters: Vec<String> = function
         .params
         .iter()
@@ -117,7 +148,10 @@ fn function(resolve: &Resolve, function: &Function, out: &mut String) {
         .map(|p| format!("{}: {}", camel(&p.name), type_name(resolve, &p.ty)))
         .collect();
     let name = camel(function.item_name());
-    out.push_str(&format!("  {name}({}): {returned};\n", parameters.join(", ")));
+    out.push_str(&format!(
+        "  {name}({}): {returned};\n",
+        parameters.join(", ")
+    ));
 }
 
 fn type_name(resolve: &Resolve, t: &Type) -> String {
@@ -140,7 +174,11 @@ fn anonymous(resolve: &Resolve, kind: &TypeDefKind) -> String {
         TypeDefKind::List(Type::U8) => "Uint8Array".into(),
         TypeDefKind::List(t) => {
             let inner = shape(t);
-            if inner.contains(' ') { format!("({inner})[]") } else { format!("{inner}[]") }
+            if inner.contains(' ') {
+                format!("({inner})[]")
+            } else {
+                format!("{inner}[]")
+            }
         }
         TypeDefKind::Tuple(tuple) => {
             let parts: Vec<String> = tuple.types.iter().map(shape).collect();

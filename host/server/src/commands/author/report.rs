@@ -110,8 +110,14 @@ mod tests {
             "  dirty               64.0 KiB",
             "changes               hook route · gains models",
         ] {
-            assert!(text.contains(&format!("{line}\n")), "{line:?} is not in\n{text}");
+            assert!(
+                text.contains(&format!("{line}\n")),
+                "{line:?} is not in\n{text}"
+            );
         }
-        assert!(!text.contains("swap") && !text.contains("generations"), "{text}");
+        assert!(
+            !text.contains("swap") && !text.contains("generations"),
+            "{text}"
+        );
     }
 }
