@@ -50,7 +50,9 @@ pub fn build(folder: &Path, cache: &Path) -> Result<Vec<u8>, Error> {
         // The generated code is as its generator left it.
         .arg("-Wno-unused-parameter")
         .args(&generated)
-        .args(["-Wl,--gc-sections", "-Wl,--strip-all", "-o"])
+        .args(["-Wl,--gc-sections", "-Wl,--strip-all"])
+        // zig's own default is 16 MiB, which every instance would have to map.
+        .args(["-Wl,-z,stack-size=1048576", "-o"])
         .arg(&module)
         .env(
             "ZIG_GLOBAL_CACHE_DIR",
