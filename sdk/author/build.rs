@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
 /// Folders and files below the root of the checkout.
-const EMBEDDED: [&str; 12] = [
+const EMBEDDED: [&str; 13] = [
+    "Cargo.lock",
     "Cargo.toml",
     "host/hooks/Cargo.toml",
     "host/hooks/src",

@@ -6,14 +6,16 @@
 //! instance that is there. `crossing` is a hand-written guest that answers at once, so it
 //! costs what the boundary costs; the others are the default policies at work.
 //!
-//! `cargo bench -p homeostat-tests --bench hook_cost [-- --keep]`: with `--keep` the
-//! result goes to `tests/results/<date>-<machine>/hook_cost.json`.
+//! `cargo bench -p homeostat-tests --bench hook_cost [-- --keep] [FILE.wasm…]`: with
+//! `--keep` the result goes to `tests/results/<date>-<machine>/hook_cost.json`; components
+//! that are named are measured instead of ours, each at the hook that its name begins with.
 
 #[path = "hook_cost/bare.rs"]
 mod bare;
 #[path = "hook_cost/results.rs"]
 mod results;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -29,28 +31,49 @@ const CALLS: usize = 5_000;
 
 /// A policy to be measured, and the hook at which it is asked.
 struct Subject {
-    name: &'static str,
+    name: String,
     hook: Hook,
     bytes: Vec<u8>,
 }
 
 fn subjects() -> Vec<Subject> {
+    let named: Vec<Subject> = std::env::args().filter_map(|a| subject_in(&a)).collect();
+    if !named.is_empty() {
+        return named;
+    }
     let crossing = Hook::ALL.map(|hook| Subject {
-        name: "crossing",
+        name: "crossing".into(),
         hook,
         bytes: text_guest::telling(1),
     });
     let policies = POLICIES.iter().filter_map(|(name, bytes)| {
-        let hook = Hook::ALL
-            .into_iter()
-            .find(|hook| name.starts_with(hook.as_str()))?;
         Some(Subject {
-            name,
-            hook,
+            name: (*name).into(),
+            hook: hook_of(name)?,
             bytes: bytes.to_vec(),
         })
     });
     crossing.into_iter().chain(policies).collect()
+}
+
+fn hook_of(name: &str) -> Option<Hook> {
+    Hook::ALL
+        .into_iter()
+        .find(|hook| name.starts_with(hook.as_str()))
+}
+
+/// The component that an argument names.
+fn subject_in(argument: &str) -> Option<Subject> {
+    let name = Path::new(argument)
+        .file_name()?
+        .to_str()?
+        .strip_suffix(".wasm")?;
+    let bytes = std::fs::read(argument).unwrap_or_else(|e| panic!("{argument}: {e}"));
+    Some(Subject {
+        name: name.into(),
+        hook: hook_of(name).unwrap_or_else(|| panic!("{argument}: which hook is it for?")),
+        bytes,
+    })
 }
 
 /// Nanoseconds of every call.
@@ -92,7 +115,7 @@ fn call(session: &mut dyn Session, hook: Hook) {
 fn put(room: &PolicyRoom, subject: &Subject) {
     let offer = Offer {
         hooks: Some(vec![subject.hook]),
-        ..scene::offer(subject.name, &subject.bytes)
+        ..scene::offer(&subject.name, &subject.bytes)
     };
     room.put(offer)
         .unwrap_or_else(|e| panic!("{}: {e}", subject.name));
@@ -103,7 +126,7 @@ fn through_the_room(subject: &Subject, asked: &Asked, results: &mut Results) {
     put(&room, subject);
     let fresh = measure(|| call(&mut *asked.begin(&room), subject.hook));
     results.add(Row::new(
-        subject.name,
+        &subject.name,
         subject.hook.as_str(),
         "room, fresh",
         fresh,
@@ -112,13 +135,13 @@ fn through_the_room(subject: &Subject, asked: &Asked, results: &mut Results) {
     // `validate` again; the others need a policy that serves several.
     let pinned = subject.hook == Hook::Validate || subject.name == "crossing";
     if pinned {
-        room.put(scene::offer(subject.name, &subject.bytes))
+        room.put(scene::offer(&subject.name, &subject.bytes))
             .unwrap_or_else(|e| panic!("{}: {e}", subject.name));
         let mut session = asked.begin(&room);
         call(&mut *session, subject.hook);
         let pinned = measure(|| call(&mut *session, subject.hook));
         results.add(Row::new(
-            subject.name,
+            &subject.name,
             subject.hook.as_str(),
             "room, pinned",
             pinned,
@@ -156,7 +179,9 @@ fn main() {
         bare::through_wasmtime(subject, &asked, &mut results)
             .unwrap_or_else(|e| panic!("{}: {e:#}", subject.name));
     }
-    one_request(&subjects, &asked, &mut results);
+    if subjects.iter().any(|s| s.name == "crossing") {
+        one_request(&subjects, &asked, &mut results);
+    }
     results.print();
     if std::env::args().any(|argument| argument == "--keep") {
         let file = results

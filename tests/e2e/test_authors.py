@@ -54,8 +54,9 @@ def test_a_new_author_changes_what_the_host_decides_and_changes_it_back(
     cases = folder / "cases.toml"
     tested = run_cli("policy", "test", component, "--cases", cases, "--seed", 7)
     assert "2 cases, 4 properties (--seed 7): all hold" in tested.stdout, tested.stdout
-    checked = run_cli("policy", "check", component)
-    assert "homeostat:policy/types@0.1.0" in checked.stdout, checked.stdout
+    if language != "python":  # which takes seconds to compile, and the host will do it again
+        checked = run_cli("policy", "check", component)
+        assert "homeostat:policy/types@0.1.0" in checked.stdout, checked.stdout
 
     def policy(response) -> str:
         assert response.status_code == 200, response.text

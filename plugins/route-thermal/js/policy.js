@@ -10,7 +10,7 @@ const DRAFT_TOKENS = 4;
 // When to try again, if nothing is ready.
 const RETRY_MS = 1000;
 
-/** @param {import('./homeostat/contract').Snapshot} snapshot */
+/** @param {import('./homeostat/contract.js').Snapshot} snapshot */
 function heat(snapshot) {
   const margins = snapshot.devices.map((d) => d.thermalMarginCelsius?.value ?? Infinity);
   const margin = Math.min(...margins);
@@ -20,25 +20,31 @@ function heat(snapshot) {
   return 'cool';
 }
 
-/** @type {import('./homeostat/contract').Router} */
+/** @type {import('./homeostat/contract.js').Router} */
 export const router = {
   route(request, classification, tiers, snapshot) {
     const ready = tiers.filter((t) => t.ready);
     if (ready.length === 0) return reject('overloaded', 'no tier is ready', RETRY_MS);
-    const last = ready.length - 1;
-    const [wanted, word] =
-      classification.pSimple >= 0.5
-        ? [0, 'smallest']
-        : classification.pComplex >= 0.5
-          ? [last, 'largest']
-          : [Math.floor(ready.length / 2), 'middle'];
+    let wanted = Math.floor(ready.length / 2);
+    let word = 'middle';
+    if (classification.pSimple >= 0.5) {
+      wanted = 0;
+      word = 'smallest';
+    } else if (classification.pComplex >= 0.5) {
+      wanted = ready.length - 1;
+      word = 'largest';
+    }
     const now = heat(snapshot);
-    const smaller = Math.max(wanted - 1, 0);
-    const [asked, reason] = {
-      hot: [ready.slice(0, 1), 'hot: only the smallest'],
-      warm: [ready.slice(smaller, smaller + 1), 'warm: one size smaller'],
-      cool: [ready.slice(wanted), `cool: from the ${word}`],
-    }[now];
+    let asked = ready.slice(wanted);
+    let reason = `cool: from the ${word}`;
+    if (now === 'hot') {
+      asked = ready.slice(0, 1);
+      reason = 'hot: only the smallest';
+    } else if (now === 'warm') {
+      const smaller = Math.max(wanted - 1, 0);
+      asked = ready.slice(smaller, smaller + 1);
+      reason = 'warm: one size smaller';
+    }
     const guess = now !== 'hot' && snapshot.metabolism.speculation !== 'avoid';
     const decision = plan(asked.map((t) => t.id), reason);
     decision.val.steps.forEach((step, i) => {

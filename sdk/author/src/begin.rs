@@ -46,6 +46,8 @@ pub fn begin(folder: &Path, language: Language, hook: Hook) -> Result<(), Error>
         Language::Rust => {
             let cargo = text("sdk/rust/template/Cargo.toml");
             named("Cargo.toml", &away_from_checkout(cargo))?;
+            // The versions that this host was built with; cargo drops what is not needed.
+            write(&folder.join("Cargo.lock"), text("Cargo.lock"))?;
             write_rust_sdk(&folder.join(SDK_FOLDER))?;
         }
         Language::Js => {

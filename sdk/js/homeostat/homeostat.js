@@ -10,8 +10,8 @@
  *
  * @param {string[]} tiers
  * @param {string} reason
- * @param {Partial<import('./contract').Step>} [step]
- * @returns {import('./contract').Decision}
+ * @param {Partial<import('./contract.js').Step>} [step]
+ * @returns {{ tag: 'plan', val: import('./contract.js').Plan }}
  */
 export function plan(tiers, reason, step = {}) {
   const steps = tiers.map((tier) => ({
@@ -30,7 +30,7 @@ export function plan(tiers, reason, step = {}) {
  *
  * @param {string} text
  * @param {string} method how it was found
- * @returns {import('./contract').Decision}
+ * @returns {import('./contract.js').Decision}
  */
 export function answer(text, method) {
   return { tag: 'answer', val: { text, method } };
@@ -39,10 +39,10 @@ export function answer(text, method) {
 /**
  * A refusal; a decision and a verdict alike.
  *
- * @param {import('./contract').Refusal} kind
+ * @param {import('./contract.js').Refusal} kind
  * @param {string} message
  * @param {number | null} [retryAfterMs]
- * @returns {{ tag: 'reject', val: import('./contract').Rejection }}
+ * @returns {{ tag: 'reject', val: import('./contract.js').Rejection }}
  */
 export function reject(kind, message, retryAfterMs = null) {
   return { tag: 'reject', val: { kind, message, retryAfterMs } };
@@ -54,8 +54,8 @@ export function reject(kind, message, retryAfterMs = null) {
  * @param {number} simple
  * @param {number} medium
  * @param {number} complex
- * @param {Partial<import('./contract').Classification>} [rest]
- * @returns {import('./contract').Classification}
+ * @param {Partial<import('./contract.js').Classification>} [rest]
+ * @returns {import('./contract.js').Classification}
  */
 export function classification(simple, medium, complex, rest = {}) {
   const sum = simple + medium + complex;
@@ -77,7 +77,7 @@ export function classification(simple, medium, complex, rest = {}) {
  * @param {string} check
  * @param {boolean} passed
  * @param {string} [detail]
- * @returns {import('./contract').Finding}
+ * @returns {import('./contract.js').Finding}
  */
 export function finding(check, passed, detail = '') {
   return { check, passed, detail };
@@ -87,8 +87,8 @@ export function finding(check, passed, detail = '') {
  * Send the answer.
  *
  * @param {number} confidence
- * @param {import('./contract').Finding[]} [findings]
- * @returns {import('./contract').Verdict}
+ * @param {import('./contract.js').Finding[]} [findings]
+ * @returns {import('./contract.js').Verdict}
  */
 export function accept(confidence, findings = []) {
   return { tag: 'accept', val: { confidence, findings } };
@@ -98,8 +98,8 @@ export function accept(confidence, findings = []) {
  * Ask the next tier.
  *
  * @param {number} confidence
- * @param {import('./contract').Finding[]} [findings]
- * @returns {import('./contract').Verdict}
+ * @param {import('./contract.js').Finding[]} [findings]
+ * @returns {import('./contract.js').Verdict}
  */
 export function escalate(confidence, findings = []) {
   return { tag: 'escalate', val: { confidence, findings } };
@@ -110,8 +110,8 @@ export function escalate(confidence, findings = []) {
  *
  * @param {string} text
  * @param {number} confidence
- * @param {import('./contract').Finding[]} [findings]
- * @returns {import('./contract').Verdict}
+ * @param {import('./contract.js').Finding[]} [findings]
+ * @returns {import('./contract.js').Verdict}
  */
 export function amend(text, confidence, findings = []) {
   return { tag: 'amend', val: { text, assessment: { confidence, findings } } };
@@ -120,7 +120,7 @@ export function amend(text, confidence, findings = []) {
 /**
  * The last message of the person; empty when there is none.
  *
- * @param {import('./contract').Request} request
+ * @param {import('./contract.js').Request} request
  * @returns {string}
  */
 export function question(request) {

@@ -9,7 +9,7 @@ export function names() {
 
 /**
  * @param {string} name
- * @returns {import('./contract').Model}
+ * @returns {import('./contract.js').Model}
  */
 export function open(name) {
   return models.open(name);

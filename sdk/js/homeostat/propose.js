@@ -2,17 +2,17 @@
 // `import homeostat:policy/propose@0.1.0;` in world.wit.
 import propose from 'homeostat:policy/propose@0.1.0';
 
-/** @param {import('./contract').Classification} proposal inside classify */
+/** @param {import('./contract.js').Classification} proposal inside classify */
 export function classification(proposal) {
   propose.proposeClassification(proposal);
 }
 
-/** @param {import('./contract').Decision} proposal inside route */
+/** @param {import('./contract.js').Decision} proposal inside route */
 export function decision(proposal) {
   propose.proposeDecision(proposal);
 }
 
-/** @param {import('./contract').Verdict} proposal inside validate */
+/** @param {import('./contract.js').Verdict} proposal inside validate */
 export function verdict(proposal) {
   propose.proposeVerdict(proposal);
 }

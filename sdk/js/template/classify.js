@@ -1,7 +1,7 @@
 // Short questions are simple.
 import { classification, question } from './homeostat/homeostat.js';
 
-/** @type {import('./homeostat/contract').Classifier} */
+/** @type {import('./homeostat/contract.js').Classifier} */
 export const classifier = {
   classify(request, snapshot) {
     const words = question(request).split(/\s+/).filter(Boolean).length;

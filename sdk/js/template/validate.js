@@ -1,7 +1,7 @@
 // An answer without text is no answer.
 import { accept, escalate, finding } from './homeostat/homeostat.js';
 
-/** @type {import('./homeostat/contract').Validator} */
+/** @type {import('./homeostat/contract.js').Validator} */
 export const validator = {
   validate(request, answer, snapshot) {
     const passed = answer.text.trim() !== '';

@@ -59,7 +59,7 @@ pub fn through_wasmtime(
         Hook::Validate => validate(&pre, &arguments)?,
     };
     for (way, nanos) in [("bare, fresh", fresh), ("bare, pinned", pinned)] {
-        results.add(Row::new(subject.name, subject.hook.as_str(), way, nanos));
+        results.add(Row::new(&subject.name, subject.hook.as_str(), way, nanos));
     }
     Ok(())
 }

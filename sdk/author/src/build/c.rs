@@ -22,12 +22,13 @@ use crate::{Error, Language, tools};
 /// belong to no interface.
 const BINDINGS: &str = "contract";
 
-/// Optimised for speed: a policy is loaded once and called for every request.
+/// Optimised for speed: a policy is loaded once and called for every request. The GNU
+/// dialect, since the strict one hides POSIX.
 const FLAGS: [&str; 7] = [
     "-target",
     "wasm32-wasi",
     "-mexec-model=reactor",
-    "-std=c17",
+    "-std=gnu17",
     "-O2",
     "-Wall",
     "-Wextra",
@@ -38,17 +39,20 @@ pub fn build(folder: &Path, cache: &Path) -> Result<Vec<u8>, Error> {
     let python = tools::zig(cache)?;
     let generated = generate(&mut stage)?;
     show_header(&stage, folder)?;
+    let sources = files_with(&stage.path(""), "c")?;
     let module = stage.path("build.core.wasm");
     let mut zig = Command::new(&python);
     zig.args(["-m", "ziglang", "cc"])
         .args(FLAGS)
-        .arg("-I")
-        .arg(stage.path("homeostat"))
-        .args(files_with(&stage.path(""), "c")?)
+        .args(["-I", "homeostat"])
+        // By their bare names, as messages will have them.
+        .args(sources.iter().filter_map(|path| path.file_name()))
         // The generated code is as its generator left it.
         .arg("-Wno-unused-parameter")
         .args(&generated)
-        .args(["-Wl,--gc-sections", "-Wl,--strip-all", "-o"])
+        .args(["-Wl,--gc-sections", "-Wl,--strip-all"])
+        // zig's own default is 16 MiB, which every instance would have to map.
+        .args(["-Wl,-z,stack-size=1048576", "-o"])
         .arg(&module)
         .env(
             "ZIG_GLOBAL_CACHE_DIR",
