@@ -22,7 +22,9 @@ use crate::config::{Fallback, PolicyOptions, RoomConfig};
 use crate::cost::{self, CostCard};
 use crate::engine::PolicyEngine;
 use crate::grants::{self, Change};
+use crate::history::Stored;
 use crate::inspect;
+use crate::migrate;
 use crate::probe;
 use crate::revision::Revisions;
 use crate::signature::{self, Provenance, Sealed};
@@ -53,6 +55,8 @@ pub enum Stage {
     Resources,
     /// The first real instance.
     Instantiate,
+    /// Taking over the state of an older version.
+    Migrate,
     /// The golden inputs.
     Probe,
     /// What it costs against what it may cost.
@@ -75,6 +79,7 @@ impl Stage {
             Self::Compile => "compile",
             Self::Resources => "resources",
             Self::Instantiate => "instantiate",
+            Self::Migrate => "migrate",
             Self::Probe => "probe",
             Self::Budget => "budget",
             Self::Superseded => "superseded",
@@ -257,12 +262,14 @@ pub(crate) fn admit(
     };
     let compiled = candidate.compile(with.engine)?;
     candidate.check_resources(&compiled.component)?;
-    let policy = candidate.link(with.engine, &compiled.component)?;
-    let scratch = candidate.scratch(&policy);
+    let mut policy = candidate.link(with.engine, &compiled.component)?;
+    let state = migrate::prepare(&mut policy, with.state, &shape)?;
+    let scratch = candidate.scratch(&policy, &state);
     let findings = probe::probe(&scratch, &hooks)?;
     let cost = candidate.measure(&scratch, findings.memory_bytes)?;
     let instantiate = Duration::from_micros(cost.instantiate.p50_micros);
     policy.cost.measured(instantiate);
+    policy.stored = Arc::new(Stored::of(offer, &policy, &sealed, &hooks));
 
     let changes = grants::changes(with.table, &hooks, &policy);
     let report = Report {

@@ -18,6 +18,7 @@ use crate::config::{Fallback, Limits};
 use crate::convert;
 use crate::engine::TICK;
 use crate::fault;
+use crate::history::Stored;
 use crate::host::{Asked, HostState, Powers, Proposal};
 use crate::limit::Permit;
 
@@ -34,6 +35,10 @@ pub(crate) struct Policy {
     /// Whether its code counts fuel: only while admission measures it.
     pub metered: bool,
     pub cost: Cost,
+    /// How it can be admitted again after a restart.
+    pub stored: Arc<Stored>,
+    /// The version of state that it takes over when it is put.
+    pub takes_over: Option<u32>,
 }
 
 /// What it costs to make an instance: the least that was measured, since a busy machine
@@ -90,6 +95,8 @@ impl Policy {
             imports: Arc::clone(&self.imports),
             metered: self.metered,
             cost: Cost::default(),
+            stored: Arc::clone(&self.stored),
+            takes_over: self.takes_over,
         }
     }
 
@@ -198,6 +205,33 @@ impl Instance {
             asked: Arc::clone(asked),
             broken: false,
             permit,
+        })
+    }
+
+    /// Calls a function of an exported interface that is no hook.
+    ///
+    /// # Errors
+    /// What the guest answered, or how it failed; a trap where there is no such function.
+    pub fn call_export<A, T>(
+        &mut self,
+        interface: &str,
+        function: &str,
+        arguments: A,
+        deadline: Instant,
+    ) -> Result<T, Fault>
+    where
+        A: wasmtime::component::Lower + wasmtime::component::ComponentNamedList,
+        (T,): wasmtime::component::Lift + wasmtime::component::ComponentNamedList,
+    {
+        self.call(deadline, |guests, store| {
+            let raw = &guests.raw;
+            let interface = raw.get_export_index(&mut *store, None, interface);
+            let function =
+                interface.and_then(|i| raw.get_export_index(&mut *store, Some(&i), function));
+            let function =
+                function.ok_or_else(|| wasmtime::format_err!("no such function is exported"))?;
+            let typed = raw.get_typed_func::<A, (T,)>(&mut *store, &function)?;
+            Ok(Ok(typed.call(&mut *store, arguments)?.0))
         })
     }
 

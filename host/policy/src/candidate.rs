@@ -114,16 +114,18 @@ impl Candidate<'_> {
             fallback: self.options.fallback.unwrap_or_default(),
             guests: find_guests(&pre, self.hooks, self.shape)?,
             pre,
-            powers: self.powers(self.with.state.bucket(self.name)),
+            powers: self.powers(self.with.state.bucket(self.name, 0)),
+            stored: Arc::default(),
+            takes_over: None,
             imports: self.shape.imports.clone().into(),
             metered: engine.metered,
             cost: Cost::default(),
         })
     }
 
-    /// The same policy on a copy of its state, for trying it out.
-    pub fn scratch(&self, policy: &Policy) -> Arc<Policy> {
-        let copy = self.with.state.scratch(self.name);
+    /// The same policy on a copy of this state, for trying it out.
+    pub fn scratch(&self, policy: &Policy, state: &Bucket) -> Arc<Policy> {
+        let copy = self.with.state.scratch(state);
         Arc::new(policy.with_powers(self.powers(copy)))
     }
 
@@ -147,7 +149,7 @@ impl Candidate<'_> {
         if self.with.kind == Kind::Check || budget.fuel.is_some() {
             let engine = PolicyEngine::metered(self.with.config).map_err(no_engine)?;
             let component = self.compile(&engine)?.component;
-            let metered = self.scratch(&self.link(&engine, &component)?);
+            let metered = self.scratch(&self.link(&engine, &component)?, &policy.powers.bucket);
             cost::fuel_and_pages(&metered, self.hooks, &mut card)?;
         }
         if cost::over(budget, &card, memory).is_some() {

@@ -22,7 +22,8 @@ pub struct RoomConfig {
     /// How often the folder is read. 200 ms feels immediate after a copy and costs a
     /// directory listing.
     pub poll_ms: u64,
-    /// Where the policies' key-value state is kept over restarts; none = in memory only.
+    /// Where the policies' key-value state is kept over restarts, and which policies were
+    /// active; none = in memory only, and a restart begins with the folder.
     pub state_dir: Option<PathBuf>,
     /// Most instances alive at once. One lives from the first hook of a request that it
     /// serves to the last, so with separate policies it is gone while a model writes.
@@ -75,6 +76,8 @@ pub struct RoomConfig {
     pub shadow: ShadowConfig,
     /// Candidates that serve a share of the requests.
     pub canary: CanaryConfig,
+    /// How much a policy may keep, and when it is told that it is kept.
+    pub state: StateConfig,
     /// Options of whatever policy serves `classify`.
     pub classify: PolicyOptions,
     /// Options of whatever policy serves `route`.
@@ -108,6 +111,7 @@ impl Default for RoomConfig {
             breaker: BreakerConfig::default(),
             shadow: ShadowConfig::default(),
             canary: CanaryConfig::default(),
+            state: StateConfig::default(),
             classify: PolicyOptions::default(),
             route: PolicyOptions::default(),
             validate: PolicyOptions::default(),
@@ -283,6 +287,49 @@ pub struct Budget {
     /// Most fuel (about one a WebAssembly instruction) that a call of a hook may take. It
     /// is the same on every machine; finding it out compiles the policy a second time.
     pub fuel: Option<u64>,
+}
+
+/// What one policy may keep in `wasi:keyvalue`. State is for counters and small tables;
+/// who needs more needs a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StateConfig {
+    /// All keys and values together. They live in memory as well, so 64 policies cost at
+    /// most 64 MiB.
+    pub bytes: u64,
+    /// Keys. `list-keys` answers them in pages of 256.
+    pub keys: u32,
+    /// Longest key.
+    pub key_bytes: u32,
+    /// Longest value. It is written whole at every change, so this bounds one commit.
+    pub value_bytes: u32,
+    /// When a write is acknowledged to the policy.
+    pub durability: Durability,
+}
+
+impl Default for StateConfig {
+    fn default() -> Self {
+        Self {
+            bytes: 1 << 20,
+            keys: 4096,
+            key_bytes: 256,
+            value_bytes: 256 << 10,
+            durability: Durability::Sync,
+        }
+    }
+}
+
+/// When a policy hears that its write was done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// When it is on the disk. It costs the hook one commit, which it shares with the
+    /// requests beside it; `learn` runs outside the client's time.
+    #[default]
+    Sync,
+    /// At once; it reaches the disk within 250 ms. What a killed process had not written
+    /// by then is lost although it was acknowledged.
+    Deferred,
 }
 
 /// A power beyond telemetry, proposing and logging.

@@ -5,9 +5,9 @@
 //! or to replay it, stands here and nowhere else.
 //!
 //! A power that was not granted answers `denied`. Host calls that wait (the models, a
-//! WASI poll) get what is left of the call's deadline, since the deadline clock cannot
-//! interrupt the host. Handles are bounded by the table; data by the store's host-call
-//! fuel.
+//! write of state, a WASI poll) get what is left of the call's deadline, since the
+//! deadline clock cannot interrupt the host. Handles are bounded by the table; data by
+//! the store's host-call fuel.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -55,6 +55,21 @@ pub(crate) struct Powers {
     pub bucket: Arc<Bucket>,
     pub models: Arc<dyn Models>,
     pub uses: Uses,
+}
+
+impl Powers {
+    /// The same powers over another state, counted anew.
+    pub fn on(&self, bucket: Arc<Bucket>) -> Self {
+        Self {
+            name: Arc::clone(&self.name),
+            grants: self.grants.clone(),
+            settings: self.settings.clone(),
+            limits: self.limits,
+            bucket,
+            models: Arc::clone(&self.models),
+            uses: Uses::default(),
+        }
+    }
 }
 
 /// The request that an instance works on, converted at most once.
@@ -391,14 +406,13 @@ impl keyvalue::store::HostBucket for HostState {
     }
 
     fn set(&mut self, bucket: Resource<BucketHandle>, key: String, value: Vec<u8>) -> KvResult<()> {
-        self.on_bucket(&bucket, |b| b.set(key, value))
+        let left = self.time_left();
+        self.on_bucket(&bucket, |b| b.set(key, value, left))
     }
 
     fn delete(&mut self, bucket: Resource<BucketHandle>, key: String) -> KvResult<()> {
-        self.on_bucket(&bucket, |b| {
-            b.delete(&key);
-            Ok(())
-        })
+        let left = self.time_left();
+        self.on_bucket(&bucket, |b| b.delete(&key, left))
     }
 
     fn exists(&mut self, bucket: Resource<BucketHandle>, key: String) -> KvResult<bool> {
@@ -450,7 +464,8 @@ impl keyvalue::atomics::Host for HostState {
         key: String,
         delta: u64,
     ) -> KvResult<u64> {
-        self.on_bucket(&bucket, |b| b.increment(key, delta))
+        let left = self.time_left();
+        self.on_bucket(&bucket, |b| b.increment(key, delta, left))
     }
 }
 

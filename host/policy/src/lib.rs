@@ -38,12 +38,15 @@ mod engine;
 mod evidence;
 mod fault;
 mod grants;
+mod history;
 mod host;
 mod inspect;
 mod limit;
 mod log;
+mod migrate;
 mod probe;
 mod ready;
+mod recall;
 mod revision;
 mod session;
 mod shadow;
@@ -70,8 +73,9 @@ pub use cache::CacheStats;
 pub use canary::{MeasureStatus, StickTo};
 pub use compiler::{COMPILE_CHILD, compile_child};
 pub use config::{
-    BreakerConfig, Budget, CacheConfig, CanaryConfig, CompilerConfig, Deny, Fallback, Grant,
-    LimitChanges, Limits, PolicyOptions, RoomConfig, ShadowConfig, SignatureMode,
+    BreakerConfig, Budget, CacheConfig, CanaryConfig, CompilerConfig, Deny, Durability, Fallback,
+    Grant, LimitChanges, Limits, PolicyOptions, RoomConfig, ShadowConfig, SignatureMode,
+    StateConfig,
 };
 pub use cost::{CostCard, Spread};
 pub use grants::Change;
@@ -79,6 +83,7 @@ pub use inspect::{CONTRACT_VERSION, Contents, contents};
 pub use room::{NothingKept, PolicyRoom, RoomError};
 pub use shadow::{Difference, ShadowStatus};
 pub use signature::{Manifest, Provenance, Reason, Sealed, SignatureError, SigningKey};
+pub use state::{StateExport, StateStatus, StateValue};
 pub use stats::{CounterStats, GenerationStats, RoomStats, Times};
 pub use swap::{Attempt, GenerationInfo, SlotStatus};
 pub use trial::{

@@ -5,7 +5,7 @@
 //! wait for each other, since one component is admitted at a time.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -19,12 +19,14 @@ use crate::cache::CompileCache;
 use crate::call::Policy;
 use crate::config::{RoomConfig, SignatureMode};
 use crate::engine::PolicyEngine;
+use crate::history::History;
 use crate::limit::Gate;
+use crate::migrate;
 use crate::ready::Filler;
 use crate::revision::Revisions;
 use crate::session::RoomSession;
 use crate::signature;
-use crate::state::StateStore;
+use crate::state::{StateExport, StateStatus, StateStore};
 use crate::stats::{Counters, GenerationStats, Histogram, RoomStats};
 use crate::swap::{Attempt, Book, Generation, SlotStatus, Table};
 use crate::trial::{CanaryChanges, TrialEnding, TrialError, TrialMode, TrialStatus};
@@ -42,9 +44,6 @@ pub enum RoomError {
     /// The memory of accepted revisions cannot be used.
     #[error("policies.revisions_file: {0}")]
     Revisions(String),
-    /// The folder for state cannot be used.
-    #[error("policies.state_dir cannot be used: {0}")]
-    State(#[from] std::io::Error),
     /// A number that cannot be.
     #[error("policies.{0}")]
     Config(String),
@@ -86,6 +85,8 @@ pub(crate) struct Room {
     /// Shadows take turns at this.
     pub spare: Arc<Mutex<()>>,
     pub state: StateStore,
+    /// Open from [`PolicyRoom::recall`] on.
+    pub history: OnceLock<History>,
     engine: PolicyEngine,
     cache: Cache,
     revisions: Revisions,
@@ -147,7 +148,8 @@ impl PolicyRoom {
             cache,
             revisions: Revisions::open(config.revisions_file.clone())
                 .map_err(RoomError::Revisions)?,
-            state: StateStore::new(config.state_dir.clone())?,
+            state: StateStore::new(config.state_dir.clone(), config.state),
+            history: OnceLock::new(),
             engine,
             models,
             books: Mutex::default(),
@@ -163,6 +165,13 @@ impl PolicyRoom {
             room: Arc::new(room),
             watch: Mutex::new(None),
         })
+    }
+
+    /// Makes active again what was active when the last host with this state folder ended,
+    /// and writes down from now on what is. Before [`Self::embed`] and [`Self::watch`], which
+    /// leave it in place; blocks while it compiles.
+    pub fn recall(&self) {
+        self.room.recall();
     }
 
     /// Admits a policy that comes with the host: it serves where nothing else does, and
@@ -193,8 +202,9 @@ impl PolicyRoom {
         checked.map(|(_, report)| report)
     }
 
-    /// Makes the latest kept generation of a hook active again, at once. The present one
-    /// is not kept, so that the next call goes further back.
+    /// Makes the latest kept generation of a hook active again: at once, or after compiling
+    /// it where it was kept over a restart. The present one is not kept, so that the next
+    /// call goes further back.
     ///
     /// # Errors
     /// Nothing is kept.
@@ -260,7 +270,9 @@ impl PolicyRoom {
     /// Takes the policy from a hook; its built-in answer is used. It is kept for
     /// [`Self::rollback`].
     pub fn unload(&self, hook: Hook) -> SlotStatus {
+        self.room.books()[hook as usize].unloaded = true;
         self.room.set(&[hook], None);
+        self.room.remember();
         self.room.status(hook)
     }
 
@@ -277,6 +289,24 @@ impl PolicyRoom {
     /// All hooks: who serves, who did, what was tried last.
     pub fn status(&self) -> Vec<SlotStatus> {
         Hook::ALL.map(|hook| self.room.status(hook)).to_vec()
+    }
+
+    /// How much every policy keeps that was asked for since the start.
+    pub fn state_status(&self) -> Vec<StateStatus> {
+        self.room.state.status()
+    }
+
+    /// All that a policy keeps, in its newest version; none where nothing is known of it.
+    pub fn export_state(&self, policy: &str) -> Option<StateExport> {
+        self.room.state.export(policy)
+    }
+
+    /// Puts these entries in place of all that the policy keeps in that version.
+    ///
+    /// # Errors
+    /// What is wrong with them, or why they could not be kept; nothing has changed then.
+    pub fn import_state(&self, state: &StateExport) -> Result<StateStatus, String> {
+        self.room.state.import(state)
     }
 
     /// All counters.
@@ -369,13 +399,15 @@ impl Room {
     fn embed(&self, offer: &Offer) -> Result<Report, AdmissionError> {
         let _one = self.one_admission();
         let (policy, mut report) = self.admit(offer, Kind::Embedded)?;
+        policy.stored.take_bytes();
         let mut free = Vec::new();
         {
             let table = self.table.load();
             let mut books = self.books();
             for hook in &report.hooks {
-                books[*hook as usize].embedded = Some(Arc::clone(&policy));
-                if table.get(*hook).is_none() {
+                let book = &mut books[*hook as usize];
+                book.embedded = Some(Arc::clone(&policy));
+                if table.get(*hook).is_none() && !book.unloaded {
                     free.push(*hook);
                 }
             }
@@ -383,6 +415,7 @@ impl Room {
         let started = Instant::now();
         report.generations = self.set(&free, Some(&policy));
         report.swap_micros = Some(micros_since(started));
+        self.remember();
         Ok(report)
     }
 
@@ -400,14 +433,19 @@ impl Room {
                 "a newer component for the same hook came before this one was compiled",
             ))
         } else {
-            self.admit(offer, Kind::Put)
-                .and_then(|admitted| self.accept_revision(admitted))
+            self.admit(offer, Kind::Put).and_then(|(policy, report)| {
+                migrate::take_over(&policy, &self.state)?;
+                self.accept_revision((policy, report))
+            })
         };
         match outcome {
             Ok((policy, mut report)) => {
+                report.warnings.extend(self.keep_component(&policy));
                 let started = Instant::now();
                 report.generations = self.set(&report.hooks, Some(&policy));
                 report.swap_micros = Some(micros_since(started));
+                self.remember();
+                self.forget_components();
                 let text = format!("admitted in {} ms", report.compile_micros / 1000);
                 self.note(&report.hooks, &report.policy, true, &text);
                 tracing::info!(policy = report.policy, hooks = ?report.hooks, "{text}");
@@ -472,6 +510,7 @@ impl Room {
         for hook in hooks {
             self.trial_loses_its_ground(books, &mut table, *hook);
             let book = &mut books[*hook as usize];
+            book.unloaded &= policy.is_none();
             let old = table.get(*hook).map(Arc::clone);
             let generation =
                 policy.map(|policy| self.generation(*hook, policy, old.as_ref(), book, false));
@@ -526,43 +565,60 @@ impl Room {
     }
 
     fn rollback(&self, hook: Hook, to: Option<u64>) -> Result<SlotStatus, NothingKept> {
-        let (name, text) = {
+        let (kept, number) = self.take_kept(hook, to)?;
+        {
             let mut books = self.books();
-            let book = &mut books[hook as usize];
-            let kept = match to {
-                None => book.kept.pop_back().ok_or(NothingKept::None(hook))?,
-                Some(asked) => {
-                    let place = book.kept.iter().position(|g| g.number == asked);
-                    let missing = || NothingKept::NotThis {
-                        hook,
-                        asked,
-                        kept: book.kept.iter().map(|g| g.number).collect(),
-                    };
-                    let place = place.ok_or_else(missing)?;
-                    book.kept.remove(place).ok_or(NothingKept::None(hook))?
-                }
-            };
             let mut table = Table::clone(&self.table.load());
             self.trial_loses_its_ground(&mut books, &mut table, hook);
             let book = &mut books[hook as usize];
+            book.unloaded = false;
             let old = table.get(hook).map(Arc::clone);
-            let generation = self.generation(hook, &kept.policy, old.as_ref(), book, false);
+            let generation = self.generation(hook, &kept, old.as_ref(), book, false);
             table.set(hook, Some(generation));
             if let Some(old) = old.filter(|_| to.is_some()) {
                 book.keep(old, self.config.keep_generations);
             }
             self.exchange(table);
-            let text = format!("rolled back to generation {}", kept.number);
-            (kept.policy.name().to_string(), text)
-        };
-        self.note(&[hook], &name, true, &text);
+        }
+        self.remember();
+        let text = format!("rolled back to generation {number}");
+        self.note(&[hook], kept.name(), true, &text);
         Ok(self.status(hook))
+    }
+
+    /// Takes a generation out of those that are kept: the latest, or this one. Those of the
+    /// life before are compiled.
+    fn take_kept(&self, hook: Hook, asked: Option<u64>) -> Result<(Arc<Policy>, u64), NothingKept> {
+        {
+            let mut books = self.books();
+            let kept = &mut books[hook as usize].kept;
+            let place = match asked {
+                None => kept.len().checked_sub(1),
+                Some(asked) => kept.iter().position(|g| g.number == asked),
+            };
+            if let Some(generation) = place.and_then(|place| kept.remove(place)) {
+                return Ok((Arc::clone(&generation.policy), generation.number));
+            }
+        }
+        if let Some(found) = self.revive_kept(hook, asked) {
+            return Ok(found);
+        }
+        let book = &self.books()[hook as usize];
+        Err(match asked {
+            None => NothingKept::None(hook),
+            Some(asked) => NothingKept::NotThis {
+                hook,
+                asked,
+                kept: book.numbers_kept(),
+            },
+        })
     }
 
     /// What the hook would have without the folder: the embedded policy, or none.
     pub fn restore(&self, hook: Hook) {
         let embedded = self.books()[hook as usize].embedded.clone();
         self.set(&[hook], embedded.as_ref());
+        self.remember();
     }
 
     /// The number of the generation that serves a hook.
@@ -576,7 +632,13 @@ impl Room {
         SlotStatus {
             hook,
             active: self.table.load().get(hook).map(|g| g.info()),
-            kept: book.kept.iter().rev().map(|g| g.info()).collect(),
+            kept: book
+                .kept
+                .iter()
+                .rev()
+                .map(|g| g.info())
+                .chain(book.stored.iter().rev().map(Into::into))
+                .collect(),
             last_attempt: book.last_attempt.clone(),
             trial: self.trial_in(book, hook),
         }

@@ -15,6 +15,7 @@ use crate::breaker::Breaker;
 use crate::call::Policy;
 use crate::canary::Canary;
 use crate::grants;
+use crate::history::{Entry, HookRecord, Stored};
 use crate::stats::Counters;
 use crate::trial::{Trial, TrialStatus};
 
@@ -102,6 +103,11 @@ impl Table {
 pub(crate) struct Book {
     pub next_number: u64,
     pub kept: VecDeque<Arc<Generation>>,
+    /// Older than `kept`: of the host's life before, not compiled in this one. The oldest
+    /// first.
+    pub stored: VecDeque<Entry>,
+    /// An operator took the policy away, and nobody has put another since.
+    pub unloaded: bool,
     pub embedded: Option<Arc<Policy>>,
     pub last_attempt: Option<Attempt>,
     pub last_trial: Option<TrialStatus>,
@@ -113,8 +119,42 @@ impl Book {
     /// Keeps a generation that is no longer active, and forgets the oldest.
     pub fn keep(&mut self, generation: Arc<Generation>, at_most: usize) {
         self.kept.push_back(generation);
-        while self.kept.len() > at_most {
-            self.kept.pop_front();
+        while self.kept.len() + self.stored.len() > at_most {
+            if self.stored.pop_front().is_none() {
+                self.kept.pop_front();
+            }
+        }
+    }
+
+    /// The numbers that a rollback can ask for, oldest first.
+    pub fn numbers_kept(&self) -> Vec<u64> {
+        let stored = self.stored.iter().map(|e| e.generation);
+        stored.chain(self.kept.iter().map(|g| g.number)).collect()
+    }
+
+    /// What a restart has to know.
+    pub fn record(&self, active: Option<&Arc<Generation>>) -> HookRecord {
+        let entry = |generation: &Arc<Generation>| {
+            let policy = &generation.policy;
+            let embedded = self.embedded.as_ref();
+            Entry {
+                generation: generation.number,
+                policy: Stored {
+                    embedded: embedded.is_some_and(|e| Arc::ptr_eq(e, policy)),
+                    ..Stored::clone(&policy.stored)
+                },
+            }
+        };
+        HookRecord {
+            numbers: self.next_number,
+            active: active.map(entry),
+            kept: self
+                .stored
+                .iter()
+                .cloned()
+                .chain(self.kept.iter().map(entry))
+                .collect(),
+            unloaded: self.unloaded,
         }
     }
 }
@@ -158,6 +198,19 @@ impl Generation {
             breaker_open: self.breaker.is_open(),
             uses: self.policy.powers.uses.read(&self.policy.imports),
             hints: grants::hints(&self.policy, self.counters.times.count()),
+        }
+    }
+}
+
+impl From<&Entry> for GenerationInfo {
+    fn from(entry: &Entry) -> Self {
+        Self {
+            policy: entry.policy.name.clone(),
+            generation: entry.generation,
+            digest: entry.policy.digest.clone(),
+            breaker_open: false,
+            uses: BTreeMap::new(),
+            hints: Vec::new(),
         }
     }
 }

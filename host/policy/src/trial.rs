@@ -14,8 +14,8 @@ use serde::Serialize;
 use crate::admit::{AdmissionError, Kind as Admitted, Offer};
 use crate::call::Policy;
 use crate::canary::{Arm, Canary, Judgement, MeasureStatus, StickTo};
-use crate::grants::Uses;
 use crate::host::{Asked, Powers};
+use crate::migrate;
 use crate::room::Room;
 use crate::shadow::{Question, Shadow, ShadowStatus};
 use crate::swap::{Book, Generation, Table};
@@ -275,6 +275,8 @@ impl Room {
             Judgement::RollBack(reason) => (TrialEnding::RolledBack, reason),
         };
         self.end_trial(&mut books, hook, how, reason);
+        drop(books);
+        self.remember();
     }
 
     /// Takes a hook's trial out of the table; a promotion is the same exchange that any
@@ -412,8 +414,10 @@ impl Room {
 
     fn admit_candidate(&self, offer: &Offer) -> Result<Arc<Policy>, TrialError> {
         let _one = self.one_admission();
-        let admitted = self.admit(offer, Admitted::Put)?;
-        Ok(self.accept_revision(admitted)?.0)
+        let (policy, report) = self.admit(offer, Admitted::Put)?;
+        migrate::take_over(&policy, &self.state)?;
+        self.keep_component(&policy);
+        Ok(self.accept_revision((policy, report))?.0)
     }
 
     fn check_free(&self, hook: Hook) -> Result<(), TrialError> {
@@ -429,15 +433,10 @@ impl Room {
 
     /// The same code on a copy of its state and with these models.
     fn harmless(&self, policy: &Policy, models: Arc<dyn Models>) -> Arc<Policy> {
-        let powers = &policy.powers;
+        let copy = self.state.scratch(&policy.powers.bucket);
         Arc::new(policy.with_powers(Arc::new(Powers {
-            name: Arc::clone(&powers.name),
-            grants: powers.grants.clone(),
-            settings: powers.settings.clone(),
-            limits: powers.limits,
-            bucket: self.state.scratch(&powers.name),
             models,
-            uses: Uses::default(),
+            ..policy.powers.on(copy)
         })))
     }
 
@@ -455,7 +454,10 @@ impl Room {
             return Err(none);
         }
         self.end_trial(&mut books, hook, how, "by the operator".into());
-        books[hook as usize].last_trial.clone().ok_or(none)
+        let ended = books[hook as usize].last_trial.clone();
+        drop(books);
+        self.remember();
+        ended.ok_or(none)
     }
 
     /// The trial that runs at a hook, or the last one that ran.

@@ -25,7 +25,9 @@ use sha2::{Digest, Sha256};
 
 use crate::admit::{AdmissionError, Offer, Stage, read_component};
 use crate::bundle;
+use crate::cache::hex;
 use crate::config::PolicyOptions;
+use crate::history::{Content, FileRecord};
 use crate::room::Room;
 
 /// Longest of the texts beside a component.
@@ -50,7 +52,7 @@ impl Drop for Watch {
 
 /// Loads what is there now, then watches.
 pub(crate) fn start(room: &Arc<Room>, dir: PathBuf) -> Option<Watch> {
-    let mut folder = Folder::new(dir);
+    let mut folder = Folder::recalled(dir, room);
     let poll = Duration::from_millis(room.config.poll_ms.max(1));
     folder.look(room);
     std::thread::sleep(poll.min(Duration::from_millis(50)));
@@ -87,13 +89,6 @@ struct Stamp {
     file: u64,
 }
 
-/// Digests of what a file and those beside it hold.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Content {
-    policy: [u8; 32],
-    options: [u8; 32],
-}
-
 #[derive(Debug, Default)]
 struct Seen {
     /// Of the file and of those beside it.
@@ -102,6 +97,8 @@ struct Seen {
     candidate: Option<Content>,
     /// What was last offered to the room, accepted or not.
     offered: Option<Content>,
+    /// Whether that was accepted.
+    admitted: bool,
 }
 
 /// What was seen of the folder.
@@ -114,13 +111,45 @@ struct Folder {
 }
 
 impl Folder {
-    fn new(dir: PathBuf) -> Self {
-        Self {
+    /// The folder as the host's life before left it: what has not changed since is not
+    /// offered again, so that it does not take over from what was put by hand.
+    fn recalled(dir: PathBuf, room: &Room) -> Self {
+        let mut folder = Self {
             dir,
             seen: BTreeMap::new(),
             serving: BTreeMap::new(),
             unreadable: false,
+        };
+        for (name, file) in room.recalled_files() {
+            let path = folder.dir.join(name);
+            for (hook, generation) in file.serving {
+                if room.active(hook) == Some(generation) {
+                    folder.serving.insert(hook, (path.clone(), generation));
+                }
+            }
+            let admitted = file.admitted.is_some();
+            let seen = Seen {
+                offered: file.admitted,
+                admitted,
+                ..Seen::default()
+            };
+            folder.seen.insert(path, seen);
         }
+        folder
+    }
+
+    /// Tells the room what the next life must know.
+    fn tell(&self, room: &Room) {
+        let files = self.seen.iter().filter_map(|(path, seen)| {
+            let name = path.file_name()?.to_str()?.to_string();
+            let mine = self.serving.iter().filter(|(_, (file, _))| file == path);
+            let file = FileRecord {
+                admitted: seen.offered.clone().filter(|_| seen.admitted),
+                serving: mine.map(|(hook, (_, number))| (*hook, *number)).collect(),
+            };
+            Some((name, file))
+        });
+        room.remember_files(files.collect());
     }
 
     /// One look: changed files are offered, removed ones give their hooks back.
@@ -156,6 +185,7 @@ impl Folder {
                 self.give_back(room, hook, &files);
             }
         }
+        self.tell(room);
     }
 
     /// A hook whose file is gone: another file that names it, or what the host came with.
@@ -211,8 +241,8 @@ impl Folder {
         let content = match &read {
             Ok((content, _, _)) => content.clone(),
             Err(refusal) => Content {
-                policy: Sha256::digest(refusal.to_string()).into(),
-                options: [0; 32],
+                policy: hex(&Sha256::digest(refusal.to_string())),
+                options: String::new(),
             },
         };
         let stable = seen.candidate.as_ref() == Some(&content);
@@ -222,7 +252,10 @@ impl Folder {
             return;
         }
         seen.offered = Some(content);
-        self.offer(room, path, hook, read);
+        let admitted = self.offer(room, path, hook, read);
+        if let Some(seen) = self.seen.get_mut(path) {
+            seen.admitted = admitted;
+        }
     }
 
     /// Offers a file to the room; answers whether it serves now.
@@ -280,8 +313,8 @@ fn read(path: &Path, max_bytes: u64) -> Reading {
         policy.update(Sha256::digest(text));
     }
     let content = Content {
-        policy: policy.finalize().into(),
-        options: Sha256::digest(&options).into(),
+        policy: hex(&policy.finalize()),
+        options: hex(&Sha256::digest(&options)),
     };
     Ok((content, offer, options))
 }

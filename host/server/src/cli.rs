@@ -183,6 +183,9 @@ pub enum PolicyCommand {
         #[command(flatten)]
         host: HostArgs,
     },
+    /// Show, save and replace what policies keep.
+    #[command(subcommand)]
+    State(StateCommand),
     /// Remove a hook's policy; the built-in answer serves.
     Unload {
         /// classify, route or validate.
@@ -240,6 +243,37 @@ pub enum TrialCommand {
         /// classify, route or validate.
         #[arg(value_parser = hook)]
         hook: Hook,
+        #[command(flatten)]
+        host: HostArgs,
+    },
+}
+
+/// What policies keep in the host.
+#[derive(Debug, Subcommand)]
+pub enum StateCommand {
+    /// Show how much each policy keeps, or what one keeps.
+    Show {
+        /// Name of a policy [default: all, without their values].
+        name: Option<String>,
+        #[command(flatten)]
+        host: HostArgs,
+    },
+    /// Write all that a policy keeps into a file, as JSON.
+    Export {
+        /// Name of the policy.
+        name: String,
+        /// File to write [default: standard output].
+        #[arg(short, long)]
+        output: Option<PathBuf>,
+        #[command(flatten)]
+        host: HostArgs,
+    },
+    /// Put the entries of an exported file in place of all that the policy keeps.
+    Import {
+        /// Name of the policy; the file must be of this one.
+        name: String,
+        /// A file that `export` has written.
+        file: PathBuf,
         #[command(flatten)]
         host: HostArgs,
     },

@@ -5,6 +5,7 @@
 mod author;
 mod bundle;
 mod models;
+mod state;
 mod trials;
 
 use std::path::Path;
@@ -73,6 +74,7 @@ pub fn policy(command: PolicyCommand) -> Result<(), Failure> {
             print_slot(&ask(&host, "POST", &path, Vec::new())?);
             Ok(())
         }
+        PolicyCommand::State(command) => state::state(command),
         PolicyCommand::Unload { hook, host } => {
             let path = format!("/admin/v1/policies/{}", hook.as_str());
             print_slot(&ask(&host, "DELETE", &path, Vec::new())?);

@@ -177,6 +177,7 @@ fn build(config: &Config, engines: &Engines) -> Result<(Arc<House>, Arc<Telemetr
     let models = Arc::new(models.map_err(Failure::failed)?);
     let room = PolicyRoom::new(room_config(config), models);
     let room = Arc::new(room.map_err(|e| Failure::Config(e.to_string()))?);
+    room.recall();
     if config.server.embedded_policies {
         embedded::load(&room, config);
     }

@@ -13,7 +13,9 @@ use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use homeostat_hooks::{Hook, Snapshot};
-use homeostat_policy::{AdmissionError, NothingKept, Offer, Report, SlotStatus};
+use homeostat_policy::{
+    AdmissionError, NothingKept, Offer, Report, SlotStatus, StateExport, StateStatus,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -124,10 +126,14 @@ pub async fn rollback(
             ApiError::invalid("to", what)
         })
     });
-    let back = match to.transpose()? {
-        None => house.policies.rollback(hook),
-        Some(generation) => house.policies.rollback_to(hook, generation),
-    };
+    let (to, policies) = (to.transpose()?, house.policies.clone());
+    // What was kept over a restart is compiled first.
+    let back = tokio::task::spawn_blocking(move || match to {
+        None => policies.rollback(hook),
+        Some(generation) => policies.rollback_to(hook, generation),
+    });
+    let back = back.await;
+    let back = back.map_err(|e| ApiError::host(format!("the rollback failed: {e}")))?;
     back.map(Json).map_err(|nothing: NothingKept| {
         let status = StatusCode::CONFLICT;
         ApiError::new(status, "invalid_request_error", nothing.to_string()).code("nothing_kept")
@@ -150,6 +156,51 @@ pub(super) fn hook(word: &str) -> Result<Hook, ApiError> {
         );
         ApiError::new(StatusCode::NOT_FOUND, "not_found_error", what).code("unknown_hook")
     })
+}
+
+/// How much every policy keeps.
+pub async fn states(State(house): State<Arc<House>>) -> Json<Value> {
+    Json(json!({"state": house.policies.state_status()}))
+}
+
+/// All that a policy keeps.
+pub async fn export_state(
+    State(house): State<Arc<House>>,
+    Path(policy): Path<String>,
+) -> Result<Json<StateExport>, ApiError> {
+    house
+        .policies
+        .export_state(&policy)
+        .map(Json)
+        .ok_or_else(|| {
+            let what = format!(
+                "no policy {} was loaded since the start; /admin/v1/state lists those that were",
+                shown(&policy)
+            );
+            ApiError::new(StatusCode::NOT_FOUND, "not_found_error", what).code("unknown_policy")
+        })
+}
+
+/// `PUT /admin/v1/state/{policy}` with an export as its body: it takes the place of all that
+/// the policy keeps.
+pub async fn import_state(
+    State(house): State<Arc<House>>,
+    Path(policy): Path<String>,
+    request: Request,
+) -> Result<Json<StateStatus>, ApiError> {
+    let (parts, body) = request.into_parts();
+    let bytes = body::bytes(&parts.headers, body, house.max_component_bytes).await?;
+    let wrong = |what: String| ApiError::invalid("body", what);
+    let state: StateExport = serde_json::from_slice(&bytes)
+        .map_err(|e| wrong(format!("this is no exported state: {e}")))?;
+    if state.policy != policy {
+        let what = format!("this is the state of {}", shown(&state.policy));
+        return Err(wrong(format!("{what}, not of {}", shown(&policy))));
+    }
+    let policies = house.policies.clone();
+    let import = tokio::task::spawn_blocking(move || policies.import_state(&state)).await;
+    let import = import.map_err(|e| ApiError::host(format!("the import failed: {e}")))?;
+    import.map(Json).map_err(wrong)
 }
 
 /// The latest decisions, newest first, one line each.

@@ -33,7 +33,7 @@ use crate::house::House;
 use crate::openai::error::{ApiError, shown};
 
 /// Paths that a wrong one may have meant.
-const PATHS: [&str; 14] = [
+const PATHS: [&str; 16] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",
@@ -46,6 +46,8 @@ const PATHS: [&str; 14] = [
     "/admin/v1/policies/{hook}/rollback",
     "/admin/v1/policies/{hook}/shadow",
     "/admin/v1/policies/{hook}/canary",
+    "/admin/v1/state",
+    "/admin/v1/state/{policy}",
     "/admin/v1/decisions",
     "/admin/v1/telemetry",
 ];
@@ -70,6 +72,11 @@ pub fn router(house: Arc<House>) -> Router {
         )
         .route("/admin/v1/policies/{hook}/rollback", post(admin::rollback))
         .merge(trials::routes())
+        .route("/admin/v1/state", get(admin::states))
+        .route(
+            "/admin/v1/state/{policy}",
+            get(admin::export_state).put(admin::import_state),
+        )
         .route("/admin/v1/decisions", get(admin::decisions))
         .route("/admin/v1/decisions/{id}", get(admin::decision))
         .route("/admin/v1/telemetry", get(admin::telemetry))
