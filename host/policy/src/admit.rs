@@ -214,6 +214,7 @@ pub(crate) fn admit(
         guests: find_guests(&pre, &hooks, &shape)?,
         pre,
         cost: Cost::default(),
+        ensemble: None,
         powers: powers(with, offer, &options, limits),
     };
     let scratch = Arc::new(policy.with_powers(Arc::new(Powers {

@@ -14,6 +14,7 @@ use wasmtime::component::InstancePre;
 use wasmtime::{Engine, Store};
 
 use crate::bindings::{classifier, learner, router, types, validator};
+use crate::compose::Ensemble;
 use crate::config::{Fallback, Limits};
 use crate::convert;
 use crate::engine::TICK;
@@ -30,6 +31,8 @@ pub(crate) struct Policy {
     pub guests: GuestNames,
     pub pre: InstancePre<HostState>,
     pub cost: Cost,
+    /// Who answers together with it.
+    pub ensemble: Option<Ensemble>,
 }
 
 /// What it costs to make an instance: the least that was measured, since a busy machine
@@ -84,6 +87,7 @@ impl Policy {
             guests: self.guests.clone(),
             pre: self.pre.clone(),
             cost: Cost::default(),
+            ensemble: None,
         }
     }
 

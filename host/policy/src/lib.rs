@@ -30,6 +30,7 @@ mod bindings;
 mod breaker;
 mod call;
 mod canary;
+mod compose;
 mod convert;
 mod engine;
 mod evidence;
@@ -59,6 +60,7 @@ pub mod trial;
 
 pub use admit::{AdmissionError, Offer, Report, Stage, read_component};
 pub use canary::{MeasureStatus, StickTo};
+pub use compose::{Compose, MemberStats, Mode};
 pub use config::{
     BreakerConfig, CanaryConfig, Deny, Fallback, Grant, LimitChanges, Limits, PolicyOptions,
     RoomConfig, ShadowConfig,

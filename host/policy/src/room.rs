@@ -11,10 +11,13 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use homeostat_hooks::{Hook, Models, Policies, Request, Session, Snapshot};
 
-use crate::admit::{self, Admission, AdmissionError, Offer, Report, Stage, micros_since};
+use crate::admit::{
+    self, Admission, AdmissionError, Offer, Report, Stage, micros_since, read_component,
+};
 use crate::breaker::Breaker;
 use crate::call::Policy;
-use crate::config::RoomConfig;
+use crate::compose::{Compose, Ensemble, MEMBERS_MAX, Member};
+use crate::config::{PolicyOptions, RoomConfig};
 use crate::engine::PolicyEngine;
 use crate::limit::Gate;
 use crate::ready::Filler;
@@ -23,7 +26,7 @@ use crate::state::StateStore;
 use crate::stats::{Counters, GenerationStats, Histogram, RoomStats};
 use crate::swap::{Attempt, Book, Generation, SlotStatus, Table};
 use crate::trial::{CanaryChanges, TrialEnding, TrialError, TrialMode, TrialStatus};
-use crate::watch::{self, Watch};
+use crate::watch::{self, Watch, parse_options};
 
 /// Stack of the thread that compiles: the compiler recurses over untrusted code.
 const ADMISSION_STACK_BYTES: usize = 16 << 20;
@@ -309,6 +312,60 @@ impl Room {
 
     /// Runs the pipeline on a thread of its own, whose stack the compiler may use.
     pub fn admit(&self, offer: &Offer) -> Result<(Arc<Policy>, Report), AdmissionError> {
+        let (mut policy, report) = self.admit_alone(offer)?;
+        if let Some(compose) = &offer.options.compose {
+            let ensemble = self.admit_members(compose, &report.hooks)?;
+            // Nobody else has seen it yet.
+            if let Some(policy) = Arc::get_mut(&mut policy) {
+                policy.ensemble = Some(ensemble);
+            }
+        }
+        Ok((policy, report))
+    }
+
+    /// The components that answer together with another one.
+    fn admit_members(&self, compose: &Compose, hooks: &[Hook]) -> Result<Ensemble, AdmissionError> {
+        let refuse = |text: String| AdmissionError::new(Stage::Options, text);
+        let count = compose.members.len();
+        if count == 0 || count > MEMBERS_MAX {
+            let text = format!("compose has {count} members, expected 1 to {MEMBERS_MAX}");
+            return Err(refuse(text));
+        }
+        let Some(dir) = &self.config.dir else {
+            return Err(refuse(
+                "compose needs a folder of policies (policies.dir)".into(),
+            ));
+        };
+        let members = compose.members.iter().map(|member| {
+            let path = dir.join(member);
+            let options = match std::fs::read_to_string(path.with_extension("toml")) {
+                Ok(text) => parse_options(&text)?,
+                Err(_) => PolicyOptions::default(),
+            };
+            if options.compose.is_some() {
+                let text = format!("member {} is composed itself", member.display());
+                return Err(refuse(text));
+            }
+            let name = path.file_stem().and_then(|stem| stem.to_str());
+            let offer = Offer {
+                name: name.unwrap_or_default().to_string(),
+                bytes: read_component(&path, self.config.max_component_bytes)?,
+                hooks: Some(hooks.to_vec()),
+                options,
+            };
+            let (policy, _) = self.admit_alone(&offer).map_err(|refusal| AdmissionError {
+                text: format!("member {}: {}", member.display(), refusal.text),
+                ..refusal
+            })?;
+            Ok(Member::new(policy))
+        });
+        Ok(Ensemble {
+            mode: compose.mode,
+            members: members.collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn admit_alone(&self, offer: &Offer) -> Result<(Arc<Policy>, Report), AdmissionError> {
         let with = Admission {
             config: &self.config,
             engine: &self.engine,
@@ -537,19 +594,21 @@ impl Room {
         for hook in Hook::ALL {
             let active = table.get(hook).map(|g| (g, true));
             let kept = books[hook as usize].kept.iter().map(|g| (g, false));
-            generations.extend(
-                active
-                    .into_iter()
-                    .chain(kept)
-                    .map(|(g, active)| GenerationStats {
-                        hook,
-                        policy: g.policy.name().to_string(),
-                        generation: g.number,
-                        active,
-                        breaker_open: g.breaker.is_open(),
-                        counters: g.counters.read(),
-                    }),
-            );
+            generations.extend(active.into_iter().chain(kept).map(|(g, active)| {
+                GenerationStats {
+                    hook,
+                    policy: g.policy.name().to_string(),
+                    generation: g.number,
+                    active,
+                    breaker_open: g.breaker.is_open(),
+                    counters: g.counters.read(),
+                    members: g
+                        .policy
+                        .ensemble
+                        .as_ref()
+                        .map_or(Vec::new(), Ensemble::stats),
+                }
+            }));
         }
         RoomStats {
             hooks: Hook::ALL

@@ -7,6 +7,7 @@ use std::time::Duration;
 use homeostat_hooks::{FaultKind, Hook};
 use serde::Serialize;
 
+use crate::compose::MemberStats;
 use crate::trial::{TrialEnding, TrialStatus};
 
 const KINDS: [FaultKind; 5] = [
@@ -181,6 +182,8 @@ pub struct GenerationStats {
     pub breaker_open: bool,
     /// Counters.
     pub counters: CounterStats,
+    /// Of a composed policy: those that answer together with it.
+    pub members: Vec<MemberStats>,
 }
 
 /// Everything.
