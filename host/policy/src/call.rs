@@ -14,6 +14,7 @@ use wasmtime::component::InstancePre;
 use wasmtime::{Engine, Store};
 
 use crate::bindings::{classifier, learner, router, types, validator};
+use crate::compose::Ensemble;
 use crate::config::{Fallback, Limits};
 use crate::convert;
 use crate::engine::TICK;
@@ -39,6 +40,8 @@ pub(crate) struct Policy {
     pub stored: Arc<Stored>,
     /// The version of state that it takes over when it is put.
     pub takes_over: Option<u32>,
+    /// Who answers together with it.
+    pub ensemble: Option<Ensemble>,
 }
 
 /// What it costs to make an instance: the least that was measured, since a busy machine
@@ -97,6 +100,7 @@ impl Policy {
             cost: Cost::default(),
             stored: Arc::clone(&self.stored),
             takes_over: self.takes_over,
+            ensemble: None,
         }
     }
 

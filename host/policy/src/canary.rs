@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::config::CanaryConfig;
-use crate::evidence::{self, Tally};
+use crate::evidence::{Pair, Tally};
 use crate::stats::Histogram;
 use crate::swap::Generation;
 
@@ -128,7 +128,7 @@ pub(crate) enum Judgement {
 /// with this very thing.
 #[derive(Debug, Default)]
 pub(crate) struct Arms {
-    tallies: [[Tally; 2]; MEASURES.len()],
+    pairs: [Pair; MEASURES.len()],
     calls: Base,
     tokens: Base,
 }
@@ -165,7 +165,7 @@ impl Base {
 
 impl Arms {
     pub fn add(&mut self, arm: Arm, measure: Measure, event: bool) {
-        self.tallies[measure as usize][arm as usize].add(event);
+        self.pairs[measure as usize].add(arm as usize, event);
     }
 
     fn call(&mut self, config: &CanaryConfig, arm: Arm, fault: bool, time: Duration) {
@@ -196,26 +196,25 @@ impl Arms {
         }
     }
 
-    fn of(&self, measure: Measure) -> (&Tally, &Tally) {
-        let [active, candidate] = &self.tallies[measure as usize];
-        (active, candidate)
+    fn of(&self, measure: Measure) -> &Pair {
+        &self.pairs[measure as usize]
     }
 
     /// Calls that the candidate has answered, or failed to.
     pub fn candidate_calls(&self) -> u64 {
-        self.of(Measure::Fault).1.trials
+        self.of(Measure::Fault).candidate().trials
     }
 
     /// Asks the evidence; to be called after an observation of the candidate.
     pub fn judge(&self, config: &CanaryConfig) -> Option<Judgement> {
         let each = (MEASURES.len() as f64 / config.alpha).ln();
         for (measure, word) in MEASURES {
-            let (active, candidate) = self.of(measure);
-            if candidate.events > 0 && evidence::worse(active, candidate) >= each {
+            let pair = self.of(measure);
+            if pair.worse() >= each {
                 return Some(Judgement::RollBack(format!(
                     "{word}: {} against {} of the active policy",
-                    counted(candidate),
-                    counted(active),
+                    counted(pair.candidate()),
+                    counted(pair.active()),
                 )));
             }
         }
@@ -237,13 +236,14 @@ impl Arms {
     fn all_good(&self, config: &CanaryConfig) -> bool {
         let enough = (1.0 / config.alpha).ln();
         MEASURES.iter().all(|(measure, _)| {
-            let (active, candidate) = self.of(*measure);
+            let pair = self.of(*measure);
+            let heard = pair.candidate().trials > 0;
             let silent = match measure {
-                // Direct answers may come before any token is late, and thresholds need data.
-                Measure::LateToken | Measure::Slow => candidate.trials == 0,
-                _ => active.trials == 0 && candidate.trials == 0,
+                // Thresholds need data, and refusals have no first token.
+                Measure::LateToken | Measure::Slow => !heard,
+                _ => !heard && pair.active().trials == 0,
             };
-            silent || evidence::not_much_worse(active, candidate, config.tolerance) >= enough
+            silent || pair.not_much_worse(config.tolerance) >= enough
         })
     }
 
@@ -251,7 +251,8 @@ impl Arms {
         MEASURES
             .iter()
             .map(|(measure, word)| {
-                let (active, candidate) = self.of(*measure);
+                let (active, candidate) =
+                    (self.of(*measure).active(), self.of(*measure).candidate());
                 MeasureStatus {
                     measure: word,
                     active: active.events,

@@ -124,6 +124,7 @@ impl Candidate<'_> {
             imports: self.shape.imports.clone().into(),
             metered: engine.metered,
             cost: Cost::default(),
+            ensemble: None,
         })
     }
 

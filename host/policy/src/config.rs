@@ -11,6 +11,7 @@ use homeostat_hooks::Hook;
 use serde::{Deserialize, Serialize};
 
 use crate::canary::StickTo;
+use crate::compose::Compose;
 
 /// The policy room.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -397,6 +398,8 @@ pub struct PolicyOptions {
     pub limits: LimitChanges,
     /// Who answers when it fails.
     pub fallback: Option<Fallback>,
+    /// Other policies that answer together with it; only meaningful beside a component.
+    pub compose: Option<Compose>,
 }
 
 impl PolicyOptions {
@@ -409,6 +412,7 @@ impl PolicyOptions {
             settings: self.settings.clone().or_else(|| other.settings.clone()),
             limits: self.limits.or(other.limits),
             fallback: self.fallback.or(other.fallback),
+            compose: self.compose.clone().or_else(|| other.compose.clone()),
         }
     }
 

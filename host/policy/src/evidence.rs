@@ -1,16 +1,23 @@
 //! Is the candidate worse than the policy that serves? Answered while the evidence comes in.
 //!
-//! Everything that is compared is a rate: of faults, of slow calls, of late first tokens.
-//! Each arm keeps a [`Tally`]. A look at every observation would fool a fixed-sample test,
-//! so the evidence is an *e-process*: the likelihood of what was seen under a mixture of
-//! all rates (Jeffreys' prior, one per arm), divided by the largest likelihood that any
-//! pair of rates within the hypothesis gives. Whatever pair is true, the quotient stays
-//! below 1/α for ever with probability 1 − α (Ville's inequality), so one may stop at any
-//! time. It is exact for small counts and for rates near 0, where normal approximations are
-//! not (Robbins 1970; Wasserman, Ramdas and Balakrishnan 2020, "Universal inference").
+//! Everything that is compared is a rate: of faults, of slow calls, of late first tokens. A
+//! look after every observation would fool a test of fixed size, so both kinds of evidence
+//! are *e-processes*: whatever the true rates within the hypothesis are, they stay below 1/α
+//! for ever with probability 1 − α (Ville's inequality), and one may stop at any time. Both
+//! are exact for small counts and for rates near 0, where normal approximations are not.
 //!
-//! What it assumes: an arm's rate does not change while the canary runs. A change that
-//! meets both arms at once is shared by them, since a hash deals requests out.
+//! * **Worse** ([`Pair::worse`]) must be seen quickly. Observations are taken in blocks that
+//!   hold some of both arms; each multiplies the evidence by a bet whose stakes were fixed
+//!   by the blocks before (Turner, Ly and Grünwald 2024, "Generic e-variables for exact
+//!   sequential k-sample tests"). Rates may drift, as long as they drift in both arms.
+//! * **Not much worse** ([`Pair::not_much_worse`]) may take its time. The likelihood under
+//!   Jeffreys' prior is divided by the largest one that the hypothesis allows (Wasserman,
+//!   Ramdas and Balakrishnan 2020, "Universal inference"). It takes an arm's rate for
+//!   constant.
+//!
+//! Both take observations for independent. A conversation that keeps its policy gives
+//! observations that resemble each other, so a canary of few conversations knows less than
+//! it believes.
 
 /// Steps of the golden-section search; each makes the interval 0.618 times as long.
 const SEARCH_STEPS: u32 = 48;
@@ -53,17 +60,88 @@ impl Tally {
     }
 }
 
-/// ln of the evidence against "the candidate's rate is at most the active one's".
-pub(crate) fn worse(active: &Tally, candidate: &Tally) -> f64 {
-    let (a, c) = rates(active, candidate);
-    against(active, candidate, c <= a, 0.0)
+/// Observations and how many of them were events.
+#[derive(Debug, Clone, Copy, Default)]
+struct Count {
+    trials: u64,
+    events: u64,
 }
 
-/// ln of the evidence against "the candidate's rate is the active one's plus `tolerance`,
-/// or more".
-pub(crate) fn not_much_worse(active: &Tally, candidate: &Tally, tolerance: f64) -> f64 {
-    let (a, c) = rates(active, candidate);
-    against(active, candidate, c >= a + tolerance, tolerance)
+impl Count {
+    fn add(&mut self, other: Count) {
+        self.trials += other.trials;
+        self.events += other.events;
+    }
+
+    /// The rate that one would bet on, never 0 or 1.
+    fn guess(self) -> f64 {
+        (self.events as f64 + 0.5) / (self.trials as f64 + 1.0)
+    }
+
+    /// ln of the likelihood at `rate` over that at `other`.
+    fn log_ratio(self, rate: f64, other: f64) -> f64 {
+        let others = (self.trials - self.events) as f64;
+        self.events as f64 * (rate / other).ln() + others * ((1.0 - rate) / (1.0 - other)).ln()
+    }
+}
+
+/// One measure of both arms; 0 is the active one, 1 the candidate.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Pair {
+    arms: [Tally; 2],
+    /// The block that is being filled, and all that were before it.
+    open: [Count; 2],
+    closed: [Count; 2],
+    log_worse: f64,
+}
+
+impl Pair {
+    pub fn add(&mut self, arm: usize, event: bool) {
+        self.arms[arm].add(event);
+        self.open[arm].add(Count {
+            trials: 1,
+            events: event.into(),
+        });
+        if self.open.iter().all(|count| count.trials > 0) {
+            self.close_block();
+        }
+    }
+
+    /// Bets on this block what the blocks before it have taught. With the pooled rate below
+    /// the line, no common rate makes the expected factor larger than 1 (by the inequality
+    /// of the arithmetic and geometric means), and no lower rate of the candidate does.
+    fn close_block(&mut self) {
+        let [active, candidate] = std::mem::take(&mut self.open);
+        let [a, c] = self.closed.map(Count::guess);
+        if c > a {
+            let (n, m) = (active.trials as f64, candidate.trials as f64);
+            let pooled = (n * a + m * c) / (n + m);
+            self.log_worse += active.log_ratio(a, pooled) + candidate.log_ratio(c, pooled);
+        }
+        self.closed[0].add(active);
+        self.closed[1].add(candidate);
+    }
+
+    pub fn active(&self) -> &Tally {
+        &self.arms[0]
+    }
+
+    pub fn candidate(&self) -> &Tally {
+        &self.arms[1]
+    }
+
+    /// ln of the evidence against "the candidate's rate is at most the active one's".
+    pub fn worse(&self) -> f64 {
+        self.log_worse
+    }
+
+    /// ln of the evidence against "the candidate's rate is the active one's plus
+    /// `tolerance`, or more".
+    pub fn not_much_worse(&self, tolerance: f64) -> f64 {
+        let [active, candidate] = &self.arms;
+        let (a, c) = rates(active, candidate);
+        against(active, candidate, c >= a + tolerance, tolerance)
+    }
 }
 
 /// The likeliest rates. An arm without data fits every rate.
@@ -131,14 +209,59 @@ mod tests {
     }
 
     #[test]
-    fn two_histories_by_hand() {
-        // One event in one trial each: mixture ½ · ½; equal rates of 1 explain it fully.
-        let one = tally(1, 1);
-        assert!((worse(&one, &one) - 0.25f64.ln()).abs() < 1e-12);
-        // Active 0 of 1, candidate 1 of 1: the best equal rate is ½, likelihood ¼.
-        assert!((worse(&tally(1, 0), &one) - 1.0f64.ln()).abs() < 1e-9);
-        // The same against "candidate ≥ active + 0": fits fully with rates 0 and 1.
-        assert!((not_much_worse(&tally(1, 0), &one, 0.0) - 0.25f64.ln()).abs() < 1e-9);
+    fn histories_by_hand() {
+        let pair = |active: (u64, u64), candidate: (u64, u64)| Pair {
+            arms: [tally(active.0, active.1), tally(candidate.0, candidate.1)],
+            ..Pair::default()
+        };
+        // Active 0 of 1, candidate 1 of 1: mixture ½ · ½; rates 0 and 1 explain it fully.
+        let found = pair((1, 0), (1, 1)).not_much_worse(0.0);
+        assert!((found - 0.25f64.ln()).abs() < 1e-9, "{found}");
+        // The other way round the best pair with candidate ≥ active is ½ and ½.
+        let found = pair((1, 1), (1, 0)).not_much_worse(0.0);
+        assert!(found.abs() < 1e-9, "{found}");
+    }
+
+    #[test]
+    fn the_first_blocks_of_bets_by_hand() {
+        let mut pair = Pair::default();
+        for event in [false, true] {
+            pair.add(0, false);
+            pair.add(1, event);
+            // Without a past both guesses are ½, then both are ¼: no bet.
+            assert_eq!(pair.worse(), 0.0);
+        }
+        // Guesses are now ½ / 3 and 1.5 / 3, the pooled rate ⅓.
+        pair.add(0, false);
+        pair.add(1, true);
+        let factor: f64 = (5.0 / 6.0) / (2.0 / 3.0) * (0.5 / (1.0 / 3.0));
+        assert!((pair.worse() - factor.ln()).abs() < 1e-12);
+    }
+
+    /// The claim under the bets, checked over blocks, guesses and true rates.
+    #[test]
+    fn no_bet_is_favourable_where_the_candidate_is_not_worse() {
+        let steps: Vec<f64> = (1..20).map(|i| f64::from(i) / 20.0).collect();
+        for (n, m) in [(1, 1), (9, 1), (1, 4)] {
+            for a in &steps {
+                for c in steps.iter().filter(|c| *c > a) {
+                    let pooled = (n as f64 * a + m as f64 * c) / f64::from(n + m);
+                    let mean = |rate: f64, true_rate: f64| {
+                        true_rate * rate / pooled
+                            + (1.0 - true_rate) * (1.0 - rate) / (1.0 - pooled)
+                    };
+                    for active in &steps {
+                        for candidate in steps.iter().filter(|c| *c <= active) {
+                            let expected = mean(*a, *active).powi(n) * mean(*c, *candidate).powi(m);
+                            assert!(
+                                expected <= 1.0 + 1e-12,
+                                "{n} {m} {a} {c} {active} {candidate}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
     }
 
     #[test]
@@ -155,10 +278,13 @@ mod tests {
     }
 
     #[test]
-    fn evidence_needs_both_arms() {
-        let nothing = Tally::default();
-        assert!(worse(&nothing, &tally(50, 50)) <= 0.0);
-        assert!(not_much_worse(&nothing, &tally(500, 0), 0.05) <= 0.0);
-        assert!(worse(&tally(500, 0), &nothing) <= 0.0);
+    fn one_arm_alone_is_never_worse() {
+        for arm in [0, 1] {
+            let mut pair = Pair::default();
+            for _ in 0..50 {
+                pair.add(arm, true);
+            }
+            assert_eq!(pair.worse(), 0.0);
+        }
     }
 }

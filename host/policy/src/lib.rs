@@ -33,6 +33,7 @@ mod call;
 mod canary;
 mod candidate;
 mod compiler;
+mod compose;
 mod convert;
 mod engine;
 mod evidence;
@@ -72,6 +73,7 @@ pub use admit::{AdmissionError, Offer, Report, Stage, read_component};
 pub use cache::CacheStats;
 pub use canary::{MeasureStatus, StickTo};
 pub use compiler::{COMPILE_CHILD, compile_child};
+pub use compose::{Compose, MemberStats, Mode};
 pub use config::{
     BreakerConfig, Budget, CacheConfig, CanaryConfig, CompilerConfig, Deny, Durability, Fallback,
     Grant, LimitChanges, Limits, PolicyOptions, RoomConfig, ShadowConfig, SignatureMode,

@@ -129,20 +129,28 @@ impl Shared {
         self.most > 0 && policy.cost.nanos() >= self.dear_nanos
     }
 
-    /// A policy that has fewer ready instances than its share of the bound.
-    fn wanting(&self, state: &State) -> Option<Arc<Policy>> {
-        let dear = || state.pools.iter().filter(|pool| self.is_for(&pool.policy));
-        let each = self.most / dear().count().max(1);
-        dear()
-            .find(|pool| pool.ready.len() < each)
-            .map(|pool| Arc::clone(&pool.policy))
+    /// A policy that has fewer ready instances than its share of the bound. What others have
+    /// above theirs is used up first.
+    fn wanting(&self, state: &mut State) -> Option<Arc<Policy>> {
+        let dear = |pool: &Pool| self.is_for(&pool.policy);
+        let each = self.most / state.pools.iter().filter(|p| dear(p)).count().max(1);
+        let mut wanting = None;
+        for pool in &mut state.pools {
+            let share = if dear(pool) { each } else { 0 };
+            let surplus = pool.ready.len().saturating_sub(share);
+            state.used.extend(pool.ready.drain(..surplus));
+            if pool.ready.len() < share && wanting.is_none() {
+                wanting = Some(Arc::clone(&pool.policy));
+            }
+        }
+        wanting
     }
 
     fn run(&self) {
         let mut state = self.lock();
         while !state.stopped {
+            let wanting = self.wanting(&mut state);
             let used = std::mem::take(&mut state.used);
-            let wanting = self.wanting(&state);
             if used.is_empty() && wanting.is_none() {
                 state = self
                     .work
@@ -175,4 +183,92 @@ impl Shared {
 fn make(policy: &Arc<Policy>) -> Option<Instance> {
     let nobody = Arc::new(Asked::new(Arc::default(), Arc::default()));
     Instance::new(policy, &nobody, Permit::spare(), policy.deadline()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use homeostat_hooks::{Hook, Policies, Request, Snapshot};
+
+    use crate::guests::{self, FakeModels};
+    use crate::{Offer, PolicyRoom, RoomConfig};
+
+    /// Everything is dear here, so that small guests will do.
+    fn room(ready_instances: u32) -> PolicyRoom {
+        let config = RoomConfig {
+            instances: 4,
+            ready_instances,
+            ready_above_micros: 0,
+            ..RoomConfig::default()
+        };
+        PolicyRoom::new(config, Arc::new(FakeModels)).unwrap()
+    }
+
+    fn put(room: &PolicyRoom, name: &str, bytes: Vec<u8>) {
+        let offer = Offer {
+            name: name.into(),
+            bytes,
+            ..Offer::default()
+        };
+        room.put(offer).unwrap_or_else(|e| panic!("{e}"));
+    }
+
+    fn wait_for(room: &PolicyRoom, ready: usize) {
+        while room.stats().ready != ready {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Answers with the first byte of the id, as a confidence, plus 0.01 a call.
+    fn first_byte_and_calls() -> Vec<u8> {
+        let cases = "(drop (call $good))
+            (f32.store (i32.const 1052) (f32.add (f32.load (i32.const 1052))
+              (f32.div (f32.convert_i32_u (i32.load8_u (i32.load (local.get 0)))) (f32.const 256))))
+            (return (i32.const 1024))";
+        guests::classifier("", "", cases)
+    }
+
+    #[test]
+    fn a_ready_instance_is_fresh_and_knows_the_request_that_it_is_given() {
+        let room = room(2);
+        put(&room, "p", first_byte_and_calls());
+        for byte in b'0'..=b'z' {
+            wait_for(&room, 2);
+            let request = Request {
+                id: char::from(byte).to_string().repeat(7),
+                ..Request::default()
+            };
+            let mut session = room.begin(Arc::new(request), Arc::new(Snapshot::default()));
+            let confidence = session.classify().value.confidence;
+            let expected = f32::from(byte) / 256.0 + 0.01;
+            assert!(
+                (confidence - expected).abs() < 1e-4,
+                "{confidence} {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_does_not_serve_is_not_kept_ready_and_the_bound_holds_over_all() {
+        let room = room(2);
+        put(&room, "c", first_byte_and_calls());
+        put(&room, "r", guests::router("r"));
+        wait_for(&room, 2);
+        room.unload(Hook::Route);
+        room.unload(Hook::Classify);
+        wait_for(&room, 0);
+        assert_eq!(room.stats().instances, 0);
+    }
+
+    #[test]
+    fn with_none_kept_ready_every_request_makes_its_own() {
+        let room = room(0);
+        put(&room, "r", guests::router("r"));
+        let request = guests::request(7);
+        let mut session = room.begin(request, Arc::new(Snapshot::default()));
+        let reply = session.route(&Default::default(), &[]);
+        assert!(reply.by != homeostat_hooks::AnsweredBy::BuiltIn);
+        assert_eq!(room.stats().ready, 0);
+    }
 }

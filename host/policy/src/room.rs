@@ -15,9 +15,11 @@ use crate::admit::{
     self, Admission, AdmissionError, Cache, Kind, Offer, Report, Stage, micros_since,
 };
 use crate::breaker::Breaker;
+use crate::bundle::read_policy;
 use crate::cache::CompileCache;
 use crate::call::Policy;
-use crate::config::{RoomConfig, SignatureMode};
+use crate::compose::{Compose, Ensemble, MEMBERS_MAX, Member};
+use crate::config::{PolicyOptions, RoomConfig, SignatureMode};
 use crate::engine::PolicyEngine;
 use crate::history::History;
 use crate::limit::Gate;
@@ -30,7 +32,7 @@ use crate::state::{StateExport, StateStatus, StateStore};
 use crate::stats::{Counters, GenerationStats, Histogram, RoomStats};
 use crate::swap::{Attempt, Book, Generation, SlotStatus, Table};
 use crate::trial::{CanaryChanges, TrialEnding, TrialError, TrialMode, TrialStatus};
-use crate::watch::{self, Watch};
+use crate::watch::{self, Watch, parse_options};
 
 /// Stack of the thread that compiles: the compiler recurses over untrusted code.
 const ADMISSION_STACK_BYTES: usize = 16 << 20;
@@ -369,6 +371,75 @@ impl Room {
         offer: &Offer,
         kind: Kind,
     ) -> Result<(Arc<Policy>, Report), AdmissionError> {
+        let (mut policy, report) = self.admit_alone(offer, kind)?;
+        if let Some(compose) = &offer.options.compose {
+            let ensemble = self.admit_members(compose, &report.hooks, kind)?;
+            // Nobody else has seen it yet.
+            if let Some(policy) = Arc::get_mut(&mut policy) {
+                policy.ensemble = Some(ensemble);
+            }
+        }
+        Ok((policy, report))
+    }
+
+    /// The components that answer together with another one.
+    fn admit_members(
+        &self,
+        compose: &Compose,
+        hooks: &[Hook],
+        kind: Kind,
+    ) -> Result<Ensemble, AdmissionError> {
+        let refuse = |text: String| AdmissionError::new(Stage::Options, text);
+        let count = compose.members.len();
+        if count == 0 || count > MEMBERS_MAX {
+            let text = format!("compose has {count} members, expected 1 to {MEMBERS_MAX}");
+            return Err(refuse(text));
+        }
+        let Some(dir) = &self.config.dir else {
+            return Err(refuse(
+                "compose needs a folder of policies (policies.dir)".into(),
+            ));
+        };
+        let members = compose.members.iter().map(|member| {
+            let path = dir.join(member);
+            let options = match std::fs::read_to_string(path.with_extension("toml")) {
+                Ok(text) => parse_options(&text)?,
+                Err(_) => PolicyOptions::default(),
+            };
+            if options.compose.is_some() {
+                let text = format!("member {} is composed itself", member.display());
+                return Err(refuse(text));
+            }
+            let name = path.file_stem().and_then(|stem| stem.to_str());
+            let sealed = read_policy(&path, self.config.max_component_bytes)?;
+            let offer = Offer {
+                name: name.unwrap_or_default().to_string(),
+                bytes: sealed.component,
+                manifest: sealed.manifest,
+                signature: sealed.signature,
+                hooks: Some(hooks.to_vec()),
+                options,
+                ..Offer::default()
+            };
+            let (policy, _) = self
+                .admit_alone(&offer, kind)
+                .map_err(|refusal| AdmissionError {
+                    text: format!("member {}: {}", member.display(), refusal.text),
+                    ..refusal
+                })?;
+            Ok(Member::new(policy))
+        });
+        Ok(Ensemble {
+            mode: compose.mode,
+            members: members.collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn admit_alone(
+        &self,
+        offer: &Offer,
+        kind: Kind,
+    ) -> Result<(Arc<Policy>, Report), AdmissionError> {
         let table = self.table.load_full();
         let with = Admission {
             cache: &self.cache,
@@ -651,19 +722,21 @@ impl Room {
         for hook in Hook::ALL {
             let active = table.get(hook).map(|g| (g, true));
             let kept = books[hook as usize].kept.iter().map(|g| (g, false));
-            generations.extend(
-                active
-                    .into_iter()
-                    .chain(kept)
-                    .map(|(g, active)| GenerationStats {
-                        hook,
-                        policy: g.policy.name().to_string(),
-                        generation: g.number,
-                        active,
-                        breaker_open: g.breaker.is_open(),
-                        counters: g.counters.read(),
-                    }),
-            );
+            generations.extend(active.into_iter().chain(kept).map(|(g, active)| {
+                GenerationStats {
+                    hook,
+                    policy: g.policy.name().to_string(),
+                    generation: g.number,
+                    active,
+                    breaker_open: g.breaker.is_open(),
+                    counters: g.counters.read(),
+                    members: g
+                        .policy
+                        .ensemble
+                        .as_ref()
+                        .map_or(Vec::new(), Ensemble::stats),
+                }
+            }));
         }
         RoomStats {
             hooks: Hook::ALL

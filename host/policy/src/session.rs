@@ -22,6 +22,7 @@ use homeostat_hooks::{
 };
 
 use crate::call::{Instance, Policy};
+use crate::compose::Abstain;
 use crate::config::Fallback;
 use crate::convert;
 use crate::host::{Asked, Proposal};
@@ -80,7 +81,7 @@ impl RoomSession {
         }
     }
 
-    fn answer<T: shadow::Kind>(&mut self, mut question: Question<'_, T>) -> HookReply<T> {
+    fn answer<T: shadow::Kind + Abstain>(&mut self, mut question: Question<'_, T>) -> HookReply<T> {
         let (reply, why) = self.answered(&mut question);
         if let Some(trial) = self.table.trial(question.hook) {
             let heard = Heard {
@@ -99,7 +100,10 @@ impl RoomSession {
     }
 
     /// The answer, and why it is not the policy's if it is not.
-    fn answered<T>(&mut self, question: &mut Question<'_, T>) -> (HookReply<T>, Option<Why>) {
+    fn answered<T: shadow::Kind + Abstain>(
+        &mut self,
+        question: &mut Question<'_, T>,
+    ) -> (HookReply<T>, Option<Why>) {
         let Some(generation) = self.table.get(question.hook).map(Arc::clone) else {
             let reply = HookReply {
                 value: (question.fallback)(Fallback::BuiltIn),
@@ -143,7 +147,7 @@ impl RoomSession {
     }
 
     /// Asks the policy, if its breaker lets us, and tells the breaker how it went.
-    fn try_generation<T>(
+    fn try_generation<T: shadow::Kind + Abstain>(
         &mut self,
         generation: &Generation,
         question: &mut Question<'_, T>,
@@ -156,7 +160,13 @@ impl RoomSession {
                 why: Why::LeftAlone,
             });
         }
-        let outcome = self.try_policy(&generation.policy, question, Some(generation));
+        let policy = &generation.policy;
+        let outcome = match &policy.ensemble {
+            None => self.try_policy(policy, question, Some(generation)),
+            Some(ensemble) => ensemble.answer(policy, |member| {
+                self.try_policy(member, question, Some(generation))
+            }),
+        };
         match &outcome {
             Ok(_) => generation.breaker.succeeded(),
             Err(failure) if failure.why == Why::Full => generation.breaker.undecided(),

@@ -8,6 +8,7 @@ use homeostat_hooks::{FaultKind, Hook};
 use serde::Serialize;
 
 use crate::cache::CacheStats;
+use crate::compose::MemberStats;
 use crate::trial::{TrialEnding, TrialStatus};
 
 const KINDS: [FaultKind; 5] = [
@@ -186,6 +187,8 @@ pub struct GenerationStats {
     pub breaker_open: bool,
     /// Counters.
     pub counters: CounterStats,
+    /// Of a composed policy: those that answer together with it.
+    pub members: Vec<MemberStats>,
 }
 
 /// Everything.

@@ -115,7 +115,7 @@ fn a_bad_candidate_falls_quickly() {
         active: 0.0,
         candidate: 0.2,
     };
-    for share in [0.5, 0.1] {
+    for (share, bound) in [(0.5, 80), (0.1, 40)] {
         let config = CanaryConfig { share, ..config() };
         let verdicts = simulate(CANARIES, &rates, &config, SEED);
         println!(
@@ -125,7 +125,7 @@ fn a_bad_candidate_falls_quickly() {
             verdicts.calls_at(1.0)
         );
         assert_eq!(verdicts.rolled_back, CANARIES);
-        assert!(verdicts.calls_at(0.5) <= 60, "{}", verdicts.calls_at(0.5));
+        assert!(verdicts.calls_at(0.5) <= bound, "{verdicts:?}");
     }
 }
 
@@ -158,7 +158,7 @@ fn outcomes_are_told_apart() {
     let event = |outcome: &Outcome, measure: Measure| {
         let mut arms = Arms::default();
         arms.outcome(Arm::Candidate, outcome);
-        arms.of(measure).1.events == 1
+        arms.of(measure).candidate().events == 1
     };
     for (name, outcome, unanswered, escalated) in [
         ("sent", outcome(Some("small"), 1, Some(9)), false, false),
@@ -184,11 +184,15 @@ fn a_candidate_whose_first_tokens_come_later_falls_for_it() {
     let config = config();
     let mut arms = Arms::default();
     let mut random = StdRng::seed_from_u64(SEED);
-    for _ in 0..200 {
+    let serve_active = |arms: &mut Arms, random: &mut StdRng| {
         let ttft = 100 + random.random_range(0..50);
         arms.outcome(Arm::Active, &outcome(Some("small"), 1, Some(ttft)));
+    };
+    for _ in 0..200 {
+        serve_active(&mut arms, &mut random);
     }
-    let verdict = (1..).find_map(|n| {
+    let verdict = (1..200).find_map(|n| {
+        serve_active(&mut arms, &mut random);
         let ttft = 180 + random.random_range(0..50);
         arms.outcome(Arm::Candidate, &outcome(Some("small"), 1, Some(ttft)));
         arms.judge(&config).map(|judgement| (n, judgement))

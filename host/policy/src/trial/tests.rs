@@ -12,6 +12,7 @@ use super::*;
 use crate::config::{CanaryConfig, Grant, PolicyOptions, RoomConfig, ShadowConfig};
 use crate::guests::{self, FakeModels};
 use crate::room::PolicyRoom;
+use crate::shadow::Difference;
 
 fn room_with(config: RoomConfig) -> PolicyRoom {
     PolicyRoom::new(config, Arc::new(FakeModels)).expect("a room")
