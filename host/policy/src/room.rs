@@ -674,13 +674,13 @@ impl Room {
         if let Some(found) = self.revive_kept(hook, asked) {
             return Ok(found);
         }
-        let book = &self.books()[hook as usize];
+        let books = self.books();
         Err(match asked {
             None => NothingKept::None(hook),
             Some(asked) => NothingKept::NotThis {
                 hook,
                 asked,
-                kept: book.numbers_kept(),
+                kept: books[hook as usize].numbers_kept(),
             },
         })
     }
