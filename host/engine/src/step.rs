@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use crate::batch::Batch;
 use crate::block::BlockPool;
+#[cfg(test)]
+use crate::block::{BLOCK_SIZE, BlockTable};
 use crate::cost::StepCost;
 use crate::events::{EngineError, Event, FinishReason, TokenLogprob, TopLogprob, Usage};
 use crate::runner::Runner;
@@ -51,6 +53,9 @@ pub struct Core {
     cost: StepCost,
     threads: ThreadChooser,
     stats: Arc<StatsCell>,
+    /// Blocks that a test has taken away.
+    #[cfg(test)]
+    held_back: BlockTable,
 }
 
 /// A step that did not come to its end.
@@ -84,7 +89,18 @@ impl Core {
             cost: StepCost::default(),
             threads,
             stats,
+            #[cfg(test)]
+            held_back: BlockTable::default(),
         }
+    }
+
+    /// Leaves the engine without `blocks` of its free blocks, or without all of them if there are
+    /// fewer, until it is called again: allocation that fails where it did not before.
+    #[cfg(test)]
+    pub fn hold_back(&mut self, blocks: usize) {
+        self.held_back.truncate(&mut self.pool, 0);
+        let tokens = blocks.min(self.pool.free()) * BLOCK_SIZE;
+        assert!(self.held_back.grow(&mut self.pool, tokens), "they are free");
     }
 
     /// Keeps what is computed findable for prompts that begin the same way.
@@ -446,8 +462,10 @@ impl Core {
     /// Conservation of blocks, after every step of a debug build or a test.
     fn check_books(&mut self) {
         if cfg!(any(test, debug_assertions)) {
-            self.pool
-                .assert_conserved(self.scheduler.running().iter().map(|s| &s.table));
+            let tables = self.scheduler.running().iter().map(|s| &s.table);
+            #[cfg(test)]
+            let tables = tables.chain([&self.held_back]);
+            self.pool.assert_conserved(tables);
         }
     }
 }

@@ -166,6 +166,57 @@ fn a_thousand_requests_on_a_small_pool_are_all_answered() {
 }
 
 #[test]
+fn a_thousand_at_once_on_a_short_queue_are_answered_or_told_why_not() {
+    let engine = engine(|c| {
+        c.max_sequences = 8;
+        c.max_waiting = 64;
+        c.kv_bytes = 12 * 8_192;
+    });
+    let (answered, refused) = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..8)
+            .map(|_| {
+                let handle = engine.handle();
+                scope.spawn(move || {
+                    let mut counts = (0, 0);
+                    let mut waiting = Vec::new();
+                    for i in 0..125 {
+                        let (sender, events) = channel();
+                        let wish = 1 + i % 40;
+                        match handle.submit(long(wish), Box::new(Collect(sender))) {
+                            Ok(_) => waiting.push((wish, events)),
+                            Err(SubmitError::QueueFull { limit: 64, .. }) => counts.1 += 1,
+                            Err(other) => panic!("{other}"),
+                        }
+                    }
+                    for (wish, events) in waiting {
+                        assert_eq!(wait(events).tokens.len(), wish);
+                        counts.0 += 1;
+                    }
+                    counts
+                })
+            })
+            .collect();
+        let counts = clients.into_iter().map(|c| c.join().expect("no panic"));
+        counts.fold((0, 0), |(a, b), (c, d)| (a + c, b + d))
+    });
+    assert_eq!(answered + refused, 1_000);
+    assert!(answered >= 64, "{answered} answered, {refused} refused");
+    let stats = engine.handle().stats();
+    assert_eq!(stats.requests_finished_total, answered);
+    assert_eq!(stats.num_requests_waiting, 0);
+}
+
+#[test]
+fn a_reader_that_does_not_read_holds_nobody_up_and_loses_nothing() {
+    let engine = engine(|c| c.max_sequences = 2);
+    let slow = submit(&engine.handle(), long(300));
+    let neighbour = wait(submit(&engine.handle(), long(300)));
+    let later = wait(submit(&engine.handle(), long(300)));
+    assert_eq!(wait(slow), neighbour);
+    assert_eq!(later, neighbour);
+}
+
+#[test]
 fn bad_requests_are_refused_with_what_is_wrong() {
     let engine = engine(|c| c.kv_bytes = 4 * 8_192);
     let handle = engine.handle();
