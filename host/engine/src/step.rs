@@ -8,6 +8,7 @@
 //! sequence is being committed, that one ends; when it happens in the common forward pass, the
 //! sequences of the batch run alone until the culprit has shown itself.
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -120,6 +121,12 @@ impl Core {
     /// be predicted.
     pub fn with_step_budget(mut self, budget: Duration) -> Self {
         self.step_budget = Some(budget);
+        self
+    }
+
+    /// Shares of tenants other than 1.
+    pub fn with_tenant_weights(mut self, weights: HashMap<u64, u32>) -> Self {
+        self.scheduler.set_tenant_weights(weights);
         self
     }
 

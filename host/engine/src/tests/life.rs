@@ -1,13 +1,13 @@
 //! A sequence's life as its client sees it: queueing, cancelling, leaving, stopping the engine.
 
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use super::tiny::{Collect, END, START, engine, submit, wait};
+use super::tiny::{self, Collect, END, START, engine, submit, wait};
 use crate::events::{Closed, Event, FinishReason, Sink};
 use crate::{
-    ChatMessage, EngineHandle, GenerationRequest, SamplingParams, Shutdown, SubmitError,
-    TemplateError,
+    ChatMessage, Engine, EngineConfig, EngineHandle, GenerationRequest, SamplingParams, Shutdown,
+    SubmitError, TemplateError,
 };
 
 /// A request that writes exactly `tokens` tokens.
@@ -214,6 +214,65 @@ fn a_reader_that_does_not_read_holds_nobody_up_and_loses_nothing() {
     let later = wait(submit(&engine.handle(), long(300)));
     assert_eq!(wait(slow), neighbour);
     assert_eq!(later, neighbour);
+}
+
+/// Writes down who has finished.
+struct Named(&'static str, Sender<&'static str>);
+
+impl Sink for Named {
+    fn event(&mut self, event: Event) -> Result<(), Closed> {
+        match event {
+            Event::Finished { .. } => self.1.send(self.0).map_err(|_| Closed),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Keeps the engine's thread until the other end is dropped.
+struct Gate(Receiver<()>);
+
+impl Sink for Gate {
+    fn event(&mut self, _: Event) -> Result<(), Closed> {
+        self.0.recv().map_err(|_| Closed)
+    }
+}
+
+#[test]
+fn a_tenant_of_weight_three_is_answered_three_times_as_often() {
+    let engine = engine(|c| {
+        c.max_sequences = 1;
+        c.tenant_weights.insert("gold".into(), 3);
+    });
+    let handle = engine.handle();
+    // The first holds the engine up until everybody is in the queue.
+    let (gate, closed) = channel();
+    let first = handle.submit(long(1), Box::new(Gate(closed)));
+    first.expect("room");
+    let (sender, order) = channel();
+    for tenant in ["plain", "gold"].repeat(40) {
+        let request = GenerationRequest {
+            tenant: Some(tenant.into()),
+            ..long(10)
+        };
+        let sink = Box::new(Named(tenant, sender.clone()));
+        handle.submit(request, sink).expect("room");
+    }
+    drop(gate);
+    let first: Vec<_> = order.iter().take(40).collect();
+    let gold = first.iter().filter(|t| **t == "gold").count();
+    assert!((29..=31).contains(&gold), "{gold} of 40: {first:?}");
+}
+
+#[test]
+fn a_weight_that_divides_nothing_is_refused() {
+    let (_folder, path) = tiny::on_disk();
+    let mut config = EngineConfig::new("tiny", path);
+    config.tenant_weights.insert("nobody".into(), 0);
+    let refused = Engine::load(config).err().expect("impossible").to_string();
+    assert!(
+        refused.contains("tenant_weights is 0, but must be from 1"),
+        "{refused}"
+    );
 }
 
 #[test]
