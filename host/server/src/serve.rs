@@ -21,7 +21,7 @@ use crate::config::{Config, TierConfig, TierKind};
 use crate::house::{Door, House, Snapshots, unix_seconds};
 use crate::metrics::Metrics;
 use crate::models::{Shelf, cache_root, is_path};
-use crate::openai::request::SamplingDefaults;
+use crate::openai::request::{SamplingDefaults, sharer_of_tenant};
 use crate::tiers::{
     Embedder, HostModels, LocalEncoder, LocalTier, RemoteConfig, RemoteTier, Wishes,
 };
@@ -127,6 +127,7 @@ impl Files<'_> {
             true => Ok(self.config.path(Path::new(draft))),
             false => self.shelf.verified(draft),
         });
+        let weights = self.config.server.tenant_weights.iter();
         let defaults = EngineConfig::new(&tier.id, path);
         let engine = EngineConfig {
             max_sequences: tier.max_sequences,
@@ -144,6 +145,9 @@ impl Files<'_> {
             },
             load_quantization: Some(tier.load_quantization),
             step_milliseconds: tier.step_milliseconds,
+            tenant_weights: weights
+                .map(|(tenant, weight)| (sharer_of_tenant(tenant), *weight))
+                .collect(),
             seed: RandomState::new().hash_one(unix_seconds()),
             ..defaults
         };
