@@ -108,6 +108,6 @@ fn call<T>(
     let policy = Arc::new(policy.with_powers(Arc::new(policy.powers.on(bucket))));
     let asked = Arc::new(Asked::new(Arc::default(), Arc::default()));
     let deadline = policy.deadline();
-    let mut instance = Instance::new(&policy, &asked, Permit::admission(), deadline)?;
+    let mut instance = Instance::new(&policy, &asked, Permit::spare(), deadline)?;
     call(&mut instance, &policy)
 }
