@@ -58,5 +58,6 @@ pub use model::source::ModelSource;
 pub use safetensors::{Safetensors, SafetensorsError, StoredTensor};
 pub use sampler::{ParamError, SamplingParams};
 pub use sequence::SequenceId;
+pub use speculation::PoolLimits;
 pub use stats::{DRAFT_POSITIONS, EngineStats, ITERATION_TOKEN_BOUNDS};
 pub use tokenizer::{Piece, TextStream, Tokenizer, TokenizerError};

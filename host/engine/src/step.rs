@@ -44,8 +44,7 @@ pub struct Core {
     /// What the last step did and when it began.
     work: StepWork,
     began: Duration,
-    /// `None`: plain decoding, at no cost.
-    speculator: Option<Speculator>,
+    speculator: Speculator,
     step_budget: Option<Duration>,
     /// What steps cost on this machine, learned from every one.
     cost: StepCost,
@@ -79,7 +78,7 @@ impl Core {
             committing: None,
             work: StepWork::default(),
             began: Duration::ZERO,
-            speculator: None,
+            speculator: Speculator::default(),
             step_budget: None,
             cost: StepCost::default(),
             threads,
@@ -96,7 +95,7 @@ impl Core {
     /// Lets `drafter` propose tokens to sequences that may have drafts. With `goodput`, only as
     /// many are verified as measured step times and acceptance make worth it.
     pub fn with_drafter(mut self, drafter: Box<dyn Drafter>, goodput: Option<Goodput>) -> Self {
-        self.speculator = Some(Speculator::new(drafter, goodput));
+        self.speculator = Speculator::new(drafter, goodput);
         self
     }
 
@@ -160,9 +159,8 @@ impl Core {
 
     fn draft(&mut self) {
         let limits = *self.scheduler.limits();
-        if let Some(speculator) = &mut self.speculator {
-            speculator.propose(self.scheduler.running_mut(), &limits, &self.cost);
-        }
+        self.speculator
+            .propose(self.scheduler.running_mut(), &limits, &self.cost);
     }
 
     /// Prompt rows that may join a step in which somebody is waiting for the next token.
@@ -287,10 +285,8 @@ impl Core {
             true => 0,
             false => sequence.draft.len(),
         };
-        if let Some(speculator) = &mut self.speculator
-            && proposed > 0
-        {
-            speculator.observe(sequence, proposed, accepted, node);
+        if proposed > 0 {
+            self.speculator.observe(sequence, proposed, accepted, node);
             self.stats.verified(proposed, accepted);
             self.work.decode_rows += accepted;
         }
@@ -312,9 +308,7 @@ impl Core {
         }
         gone.into_iter().for_each(|id| self.cancel(id));
         for mut sequence in std::mem::take(&mut self.finished) {
-            if let Some(speculator) = &mut self.speculator {
-                speculator.forget(sequence.id);
-            }
+            self.speculator.forget(sequence.id);
             self.settle(&mut sequence, now);
         }
         self.publish();
