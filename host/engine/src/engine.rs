@@ -38,7 +38,8 @@ use crate::scheduler::{Limits, Refusal};
 use crate::sequence::{Order, Purpose, Sequence, SequenceId};
 use crate::speculation::model::DraftModelLimits;
 use crate::speculation::{
-    Cascade, DraftModel, Drafter, Goodput, Ngram, Suffix, VocabularyMismatch, same_vocabulary,
+    Cascade, DraftModel, Drafter, Goodput, Ngram, PoolLimits, Suffix, VocabularyMismatch,
+    same_vocabulary,
 };
 use crate::stats::{EngineStats, StatsCell};
 use crate::step::Core;
@@ -176,6 +177,10 @@ pub struct SpeculationConfig {
     /// Longest draft; measured goodput decides how much of it is used, often nothing. From 1 to
     /// [`MAX_DRAFT_TOKENS`].
     pub max_draft_tokens: usize,
+    /// What the suffix drafter remembers of finished answers, for later requests of the same
+    /// tenant. Off by default: within a tenant too, the speed of an answer tells that something like
+    /// it was said before.
+    pub remember_answers: Option<PoolLimits>,
 }
 
 impl Default for SpeculationConfig {
@@ -185,6 +190,7 @@ impl Default for SpeculationConfig {
             draft_model: None,
             // With the token that is certain anyway a whole step of the kernels: 8 rows.
             max_draft_tokens: 7,
+            remember_answers: None,
         }
     }
 }
@@ -653,7 +659,7 @@ fn drafters(config: &SpeculationConfig, draft_model: Option<(MakeRunner, RunnerS
     let drafter = |kind: &DrafterKind| -> Box<dyn Drafter> {
         match kind {
             DrafterKind::Ngram => Box::new(Ngram::default()),
-            DrafterKind::Suffix => Box::new(Suffix::default()),
+            DrafterKind::Suffix => Box::new(Suffix::new(config.remember_answers)),
         }
     };
     let mut drafters: Vec<_> = config.drafters.iter().map(drafter).collect();

@@ -59,5 +59,6 @@ pub use queue::MAX_TENANT_WEIGHT;
 pub use safetensors::{Safetensors, SafetensorsError, StoredTensor};
 pub use sampler::{ParamError, SamplingParams};
 pub use sequence::SequenceId;
+pub use speculation::PoolLimits;
 pub use stats::{DRAFT_POSITIONS, EngineStats, ITERATION_TOKEN_BOUNDS};
 pub use tokenizer::{Piece, TextStream, Tokenizer, TokenizerError};

@@ -16,8 +16,11 @@ use crate::speculation::{Candidate, Draft, DraftNode, DraftRequest, Drafter, Goo
 /// The drafter's number on what a grammar forces; drafters are numbered from 0.
 const FORCED: u8 = u8::MAX;
 
+/// By default nobody guesses, and only what a grammar forces is a draft; without a grammar that
+/// costs nothing.
+#[derive(Default)]
 pub struct Speculator {
-    drafter: Box<dyn Drafter>,
+    drafter: Option<Box<dyn Drafter>>,
     /// Decides how much of every draft is worth its rows; `None` verifies them whole.
     goodput: Option<Goodput>,
     drafts: Vec<Draft>,
@@ -27,7 +30,7 @@ pub struct Speculator {
 impl Speculator {
     pub fn new(drafter: Box<dyn Drafter>, goodput: Option<Goodput>) -> Self {
         Self {
-            drafter,
+            drafter: Some(drafter),
             goodput,
             drafts: Vec::new(),
             lengths: Vec::new(),
@@ -36,7 +39,9 @@ impl Speculator {
 
     /// Gives every decoding sequence that may have one a new draft, as long as it is worth.
     pub fn propose(&mut self, running: &mut [Sequence], limits: &Limits, cost: &StepCost) {
-        let requests: Vec<DraftRequest<'_>> = running.iter().filter_map(request).collect();
+        let guesses = self.drafter.is_some();
+        let wanted = running.iter().filter_map(|s| request(s, guesses));
+        let requests: Vec<DraftRequest<'_>> = wanted.collect();
         let count = requests.len();
         if count == 0 {
             return;
@@ -46,12 +51,14 @@ impl Speculator {
         }
         let drafts = &mut self.drafts[..count];
         drafts.iter_mut().for_each(Draft::clear);
-        self.drafter.propose(&requests, drafts);
+        if let Some(drafter) = &mut self.drafter {
+            drafter.propose(&requests, drafts);
+        }
         for (request, draft) in requests.iter().zip(drafts.iter_mut()) {
             draft.truncate(request.max_nodes);
         }
         let depths: Vec<usize> = requests.iter().map(|r| r.max_depth).collect();
-        let speculating = running.iter_mut().filter(|s| request(s).is_some());
+        let speculating = running.iter_mut().filter(|s| request(s, guesses).is_some());
         for ((sequence, draft), depth) in speculating.zip(drafts.iter_mut()).zip(depths) {
             if let Some(constraint) = &mut sequence.constraint
                 && constrain(constraint, draft, depth).is_err()
@@ -61,7 +68,7 @@ impl Speculator {
             }
         }
         if let Some(goodput) = &mut self.goodput {
-            let speculating = running.iter().filter(|s| request(s).is_some());
+            let speculating = running.iter().filter(|s| request(s, guesses).is_some());
             let candidates: Vec<Candidate<'_>> = speculating
                 .zip(drafts.iter())
                 .map(|(sequence, draft)| Candidate {
@@ -76,7 +83,7 @@ impl Speculator {
                 draft.truncate(*length);
             }
         }
-        let speculating = running.iter_mut().filter(|s| request(s).is_some());
+        let speculating = running.iter_mut().filter(|s| request(s, guesses).is_some());
         for (sequence, draft) in speculating.zip(&mut self.drafts) {
             std::mem::swap(&mut sequence.draft, draft);
         }
@@ -95,15 +102,18 @@ impl Speculator {
             true => (0, 0),
             false => (proposed, accepted),
         };
-        self.drafter
-            .observe(sequence.id, &sequence.tokens, by_drafter, held);
+        if let Some(drafter) = &mut self.drafter {
+            drafter.observe(sequence.id, &sequence.tokens, by_drafter, held);
+        }
         if let Some(goodput) = &mut self.goodput {
             goodput.observe(sequence.id, last);
         }
     }
 
     pub fn forget(&mut self, id: SequenceId) {
-        self.drafter.forget(id);
+        if let Some(drafter) = &mut self.drafter {
+            drafter.forget(id);
+        }
         if let Some(goodput) = &mut self.goodput {
             goodput.forget(id);
         }
@@ -152,8 +162,12 @@ fn load(running: &[Sequence], limits: &Limits) -> Load {
     }
 }
 
-/// What to ask for a sequence; `None` where nothing may be proposed.
-fn request(sequence: &Sequence) -> Option<DraftRequest<'_>> {
+/// What to ask for a sequence; `None` where nothing may be proposed, or where nobody `guesses` and
+/// no grammar forces anything.
+fn request(sequence: &Sequence, guesses: bool) -> Option<DraftRequest<'_>> {
+    if !guesses && sequence.constraint.is_none() {
+        return None;
+    }
     let Purpose::Generate { end } = sequence.purpose else {
         return None;
     };

@@ -47,8 +47,7 @@ pub struct Core {
     /// What the last step did and when it began.
     work: StepWork,
     began: Duration,
-    /// `None`: plain decoding, at no cost.
-    speculator: Option<Speculator>,
+    speculator: Speculator,
     step_budget: Option<Duration>,
     /// What steps cost on this machine, learned from every one.
     cost: StepCost,
@@ -85,7 +84,7 @@ impl Core {
             committing: None,
             work: StepWork::default(),
             began: Duration::ZERO,
-            speculator: None,
+            speculator: Speculator::default(),
             step_budget: None,
             cost: StepCost::default(),
             threads,
@@ -113,7 +112,7 @@ impl Core {
     /// Lets `drafter` propose tokens to sequences that may have drafts. With `goodput`, only as
     /// many are verified as measured step times and acceptance make worth it.
     pub fn with_drafter(mut self, drafter: Box<dyn Drafter>, goodput: Option<Goodput>) -> Self {
-        self.speculator = Some(Speculator::new(drafter, goodput));
+        self.speculator = Speculator::new(drafter, goodput);
         self
     }
 
@@ -183,9 +182,8 @@ impl Core {
 
     fn draft(&mut self) {
         let limits = *self.scheduler.limits();
-        if let Some(speculator) = &mut self.speculator {
-            speculator.propose(self.scheduler.running_mut(), &limits, &self.cost);
-        }
+        self.speculator
+            .propose(self.scheduler.running_mut(), &limits, &self.cost);
     }
 
     /// Prompt rows that may join a step in which somebody is waiting for the next token.
@@ -310,10 +308,8 @@ impl Core {
             true => 0,
             false => sequence.draft.len(),
         };
-        if let Some(speculator) = &mut self.speculator
-            && proposed > 0
-        {
-            speculator.observe(sequence, proposed, accepted, node);
+        if proposed > 0 {
+            self.speculator.observe(sequence, proposed, accepted, node);
             self.stats.verified(proposed, accepted);
             self.work.decode_rows += accepted;
         }
@@ -335,9 +331,7 @@ impl Core {
         }
         gone.into_iter().for_each(|id| self.cancel(id));
         for mut sequence in std::mem::take(&mut self.finished) {
-            if let Some(speculator) = &mut self.speculator {
-                speculator.forget(sequence.id);
-            }
+            self.speculator.forget(sequence.id);
             self.settle(&mut sequence, now);
         }
         self.publish();

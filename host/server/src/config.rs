@@ -10,7 +10,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use homeostat_engine::{
-    Device, DrafterKind, LoadQuantization, MAX_DRAFT_TOKENS, MAX_TENANT_WEIGHT, SpeculationConfig,
+    Device, DrafterKind, LoadQuantization, MAX_DRAFT_TOKENS, MAX_TENANT_WEIGHT, PoolLimits,
+    SpeculationConfig,
 };
 use homeostat_hooks::Profile;
 use homeostat_policy::RoomConfig;
@@ -245,6 +246,9 @@ pub struct Speculation {
     /// A model's name, or a path.
     pub draft_model: Option<String>,
     pub max_draft_tokens: usize,
+    /// Finished answers that the suffix drafter remembers for later requests of the same tenant:
+    /// `{ tenants = 64, tokens = 16384 }`, about 200 bytes a token. Absent: none.
+    pub remember_answers: Option<PoolLimits>,
 }
 
 impl Default for Speculation {
@@ -254,6 +258,7 @@ impl Default for Speculation {
             drafters: engine.drafters,
             draft_model: None,
             max_draft_tokens: engine.max_draft_tokens,
+            remember_answers: engine.remember_answers,
         }
     }
 }
@@ -687,6 +692,15 @@ mod tests {
         assert_eq!(read.speculation.drafters, [DrafterKind::Suffix]);
         assert_eq!(read.speculation.draft_model.as_deref(), Some("d"));
         assert_eq!(read.speculation.max_draft_tokens, 3);
+        assert_eq!(read.speculation.remember_answers, None);
+        let pool = "remember_answers = { tenants = 2, tokens = 512 }";
+        let pool = format!("{tier}speculation = {{ {pool} }}");
+        let pool = Config::parse("t", &pool).unwrap().tiers.remove(0);
+        let limits = PoolLimits {
+            tenants: 2,
+            tokens: 512,
+        };
+        assert_eq!(pool.speculation.remember_answers, Some(limits));
         let off = format!("{tier}speculation = {{ drafters = [] }}");
         let off = Config::parse("t", &off).unwrap().tiers.remove(0);
         assert!(!off.speculation.is_on());

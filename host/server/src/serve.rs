@@ -142,6 +142,7 @@ impl Files<'_> {
                 drafters: tier.speculation.drafters.clone(),
                 draft_model: draft_model.transpose()?,
                 max_draft_tokens: tier.speculation.max_draft_tokens,
+                remember_answers: tier.speculation.remember_answers,
             },
             load_quantization: Some(tier.load_quantization),
             step_milliseconds: tier.step_milliseconds,

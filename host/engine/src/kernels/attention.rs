@@ -6,12 +6,14 @@
 //! order, in the manner of FlashAttention (Dao et al. 2022). The cut depends on nothing but
 //! positions, so a row gets the same bits alone, in a batch, in any chunk, on any number of
 //! threads. What does depend on the batch is only who computes what beside whom: the heads of a kv
-//! head and up to a dozen rows of one sequence share each load of K and V, and the spans of a long,
-//! lonely row may go to different threads.
+//! head and up to a dozen rows share each load of K and V, as long as their tables name the same
+//! blocks (a chunk's rows do, and the branches of a draft up to where they part), and the spans of a
+//! long, lonely row may go to different threads.
 //!
 //! It refuses ring buffers: a sliding window is a window over the same blocks.
 
 use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::isa::Isa;
 use super::kv::{BLOCK_TOKENS, KvView};
@@ -22,10 +24,15 @@ use super::rows::cap_scores;
 /// Keys of one span: a multiple of the block, long enough that folding costs nothing.
 const SPAN: usize = 256;
 const SPAN_BLOCKS: usize = SPAN / BLOCK_TOKENS;
-/// (row, head) pairs that share the loads of one unit of work.
+/// (row, head) pairs that share the loads of one unit of work: what the widest registers hold. Twice
+/// as many, with K and V widened to f32 before, were slower: the scores leave the first cache.
 const MAX_PAIRS: usize = 12;
 /// Greatest head size: the buffers of a unit lie on the stack.
 const MAX_HEAD_DIM: usize = 256;
+/// Floats from one pair's queries, and scores, to the next. Powers of two would put all pairs into
+/// the same few sets of the cache.
+const QUERY_STRIDE: usize = MAX_HEAD_DIM + LANES;
+const SCORE_STRIDE: usize = SPAN + LANES;
 
 /// What the model says about attention.
 #[derive(Debug, Clone, Copy)]
@@ -54,15 +61,19 @@ pub struct RowMeta<'a> {
 pub struct AttentionScratch {
     groups: Vec<Group>,
     partials: Vec<f32>,
+    /// Spans of each unit that are not computed yet.
+    remaining: Vec<AtomicUsize>,
 }
 
-/// Consecutive rows of one sequence.
+/// Consecutive rows that see largely the same blocks.
 #[derive(Debug, Clone, Copy)]
 struct Group {
     first_row: usize,
     rows: usize,
     /// Positions of the first key any row sees, and past the last.
     keys: (usize, usize),
+    /// The tables of all rows name the same blocks before this one.
+    common: usize,
 }
 
 impl Group {
@@ -105,9 +116,13 @@ pub fn attention(
     );
     assert_eq!(out.len(), q.len(), "one row of results per row of queries");
     // A unit takes `heads_each` of the heads that share a kv head, and as many rows as then fit.
-    let heads_each = shared_heads.min(MAX_PAIRS);
+    let heads_each = shared_heads.div_ceil(shared_heads.div_ceil(MAX_PAIRS));
     scratch.find_groups(shape, rows, MAX_PAIRS / heads_each);
-    let AttentionScratch { groups, partials } = scratch;
+    let AttentionScratch {
+        groups,
+        partials,
+        remaining,
+    } = scratch;
     let out = out.as_mut_ptr();
     let job = AttentionJob {
         isa,
@@ -122,7 +137,7 @@ pub fn attention(
     };
     let spans = groups.iter().map(|g| g.spans().len()).max().unwrap_or(0);
     if pool.threads() > 1 && spans > 1 && job.units() < 4 * pool.threads() {
-        job.run_spans(pool, spans, partials);
+        job.run_spans(pool, spans, partials, remaining);
     } else {
         pool.run(job.units(), |unit| job.unit(unit).run(Work::Whole));
     }
@@ -140,17 +155,17 @@ impl AttentionScratch {
             let first_key = shape
                 .window
                 .map_or(0, |w| (row.position + 1).saturating_sub(w.max(1)));
-            if let Some(group) = self.groups.last_mut() {
-                let before = &rows[i - 1];
-                // A window would give each row its own first key; then every row is a group of its
-                // own.
-                let joins = group.rows < most
-                    && shape.window.is_none()
-                    && std::ptr::eq(before.block_table, row.block_table)
-                    && row.position == before.position + 1;
-                if joins {
+            // A window would give each row its own first key; then every row is a group of its own.
+            if let Some(group) = self.groups.last_mut()
+                && group.rows < most
+                && shape.window.is_none()
+            {
+                let common = common_blocks(&rows[group.first_row], row).min(group.common);
+                // Rows that have less than half their blocks in common gain nothing together.
+                if common >= needed.div_ceil(2) {
                     group.rows += 1;
-                    group.keys.1 = row.position + 1;
+                    group.keys.1 = group.keys.1.max(row.position + 1);
+                    group.common = common;
                     continue;
                 }
             }
@@ -158,9 +173,22 @@ impl AttentionScratch {
                 first_row: i,
                 rows: 1,
                 keys: (first_key, row.position + 1),
+                common: usize::MAX,
             });
         }
     }
+}
+
+/// Leading blocks that two rows' tables have in common, as far as both rows see; no end for
+/// neighbours of one table.
+fn common_blocks(a: &RowMeta<'_>, b: &RowMeta<'_>) -> usize {
+    let near = a.position.abs_diff(b.position) < BLOCK_TOKENS;
+    if near && std::ptr::eq(a.block_table, b.block_table) {
+        return usize::MAX;
+    }
+    let both = a.position.min(b.position) / BLOCK_TOKENS + 1;
+    let pairs = a.block_table.iter().zip(b.block_table).take(both);
+    pairs.take_while(|(a, b)| a == b).count()
 }
 
 struct SharedPartials {
@@ -222,12 +250,21 @@ impl<'a> AttentionJob<'a> {
 
     /// Few units and long contexts: every span of a unit is a part of its own, and is folded
     /// afterwards in the order in which [`Work::Whole`] would have folded it.
-    fn run_spans(&self, pool: &mut Pool, spans: usize, partials: &mut Vec<f32>) {
+    fn run_spans(
+        &self,
+        pool: &mut Pool,
+        spans: usize,
+        partials: &mut Vec<f32>,
+        remaining: &mut Vec<AtomicUsize>,
+    ) {
         let stride = MAX_PAIRS * (self.kv.head_dim() + 2);
         let needed = self.units() * spans * stride;
         if partials.len() < needed {
             partials.resize(needed, 0.0);
         }
+        remaining.clear();
+        remaining
+            .extend((0..self.units()).map(|u| AtomicUsize::new(self.unit(u).group.spans().len())));
         let partials = SharedPartials {
             first: partials.as_mut_ptr(),
             stride,
@@ -235,19 +272,21 @@ impl<'a> AttentionJob<'a> {
         pool.run(self.units() * spans, |part| {
             let unit = self.unit(part / spans);
             let own = unit.group.spans();
-            if part % spans < own.len() {
-                unit.run(Work::Span {
-                    span: own.start + part % spans,
-                    to: partials.of(part),
+            if part % spans >= own.len() {
+                return;
+            }
+            unit.run(Work::Span {
+                span: own.start + part % spans,
+                to: partials.of(part),
+            });
+            // Whoever computes the last span of a unit, and so sees the others, folds them.
+            if remaining[part / spans].fetch_sub(1, Ordering::AcqRel) == 1 {
+                unit.run(Work::Fold {
+                    from: partials.of(part - part % spans),
+                    stride,
                 });
             }
         });
-        for unit in 0..self.units() {
-            self.unit(unit).run(Work::Fold {
-                from: partials.of(unit * spans),
-                stride,
-            });
-        }
     }
 }
 
@@ -274,8 +313,8 @@ enum Work {
 type Partial = [f32; MAX_PAIRS * (MAX_HEAD_DIM + 2)];
 
 struct Buffers {
-    q: [f32; MAX_PAIRS * MAX_HEAD_DIM],
-    scores: [f32; MAX_PAIRS * SPAN],
+    q: [f32; MAX_PAIRS * QUERY_STRIDE],
+    scores: [f32; MAX_PAIRS * SCORE_STRIDE],
     partial: Partial,
     folded: Partial,
 }
@@ -299,34 +338,61 @@ impl Unit<'_> {
         (row * self.job.shape.heads + self.first_head + pair % self.heads) * self.head_dim()
     }
 
+    /// The keys of a span that any pair sees, relative to the span.
+    #[inline(always)]
+    fn seen_by_any(&self, span: usize) -> std::ops::Range<usize> {
+        self.in_span(span, self.group.keys.1)
+    }
+
     /// The blocks of a span that any pair sees, counted from the start of the sequence.
     #[inline(always)]
     fn blocks(&self, span: usize) -> std::ops::Range<usize> {
-        // The last row of a group sees most, the first row sees the first key.
-        let (first, end) = (
-            self.seen(span, 0).start,
-            self.seen(span, self.pairs() - 1).end,
-        );
-        let at = span * SPAN_BLOCKS;
-        at + first / BLOCK_TOKENS..at + end.div_ceil(BLOCK_TOKENS)
+        let (seen, at) = (self.seen_by_any(span), span * SPAN_BLOCKS);
+        at + seen.start / BLOCK_TOKENS..at + seen.end.div_ceil(BLOCK_TOKENS)
     }
 
-    /// The last block that any pair sees.
-    fn last_block(&self) -> usize {
-        (self.group.keys.1 - 1) / BLOCK_TOKENS
+    /// The next pairs, from `pair` on, whose rows have one and the same block behind the number
+    /// `block`; rows that do not reach it are passed over.
+    #[inline(always)]
+    fn sharing(&self, block: usize, pair: usize) -> Option<std::ops::Range<usize>> {
+        if block < self.group.common {
+            return (pair == 0).then(|| 0..self.pairs());
+        }
+        let rows = &self.job.rows[self.group.first_row..][..self.group.rows];
+        let reaches = |row: &RowMeta<'_>| row.position / BLOCK_TOKENS >= block;
+        let first = pair / self.heads;
+        let first = first + rows[first..].iter().position(reaches)?;
+        let id = rows[first].block_table[block];
+        let same = |row: &&RowMeta<'_>| reaches(row) && row.block_table[block] == id;
+        let end = first + rows[first..].iter().take_while(same).count();
+        Some(first * self.heads..end * self.heads)
     }
 
-    /// The keys, and behind them the values, of one block.
-    fn head(&self, block: usize) -> *const u16 {
-        let table = self.job.rows[self.group.first_row].block_table;
+    /// The keys, and behind them the values, of one block of a pair.
+    fn head(&self, pair: usize, block: usize) -> *const u16 {
+        let table = self.job.rows[self.group.first_row + pair / self.heads].block_table;
         self.job.kv.head(table[block], self.kv_head)
+    }
+
+    /// What is read after a block of a pair: the next block, if there is one, or this.
+    fn after(&self, pair: usize, block: usize) -> *const u16 {
+        let table = self.job.rows[self.group.first_row + pair / self.heads].block_table;
+        let next = (block + 1).min(table.len() - 1);
+        self.job.kv.head(table[next], self.kv_head)
     }
 
     /// The keys of a span that a pair sees, relative to the span.
     #[inline(always)]
     fn seen(&self, span: usize, pair: usize) -> std::ops::Range<usize> {
-        let position = self.job.rows[self.group.first_row + pair / self.heads].position;
-        let end = (position + 1).saturating_sub(span * SPAN).min(SPAN);
+        self.in_span(
+            span,
+            self.job.rows[self.group.first_row + pair / self.heads].position + 1,
+        )
+    }
+
+    #[inline(always)]
+    fn in_span(&self, span: usize, end: usize) -> std::ops::Range<usize> {
+        let end = end.saturating_sub(span * SPAN).min(SPAN);
         self.group.keys.0.saturating_sub(span * SPAN).min(end)..end
     }
 }
@@ -387,25 +453,21 @@ impl Kernel for RunUnit<'_> {
     }
 }
 
-/// Copies the queries, multiplied with the scale, dimension by dimension: `q[i][pair]`, so that all
-/// pairs of a dimension lie side by side.
+/// Copies the queries, multiplied with the scale.
 ///
 /// # Safety
 /// `q` has room for the greatest number of pairs and dimensions.
 #[inline(always)]
 unsafe fn load_queries<S: Lanes>(s: S, unit: &Unit<'_>, q: *mut f32) {
     let d = unit.head_dim();
+    let scale = s.splat(unit.job.shape.scale);
     for pair in 0..unit.pairs() {
         let from = &unit.job.q[unit.vector_at(pair)..][..d];
         for i in (0..d).step_by(LANES) {
-            let mut scaled = [0f32; LANES];
-            // SAFETY: `d` is a multiple of 16, so sixteen floats follow; `i + j` < d.
+            // SAFETY: `d` is a multiple of 16, so sixteen floats follow.
             unsafe {
-                let x = s.mul(s.load(from.as_ptr().add(i)), s.splat(unit.job.shape.scale));
-                s.store(scaled.as_mut_ptr(), x);
-                for (j, x) in scaled.into_iter().enumerate() {
-                    *q.add((i + j) * MAX_PAIRS + pair) = x;
-                }
+                let x = s.mul(s.load(from.as_ptr().add(i)), scale);
+                s.store(q.add(pair * QUERY_STRIDE + i), x);
             }
         }
     }
@@ -419,10 +481,28 @@ fn together<S: Lanes>(left: usize) -> usize {
         5 => 3,
         6 if S::WIDE => 6,
         7 => 4,
-        8..12 if S::WIDE => 8,
+        8 if S::WIDE => 8,
+        9..12 if S::WIDE => 9,
         12.. if S::WIDE => 12,
         _ => 4,
     }
+}
+
+/// Calls a function with a constant number of pairs.
+macro_rules! for_pairs {
+    ($n:expr, $f:ident::<$s:ty>($($x:expr),* $(,)?)) => {
+        match $n {
+            1 => $f::<$s, 1>($($x),*),
+            2 => $f::<$s, 2>($($x),*),
+            3 => $f::<$s, 3>($($x),*),
+            4 => $f::<$s, 4>($($x),*),
+            6 => $f::<$s, 6>($($x),*),
+            8 => $f::<$s, 8>($($x),*),
+            9 => $f::<$s, 9>($($x),*),
+            12 => $f::<$s, 12>($($x),*),
+            n => unreachable!("{n} pairs together"),
+        }
+    };
 }
 
 /// Scores, softmax and weighted values of one span, into `to`.
@@ -439,15 +519,16 @@ unsafe fn attend_span<S: Lanes>(
     to: *mut f32,
 ) {
     let d = unit.head_dim();
+    let end = unit.seen_by_any(span).end;
     // SAFETY: passed on.
     unsafe {
         score_span(s, unit, span, q, scores);
         for pair in 0..unit.pairs() {
             let to = to.add(pair * (d + 2));
-            let scores = scores.add(pair * SPAN);
-            let (seen, end) = (unit.seen(span, pair), unit.seen(span, unit.pairs() - 1).end);
+            let scores = scores.add(pair * SCORE_STRIDE);
+            let seen = unit.seen(span, pair);
             weigh_scores(s, unit.job.shape.softcap, scores, seen.clone(), to);
-            // What only later rows see has no weight here.
+            // What only other rows see has no weight here.
             let weighed = seen.end.next_multiple_of(LANES);
             std::ptr::write_bytes(scores.add(weighed), 0, end.saturating_sub(weighed));
             std::ptr::write_bytes(to.add(2), 0, d);
@@ -466,95 +547,39 @@ unsafe fn score_span<S: Lanes>(
     q: *const f32,
     scores: *mut f32,
 ) {
-    let (d, pairs) = (unit.head_dim(), unit.pairs());
-    let blocks = unit.blocks(span);
-    for block in blocks.clone() {
-        let keys = unit.head(block);
-        // SAFETY: values follow keys; a block's scores lie inside the span.
-        unsafe {
-            let next = if block + 1 < blocks.end {
-                unit.head(block + 1)
-            } else {
-                unit.head(blocks.start).add(BLOCK_TOKENS * d)
-            };
-            let scores = scores.add((block - span * SPAN_BLOCKS) * BLOCK_TOKENS);
-            let mut pair = 0;
-            while pair < pairs {
-                let n = together::<S>(pairs - pair);
-                score_block(s, n, keys, next, d, q.add(pair), scores.add(pair * SPAN));
-                pair += n;
-            }
-        }
-    }
-}
-
-/// `to` leads to the values of the first pair.
-///
-/// # Safety
-/// As [`attend_span`].
-#[inline(always)]
-unsafe fn add_span<S: Lanes>(s: S, unit: &Unit<'_>, span: usize, scores: *const f32, to: *mut f32) {
-    let (d, pairs) = (unit.head_dim(), unit.pairs());
+    let d = unit.head_dim();
     let blocks = unit.blocks(span);
     for block in blocks.clone() {
         let first_key = (block - span * SPAN_BLOCKS) * BLOCK_TOKENS;
-        // Keys that some pairs do not see have no weight there.
-        let key = |x: usize| x.saturating_sub(first_key).min(BLOCK_TOKENS);
-        let keys = key(unit.seen(span, 0).start)..key(unit.seen(span, pairs - 1).end);
-        // SAFETY: values follow keys; weights and values of all pairs lie in their buffers.
-        unsafe {
-            let values = unit.head(block).add(BLOCK_TOKENS * d);
-            let next = if block + 1 < blocks.end {
-                unit.head(block + 1).add(BLOCK_TOKENS * d)
-            } else {
-                unit.head((block + 1).min(unit.last_block()))
-            };
-            let weights = scores.add(first_key);
-            let mut pair = 0;
-            while pair < pairs {
-                let n = together::<S>(pairs - pair);
-                let (w, o) = (weights.add(pair * SPAN), to.add(pair * (d + 2)));
-                add_values(s, n, values, next, d, keys.clone(), w, o);
-                pair += n;
+        let mut next = 0;
+        while let Some(sharing) = unit.sharing(block, next) {
+            let mut pair = sharing.start;
+            next = sharing.end;
+            // SAFETY: values follow keys; a block's scores lie inside the span.
+            unsafe {
+                let keys = unit.head(pair, block);
+                let ahead = match block + 1 < blocks.end {
+                    true => unit.after(pair, block),
+                    false => unit.head(pair, blocks.start).add(BLOCK_TOKENS * d),
+                };
+                while pair < next {
+                    let n = together::<S>(next - pair);
+                    let q = q.add(pair * QUERY_STRIDE);
+                    let out = scores.add(pair * SCORE_STRIDE + first_key);
+                    for_pairs!(n, score_block::<S>(s, keys, ahead, d, q, out));
+                    pair += n;
+                }
             }
         }
     }
 }
 
-/// Scores of 32 keys for `pairs` queries; a dimension of `q` has stride [`MAX_PAIRS`], a row of
-/// `out` stride [`SPAN`]. Meanwhile the `d` x 32 f16 at `ahead` are fetched.
+/// Scores of 32 keys for `P` queries. Meanwhile the `d` x 32 f16 at `ahead` are fetched.
 ///
 /// # Safety
-/// `keys` holds `d` x 32 f16, `q` and `out` hold `pairs` rows.
+/// `keys` holds `d` x 32 f16, `q` and `out` hold `P` rows.
 #[inline(always)]
-unsafe fn score_block<S: Lanes>(
-    s: S,
-    pairs: usize,
-    keys: *const u16,
-    ahead: *const u16,
-    d: usize,
-    q: *const f32,
-    out: *mut f32,
-) {
-    // SAFETY: passed on.
-    unsafe {
-        match pairs {
-            1 => score_pairs::<S, 1>(s, keys, ahead, d, q, out),
-            2 => score_pairs::<S, 2>(s, keys, ahead, d, q, out),
-            3 => score_pairs::<S, 3>(s, keys, ahead, d, q, out),
-            4 => score_pairs::<S, 4>(s, keys, ahead, d, q, out),
-            6 => score_pairs::<S, 6>(s, keys, ahead, d, q, out),
-            8 => score_pairs::<S, 8>(s, keys, ahead, d, q, out),
-            12 => score_pairs::<S, 12>(s, keys, ahead, d, q, out),
-            n => unreachable!("{n} pairs together"),
-        }
-    }
-}
-
-/// # Safety
-/// As [`score_block`], with `P` pairs.
-#[inline(always)]
-unsafe fn score_pairs<S: Lanes, const P: usize>(
+unsafe fn score_block<S: Lanes, const P: usize>(
     s: S,
     keys: *const u16,
     ahead: *const u16,
@@ -576,7 +601,7 @@ unsafe fn score_pairs<S: Lanes, const P: usize>(
 /// Scores of `K` times sixteen keys.
 ///
 /// # Safety
-/// As [`score_block`], with `P` pairs.
+/// As [`score_block`].
 #[inline(always)]
 unsafe fn score_keys<S: Lanes, const P: usize, const K: usize>(
     s: S,
@@ -596,7 +621,7 @@ unsafe fn score_keys<S: Lanes, const P: usize, const K: usize>(
         }
         for (p, acc) in acc.iter_mut().enumerate() {
             // SAFETY: dimension `i` of every query.
-            let x = s.splat(unsafe { *q.add(i * MAX_PAIRS + p) });
+            let x = s.splat(unsafe { *q.add(p * QUERY_STRIDE + i) });
             for (acc, k) in acc.iter_mut().zip(k) {
                 *acc = s.fma(x, k, *acc);
             }
@@ -605,7 +630,7 @@ unsafe fn score_keys<S: Lanes, const P: usize, const K: usize>(
     for (p, acc) in acc.iter().enumerate() {
         for (v, acc) in acc.iter().enumerate() {
             // SAFETY: 16 K scores fit each row of `out`.
-            unsafe { s.store(out.add(p * SPAN + v * LANES), *acc) }
+            unsafe { s.store(out.add(p * SCORE_STRIDE + v * LANES), *acc) }
         }
     }
 }
@@ -652,95 +677,145 @@ unsafe fn weigh_scores<S: Lanes>(
     }
 }
 
-/// Adds `weight * value` of keys `keys` of a block to `out`; `weights` has stride [`SPAN`], `out`
-/// stride `d + 2`.
-///
-/// # Safety
-/// `values` holds 32 x `d` f16, `weights` and `out` hold `pairs` rows.
-#[inline(always)]
-#[allow(
-    clippy::too_many_arguments,
-    reason = "three buffers, their sizes and what comes next"
-)]
-unsafe fn add_values<S: Lanes>(
-    s: S,
-    pairs: usize,
+/// The values of one block that some pair sees.
+#[derive(Clone, Copy)]
+struct Piece {
+    /// The first value, and what will be read a block later.
     values: *const u16,
     ahead: *const u16,
-    d: usize,
-    keys: std::ops::Range<usize>,
+    /// Where in the span the first one's weight is, and how many there are.
+    first: usize,
+    count: usize,
+}
+
+/// Adds the weighted values of a span; `to` leads to the values of the first pair.
+///
+/// # Safety
+/// As [`attend_span`].
+#[inline(always)]
+unsafe fn add_span<S: Lanes>(
+    s: S,
+    unit: &Unit<'_>,
+    span: usize,
     weights: *const f32,
-    out: *mut f32,
+    to: *mut f32,
 ) {
-    // SAFETY: passed on.
+    let blocks = unit.blocks(span);
+    let common = blocks.start..blocks.end.min(unit.group.common);
+    // SAFETY: passed on; the rows of a group have these blocks in common.
     unsafe {
-        match pairs {
-            1 => add_pairs::<S, 1>(s, values, ahead, d, keys, weights, out),
-            2 => add_pairs::<S, 2>(s, values, ahead, d, keys, weights, out),
-            3 => add_pairs::<S, 3>(s, values, ahead, d, keys, weights, out),
-            4 => add_pairs::<S, 4>(s, values, ahead, d, keys, weights, out),
-            6 => add_pairs::<S, 6>(s, values, ahead, d, keys, weights, out),
-            8 => add_pairs::<S, 8>(s, values, ahead, d, keys, weights, out),
-            12 => add_pairs::<S, 12>(s, values, ahead, d, keys, weights, out),
-            n => unreachable!("{n} pairs together"),
+        if !common.is_empty() {
+            add_blocks(s, unit, span, common.clone(), 0..unit.pairs(), weights, to);
+        }
+        for block in common.end.max(blocks.start)..blocks.end {
+            let mut next = 0;
+            while let Some(sharing) = unit.sharing(block, next) {
+                next = sharing.end;
+                add_blocks(s, unit, span, block..block + 1, sharing, weights, to);
+            }
         }
     }
 }
 
+/// Adds the weighted values of `blocks`, at least one and all of one span, to those of `pairs`, who
+/// share them.
+///
 /// # Safety
-/// As [`add_values`], with `P` pairs.
+/// As [`attend_span`].
 #[inline(always)]
-unsafe fn add_pairs<S: Lanes, const P: usize>(
+unsafe fn add_blocks<S: Lanes>(
     s: S,
-    values: *const u16,
-    ahead: *const u16,
-    d: usize,
-    keys: std::ops::Range<usize>,
+    unit: &Unit<'_>,
+    span: usize,
+    blocks: std::ops::Range<usize>,
+    pairs: std::ops::Range<usize>,
     weights: *const f32,
-    out: *mut f32,
+    to: *mut f32,
 ) {
-    if keys.is_empty() {
-        return;
+    let d = unit.head_dim();
+    let (seen, span_end) = (unit.seen_by_any(span), unit.blocks(span).end);
+    let nothing = Piece {
+        values: std::ptr::null(),
+        ahead: std::ptr::null(),
+        first: 0,
+        count: 0,
+    };
+    let mut pieces = [nothing; SPAN_BLOCKS];
+    for (piece, block) in pieces.iter_mut().zip(blocks.clone()) {
+        let first_key = (block - span * SPAN_BLOCKS) * BLOCK_TOKENS;
+        // Keys that only some pairs see have no weight for the others.
+        let first = seen.start.max(first_key);
+        let values = (BLOCK_TOKENS + first - first_key) * d;
+        *piece = Piece {
+            values: unit.head(pairs.start, block).wrapping_add(values),
+            ahead: match block + 1 < span_end {
+                true => unit.after(pairs.start, block).wrapping_add(values),
+                // Next come the keys of the next span.
+                false => unit.after(pairs.start, block),
+            },
+            first,
+            count: seen.end.min(first_key + BLOCK_TOKENS) - first,
+        };
     }
+    let pieces = &pieces[..blocks.len()];
+    let mut pair = pairs.start;
+    while pair < pairs.end {
+        let n = together::<S>(pairs.end - pair);
+        // SAFETY: values follow keys; weights and values of all pairs lie in their buffers.
+        unsafe {
+            let weights = weights.add(pair * SCORE_STRIDE);
+            let to = to.add(pair * (d + 2));
+            for_pairs!(n, add_pieces::<S>(s, pieces, d, weights, to));
+        }
+        pair += n;
+    }
+}
+
+/// Adds the weighted values of all pieces to those of `P` pairs.
+///
+/// # Safety
+/// The pieces hold rows of `d` f16, `weights` and `to` hold `P` rows.
+#[inline(always)]
+unsafe fn add_pieces<S: Lanes, const P: usize>(
+    s: S,
+    pieces: &[Piece],
+    d: usize,
+    weights: *const f32,
+    to: *mut f32,
+) {
     let mut col = 0;
-    // SAFETY: columns `col..` up to `d` exist in every value and every row of `out`.
+    // SAFETY: columns `col..` up to `d` exist in every value and every row of `to`.
     unsafe {
-        if S::WIDE && P <= 6 {
-            while col + 4 * LANES <= d {
-                let (values, ahead, out) = (values.add(col), ahead.wrapping_add(col), out.add(col));
-                add_slab::<S, P, 4>(s, values, ahead, d, keys.clone(), weights, out);
-                col += 4 * LANES;
-            }
+        while S::WIDE && P <= 6 && col + 4 * LANES <= d {
+            add_slab::<S, P, 4>(s, pieces, col, d, weights, to.add(col));
+            col += 4 * LANES;
         }
         while S::WIDE && col + 2 * LANES <= d {
-            let (values, ahead, out) = (values.add(col), ahead.wrapping_add(col), out.add(col));
-            add_slab::<S, P, 2>(s, values, ahead, d, keys.clone(), weights, out);
+            add_slab::<S, P, 2>(s, pieces, col, d, weights, to.add(col));
             col += 2 * LANES;
         }
         while col < d {
-            let (values, ahead, out) = (values.add(col), ahead.wrapping_add(col), out.add(col));
-            add_slab::<S, P, 1>(s, values, ahead, d, keys.clone(), weights, out);
+            add_slab::<S, P, 1>(s, pieces, col, d, weights, to.add(col));
             col += LANES;
         }
     }
 }
 
-/// `W` times sixteen columns.
+/// `W` times sixteen columns from `col` on, whose sums stay in registers from piece to piece.
 ///
 /// # Safety
-/// As [`add_values`], with `P` pairs.
+/// As [`add_pieces`], and the columns exist.
 #[inline(always)]
 unsafe fn add_slab<S: Lanes, const P: usize, const W: usize>(
     s: S,
-    values: *const u16,
-    ahead: *const u16,
+    pieces: &[Piece],
+    col: usize,
     d: usize,
-    keys: std::ops::Range<usize>,
     weights: *const f32,
-    out: *mut f32,
+    to: *mut f32,
 ) {
     // SAFETY: sixteen floats at each of the `W` places of each pair's row.
-    let at = |p: usize, w: usize| unsafe { out.add(p * (d + 2) + w * LANES) };
+    let at = |p: usize, w: usize| unsafe { to.add(p * (d + 2) + w * LANES) };
     let mut acc = [[s.splat(0.0); W]; P];
     for (p, acc) in acc.iter_mut().enumerate() {
         for (w, acc) in acc.iter_mut().enumerate() {
@@ -748,20 +823,22 @@ unsafe fn add_slab<S: Lanes, const P: usize, const W: usize>(
             *acc = unsafe { s.load(at(p, w)) };
         }
     }
-    for key in keys {
-        for line in (0..W * LANES).step_by(BLOCK_TOKENS) {
-            s.fetch(ahead.wrapping_add(key * d + line));
-        }
-        let mut v = [s.splat(0.0); W];
-        for (w, v) in v.iter_mut().enumerate() {
-            // SAFETY: `key` < 32, and 16 W columns of its value exist.
-            *v = unsafe { s.load_f16(values.add(key * d + w * LANES)) };
-        }
-        for (p, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: a weight per key and pair.
-            let x = s.splat(unsafe { *weights.add(p * SPAN + key) });
-            for (acc, v) in acc.iter_mut().zip(v) {
-                *acc = s.fma(x, v, *acc);
+    for piece in pieces {
+        for key in 0..piece.count {
+            for line in (0..W * LANES).step_by(BLOCK_TOKENS) {
+                s.fetch(piece.ahead.wrapping_add(key * d + col + line));
+            }
+            let mut v = [s.splat(0.0); W];
+            for (w, v) in v.iter_mut().enumerate() {
+                // SAFETY: 16 W columns of the value exist.
+                *v = unsafe { s.load_f16(piece.values.add(key * d + col + w * LANES)) };
+            }
+            for (p, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: a weight per key and pair.
+                let x = s.splat(unsafe { *weights.add(p * SCORE_STRIDE + piece.first + key) });
+                for (acc, v) in acc.iter_mut().zip(v) {
+                    *acc = s.fma(x, v, *acc);
+                }
             }
         }
     }

@@ -52,12 +52,10 @@ pub(super) trait Lanes: Copy {
     /// The smaller; `b` if they do not compare.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     fn abs(self, a: Self::F) -> Self::F;
-    /// To the nearest integer, ties to even.
-    fn round(self, a: Self::F) -> Self::F;
     /// `value` where `x >= limit`, else 0.
     fn keep_where_ge(self, value: Self::F, x: Self::F, limit: f32) -> Self::F;
-    /// `2^n` for integral `n` in -126..=127.
-    fn pow2(self, n: Self::F) -> Self::F;
+    /// `a * 2^n`, `n` being the low bits of `shifted`; `a` and the result are normal numbers.
+    fn times_pow2(self, a: Self::F, shifted: Self::F) -> Self::F;
     /// Sum by halves: lane `i` with `i + 8`, then `+ 4`, `+ 2`, `+ 1`.
     fn sum(self, a: Self::F) -> f32;
     fn greatest(self, a: Self::F) -> f32;
@@ -99,8 +97,13 @@ pub(super) fn exp<S: Lanes>(s: S, x: S::F) -> S::F {
         1.666_666_5e-1,
         5e-1,
     ];
-    let bounded = s.max(s.min(x, s.splat(HIGHEST)), s.splat(LOWEST));
-    let n = s.round(s.mul(bounded, s.splat(std::f32::consts::LOG2_E)));
+    /// 1.5 * 2^23: so large a float has no digits after the point, so adding it rounds to the
+    /// nearest integer, ties to even, and leaves that in the lowest bits.
+    const ROUNDER: f32 = 12_582_912.0;
+    let bounded = s.min(x, s.splat(HIGHEST));
+    let log2 = s.mul(bounded, s.splat(std::f32::consts::LOG2_E));
+    let shifted = s.add(log2, s.splat(ROUNDER));
+    let n = s.sub(shifted, s.splat(ROUNDER));
     let r = s.fma(n, s.splat(-LN2_HIGH), bounded);
     let r = s.fma(n, s.splat(-LN2_LOW), r);
     let mut p = s.splat(POLY[0]);
@@ -108,7 +111,8 @@ pub(super) fn exp<S: Lanes>(s: S, x: S::F) -> S::F {
         p = s.fma(p, r, s.splat(*c));
     }
     let y = s.add(s.fma(p, s.mul(r, r), r), s.splat(1.0));
-    s.keep_where_ge(s.mul(y, s.pow2(n)), x, LOWEST)
+    // What is below the lowest comes out as nonsense, and is not kept.
+    s.keep_where_ge(s.times_pow2(y, shifted), x, LOWEST)
 }
 
 /// Sixteen lanes in plain Rust: the meaning of every operation, and the path of other processors.
@@ -192,16 +196,12 @@ impl Lanes for Portable {
         each(|i| a[i].abs())
     }
     #[inline(always)]
-    fn round(self, a: Self::F) -> Self::F {
-        each(|i| a[i].round_ties_even())
-    }
-    #[inline(always)]
     fn keep_where_ge(self, value: Self::F, x: Self::F, limit: f32) -> Self::F {
         each(|i| if x[i] >= limit { value[i] } else { 0.0 })
     }
     #[inline(always)]
-    fn pow2(self, n: Self::F) -> Self::F {
-        each(|i| f32::from_bits(((n[i] as i32 + 127) as u32) << 23))
+    fn times_pow2(self, a: Self::F, shifted: Self::F) -> Self::F {
+        each(|i| f32::from_bits(a[i].to_bits().wrapping_add(shifted[i].to_bits() << 23)))
     }
     #[inline(always)]
     fn sum(self, a: Self::F) -> f32 {

@@ -133,10 +133,6 @@ impl Lanes for Avx512 {
         op!(_mm512_abs_ps(a))
     }
     #[inline(always)]
-    fn round(self, a: __m512) -> __m512 {
-        op!(_mm512_roundscale_ps::<NEAREST>(a))
-    }
-    #[inline(always)]
     fn keep_where_ge(self, value: __m512, x: __m512, limit: f32) -> __m512 {
         op!(_mm512_maskz_mov_ps(
             _mm512_cmp_ps_mask::<_CMP_GE_OQ>(x, _mm512_set1_ps(limit)),
@@ -144,10 +140,10 @@ impl Lanes for Avx512 {
         ))
     }
     #[inline(always)]
-    fn pow2(self, n: __m512) -> __m512 {
+    fn times_pow2(self, a: __m512, shifted: __m512) -> __m512 {
         op!({
-            let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
+            let exponent = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted));
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), exponent))
         })
     }
     #[inline(always)]
@@ -262,13 +258,6 @@ impl Lanes for Avx2 {
         op!((_mm256_andnot_ps(sign, a.0), _mm256_andnot_ps(sign, a.1)))
     }
     #[inline(always)]
-    fn round(self, a: Self::F) -> Self::F {
-        op!((
-            _mm256_round_ps::<NEAREST>(a.0),
-            _mm256_round_ps::<NEAREST>(a.1)
-        ))
-    }
-    #[inline(always)]
     fn keep_where_ge(self, value: Self::F, x: Self::F, limit: f32) -> Self::F {
         op!({
             let limit = _mm256_set1_ps(limit);
@@ -279,14 +268,14 @@ impl Lanes for Avx2 {
         })
     }
     #[inline(always)]
-    fn pow2(self, n: Self::F) -> Self::F {
-        let half = |n: __m256| {
+    fn times_pow2(self, a: Self::F, shifted: Self::F) -> Self::F {
+        let half = |a: __m256, shifted: __m256| {
             op!({
-                let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+                let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted));
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), exponent))
             })
         };
-        (half(n.0), half(n.1))
+        (half(a.0, shifted.0), half(a.1, shifted.1))
     }
     #[inline(always)]
     fn sum(self, a: Self::F) -> f32 {

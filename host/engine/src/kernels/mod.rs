@@ -29,7 +29,7 @@
 //! | file | blocks | for |
 //! |---|---|---|
 //! | `activations.rs` | 2 | loads of sixteen floats from a slice; stores of 32 bytes to a block |
-//! | `attention.rs` | 25 | buffers on the stack, written before they are read; blocks behind a block table; results shared out by heads |
+//! | `attention.rs` | 24 | buffers on the stack, written before they are read; blocks behind a block table; results shared out by heads |
 //! | `bytes.rs` | 1 | `madvise` for huge pages |
 //! | `kv.rs` | 7 | blocks of keys and values by index; heads shared out to threads |
 //! | `lanes.rs` | 7 | the portable lanes behind pointers; dispatch on a proven instruction set |

@@ -972,6 +972,36 @@ fn attention_gives_a_row_the_same_bits_in_every_batch() {
 }
 
 #[test]
+fn attention_gives_the_branches_of_a_draft_the_bits_they_have_alone() {
+    for (heads, kv_heads, d) in [(9, 3, 64), (4, 2, 80), (2, 1, 256)] {
+        for isa in instruction_sets() {
+            let mut story = Story::new(isa, &[540, 300], heads, kv_heads, d);
+            let (main, other) = (story.tables[0].clone(), story.tables[1].clone());
+            let branch = |shared: usize, own: &[u32]| [&main[..shared], own].concat();
+            // Parted in the last block, before it and long before, and the same blocks named twice.
+            story.tables.push(branch(16, &other[..1]));
+            story.tables.push(branch(15, &other[1..3]));
+            story.tables.push(branch(9, &other[3..9]));
+            story.tables.push(branch(16, &other[..1]));
+            let rows: Vec<(usize, usize)> = (508..514)
+                .map(|p| (0, p))
+                .chain((510..515).map(|p| (2, p)))
+                .chain([(3, 509), (3, 510), (3, 513), (4, 471), (5, 513), (2, 512)])
+                .chain([(4, 300), (4, 301), (1, 299), (0, 539), (0, 3)])
+                .collect();
+            for threads in [1, 2] {
+                let together = story.attend(isa, threads, &story.shape(), &rows);
+                for (row, bits) in rows.iter().zip(together.chunks_exact(heads * d)) {
+                    let alone = story.attend(isa, 1, &story.shape(), &[*row]);
+                    let what = format!("{} {threads} threads, row {row:?}", isa.name());
+                    assert_same_bits(bits, &alone, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn attention_does_not_look_past_its_position_even_at_poisoned_tokens() {
     for isa in instruction_sets() {
         let mut story = Story::new(isa, &[64], 9, 3, 64);

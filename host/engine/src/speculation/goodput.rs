@@ -12,7 +12,6 @@
 //! from time to time; so what can be lost is the allowance, whatever the estimates say.
 
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
-use std::time::Duration;
 
 use super::draft::Draft;
 use crate::cost::StepCost;
@@ -382,24 +381,6 @@ impl Goodput {
         }
     }
 
-    /// Books the time that drafting itself took for `id`: for drafters that are not free.
-    pub fn charge(&mut self, id: SequenceId, took: Duration) {
-        if let Some(account) = self.sequences.get_mut(&id)
-            && self.unit > 0.0
-        {
-            account.book(-took.as_secs_f64() / self.unit, MOST_SAVED);
-        }
-    }
-
-    /// How deep a draft is worth asking for when drafting itself costs time: 0 while `id` could
-    /// not pay for it. Free drafters are worth asking always.
-    pub fn depth_worth_asking(&self, id: SequenceId, max: usize) -> usize {
-        match self.sequences.get(&id) {
-            Some(account) if account.balance <= 0.0 => 0,
-            _ => max,
-        }
-    }
-
     /// The sequence has ended. What it taught about its classes of drafts stays.
     pub fn forget(&mut self, id: SequenceId) {
         self.sequences.remove(&id);
@@ -416,6 +397,8 @@ fn class_of(draft: &Draft, node: u16) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::random::SplitMix;
 
@@ -671,36 +654,7 @@ mod tests {
                 if random.below(5) == 0 {
                     goodput.forget(SequenceId(random.below(6) as u64));
                 }
-                goodput.charge(
-                    SequenceId(random.below(6) as u64),
-                    Duration::from_micros(50),
-                );
             }
         }
-    }
-
-    #[test]
-    fn drafting_that_costs_time_is_not_asked_of_those_who_cannot_pay() {
-        let mut goodput = Goodput::default();
-        let id = SequenceId(3);
-        assert_eq!(goodput.depth_worth_asking(id, 5), 5, "nothing is known yet");
-        let candidate = Candidate {
-            id,
-            context: 10,
-            draft: &Draft::default(),
-        };
-        let mut out = Vec::new();
-        let cost = StepCost::default();
-        goodput.plan(&[candidate], Load::default(), &cost, &mut out);
-        goodput.charge(id, cost.predict(1, 1, 10));
-        assert_eq!(goodput.depth_worth_asking(id, 5), 0);
-        for _ in 0..80 {
-            goodput.plan(&[candidate], Load::default(), &cost, &mut out);
-        }
-        assert_eq!(
-            goodput.depth_worth_asking(id, 5),
-            5,
-            "the allowance has paid it off"
-        );
     }
 }

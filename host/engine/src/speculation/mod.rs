@@ -21,4 +21,4 @@ pub use draft::{Draft, DraftNode, DraftRequest, Drafter};
 pub use goodput::{Candidate, Goodput};
 pub use model::{DraftModel, VocabularyMismatch, same_vocabulary};
 pub use ngram::Ngram;
-pub use suffix::Suffix;
+pub use suffix::{PoolLimits, Suffix};

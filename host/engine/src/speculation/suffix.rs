@@ -14,6 +14,8 @@
 
 use std::collections::HashMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::draft::{Draft, DraftRequest, Drafter, trust};
 use crate::sequence::SequenceId;
 
@@ -39,7 +41,8 @@ const LENGTH_PER_MATCH: usize = 2;
 const MIN_PROBABILITY: f64 = 0.1;
 
 /// What the pool of finished answers may hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PoolLimits {
     /// Tenants remembered at once; the one unused for longest goes first.
     pub tenants: usize,
@@ -85,14 +88,15 @@ impl OwnText {
 }
 
 impl Suffix {
-    /// Remembers finished answers too, each for its own tenant only.
-    pub fn with_pool(limits: PoolLimits) -> Self {
+    /// Remembers finished answers too, each for its own tenant only, if `pool` says how many.
+    pub fn new(pool: Option<PoolLimits>) -> Self {
+        let pool = pool.map(|limits| Pool {
+            limits,
+            tenants: HashMap::new(),
+            uses: 0,
+        });
         Self {
-            pool: Some(Pool {
-                limits,
-                tenants: HashMap::new(),
-                uses: 0,
-            }),
+            pool,
             ..Self::default()
         }
     }
@@ -617,7 +621,7 @@ mod tests {
             tenants: 2,
             tokens: 100,
         };
-        let mut drafter = Suffix::with_pool(limits);
+        let mut drafter = Suffix::new(Some(limits));
         let mut tokens = vec![1, 2];
         tokens.extend(&answer[..3]);
         propose(&mut drafter, 0, 7, 2, &tokens);
@@ -646,7 +650,7 @@ mod tests {
         };
         for seed in 0..50 {
             let mut random = SplitMix::new(seed);
-            let mut drafter = Suffix::with_pool(limits);
+            let mut drafter = Suffix::new(Some(limits));
             for id in 0..100 {
                 let tenant = random.below(6) as u64;
                 let length = 1 + random.below(150);

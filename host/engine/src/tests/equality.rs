@@ -17,7 +17,9 @@ use crate::sequence::{Order, Purpose, Sequence, SequenceId};
 use crate::speculation::{Draft, DraftRequest, Drafter};
 use crate::stats::{EngineStats, StatsCell};
 use crate::step::Core;
-use crate::{DrafterKind, Engine, EngineConfig, GenerationRequest, Prompt, SpeculationConfig};
+use crate::{
+    DrafterKind, Engine, EngineConfig, GenerationRequest, PoolLimits, Prompt, SpeculationConfig,
+};
 
 fn requests(seed: u64, count: usize) -> Vec<GenerationRequest> {
     let mut random = SplitMix::new(seed);
@@ -249,19 +251,26 @@ fn every_drafter_and_length_gives_what_none_gives() {
                         drafters: drafters.clone(),
                         draft_model: draft_model.clone(),
                         max_draft_tokens,
+                        remember_answers: Some(PoolLimits {
+                            tenants: 2,
+                            tokens: 4_096,
+                        }),
                     };
                 });
-                let waiting: Vec<_> = requests
-                    .iter()
-                    .map(|r| submit(&engine.handle(), r.clone()))
-                    .collect();
-                let answers: Vec<Answer> = waiting.into_iter().map(wait).collect();
-                assert_eq!(
-                    answers,
-                    expected,
-                    "seed {seed}, {drafters:?}, draft model {}, {max_draft_tokens} tokens",
-                    draft_model.is_some()
-                );
+                // The second time the first answers are remembered.
+                for round in 0..2 {
+                    let waiting: Vec<_> = requests
+                        .iter()
+                        .map(|r| submit(&engine.handle(), r.clone()))
+                        .collect();
+                    let answers: Vec<Answer> = waiting.into_iter().map(wait).collect();
+                    assert_eq!(
+                        answers,
+                        expected,
+                        "seed {seed}, {drafters:?}, draft model {}, {max_draft_tokens} tokens, round {round}",
+                        draft_model.is_some()
+                    );
+                }
                 *accepted += engine
                     .handle()
                     .stats()

@@ -189,8 +189,12 @@ fn request(seed: u64, temperature: f32) -> GenerationRequest {
     }
 }
 
-/// The answers of one engine to all schemas, at temperatures 0 and 1.
-fn answers(change: impl FnOnce(&mut EngineConfig)) -> Vec<(u64, f32, Answer)> {
+/// The answers of one engine to all schemas, at temperatures 0 and 1, and how many tokens of drafts
+/// they contain.
+fn answers(
+    max_draft_tokens: Option<usize>,
+    change: impl FnOnce(&mut EngineConfig),
+) -> (Vec<(u64, f32, Answer)>, u64) {
     let engine = tiny::engine(|config| {
         config.max_waiting = 2 * SCHEMAS;
         change(config);
@@ -199,7 +203,10 @@ fn answers(change: impl FnOnce(&mut EngineConfig)) -> Vec<(u64, f32, Answer)> {
     let asked: Vec<_> = (0..SCHEMAS as u64)
         .flat_map(|seed| [(seed, 0.0), (seed, 1.0)])
         .map(|(seed, temperature)| {
-            let request = request(seed, temperature);
+            let request = GenerationRequest {
+                max_draft_tokens,
+                ..request(seed, temperature)
+            };
             let (sender, events) = std::sync::mpsc::channel();
             let sink = Box::new(tiny::Collect(sender));
             let submitted = handle.submit(request, sink);
@@ -207,10 +214,12 @@ fn answers(change: impl FnOnce(&mut EngineConfig)) -> Vec<(u64, f32, Answer)> {
             (seed, temperature, events)
         })
         .collect();
-    asked
+    let answers = asked
         .into_iter()
         .map(|(seed, t, events)| (seed, t, tiny::wait(events)))
-        .collect()
+        .collect();
+    let stats = handle.stats();
+    (answers, stats.spec_decode_num_accepted_tokens_total)
 }
 
 /// Every answer that came to its end is valid; every other one is the beginning of one.
@@ -257,12 +266,16 @@ fn check(answers: &[(u64, f32, Answer)]) {
 
 #[test]
 fn answers_to_generated_schemas_are_valid_with_and_without_speculation() {
-    let plain = answers(|config| config.speculation.drafters.clear());
+    let (plain, guessed) = answers(Some(0), |_| ());
+    assert_eq!(guessed, 0, "no draft was wanted");
     check(&plain);
-    let drafted = answers(|_| ());
-    for (plain, drafted) in plain.iter().zip(&drafted) {
+    let (forced, guessed) = answers(None, |config| config.speculation.drafters.clear());
+    assert!(guessed > 0, "what a grammar forces needs no drafter");
+    let (drafted, _) = answers(None, |_| ());
+    for ((plain, forced), drafted) in plain.iter().zip(&forced).zip(&drafted) {
         assert_eq!(
-            plain, drafted,
+            (plain, plain),
+            (forced, drafted),
             "a draft changed the answer to schema {}",
             plain.0
         );
