@@ -30,6 +30,8 @@ use crate::swap::Generation;
 const BASE_MIN: u64 = 50;
 /// The thresholds are read from the active arm's times again after so many more of them.
 const BASE_EVERY: u64 = 64;
+/// Bytes of a message that a conversation is told by: it is hashed on the way of a request.
+const TOLD_BY_BYTES: usize = 4096;
 /// Promotion is considered at every so many calls of the candidate: it asks all measures.
 const LOOK_EVERY: u64 = 8;
 
@@ -38,7 +40,8 @@ const LOOK_EVERY: u64 = 8;
 #[serde(rename_all = "kebab-case")]
 pub enum StickTo {
     /// The tenant and all messages up to the first of the person: a conversation keeps its
-    /// policy from its first turn on.
+    /// policy from its first turn on. Conversations that begin with the same words meet the
+    /// same policy.
     #[default]
     Conversation,
     /// The tenant. For hosts with many; all requests without a tenant are one.
@@ -65,7 +68,7 @@ fn place(request: &Request, stick_to: StickTo, salt: u64) -> f64 {
     hash.update(salt.to_le_bytes());
     let mut add = |text: &str| {
         hash.update((text.len() as u64).to_le_bytes());
-        hash.update(text);
+        hash.update(&text.as_bytes()[..text.len().min(TOLD_BY_BYTES)]);
     };
     match stick_to {
         StickTo::Request => add(&request.id),

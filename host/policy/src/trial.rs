@@ -209,6 +209,15 @@ impl Trial {
     }
 }
 
+impl Drop for Trial {
+    fn drop(&mut self) {
+        // A room that closes does not end its trials one by one; the shadow's thread must.
+        if let Kind::Shadow(shadow) = &self.kind {
+            shadow.end();
+        }
+    }
+}
+
 /// What a session tells a trial of a call that it has answered.
 pub(crate) struct Heard<'a> {
     pub hook: Hook,

@@ -643,28 +643,27 @@ fn trial_running(now: &mut Moment, trial: &TrialStatus) -> Result<()> {
         let dropped = shadow.dropped_full + shadow.dropped_busy;
         for (name, help, value) in [
             (
-                "calls",
+                "homeostat_policy_shadow_calls",
                 "Questions that the shadow was asked.",
                 shadow.calls,
             ),
             (
-                "same",
+                "homeostat_policy_shadow_same",
                 "Those it answered as the active policy did.",
                 shadow.same,
             ),
             (
-                "faults",
+                "homeostat_policy_shadow_faults",
                 "Those that ended as a fault of the shadow.",
                 faults,
             ),
             (
-                "dropped",
+                "homeostat_policy_shadow_dropped",
                 "Questions dropped to spare the requests.",
                 dropped,
             ),
         ] {
-            let name = format!("homeostat_policy_shadow_{name}");
-            now.set(&name, help, &labels, value as f64)?;
+            now.set(name, help, &labels, value as f64)?;
         }
     }
     if let Some(canary) = &trial.canary {

@@ -7,7 +7,7 @@ use homeostat_hooks::{AnsweredBy, Classification, HookReply, Policies};
 
 use super::*;
 use crate::guests::{self, FakeModels, request};
-use crate::{LimitChanges, Offer, PolicyOptions, PolicyRoom, RoomConfig, Stage};
+use crate::{LimitChanges, Limits, Offer, PolicyOptions, PolicyRoom, RoomConfig, Stage};
 
 /// A classifier that is sure of one class, and traps at ids of this length.
 fn sure_of(class: usize, traps_at: usize) -> Vec<u8> {
@@ -38,6 +38,10 @@ fn put(dir: &Path, mode: Mode, main: Vec<u8>, members: &[(&str, Vec<u8>)]) -> Po
     let room = PolicyRoom::new(
         RoomConfig {
             dir: Some(dir.to_path_buf()),
+            limits: Limits {
+                deadline_ms: 60_000,
+                ..Limits::default()
+            },
             ..RoomConfig::default()
         },
         Arc::new(FakeModels),
@@ -55,7 +59,8 @@ fn put(dir: &Path, mode: Mode, main: Vec<u8>, members: &[(&str, Vec<u8>)]) -> Po
                 members: files.collect(),
             }),
             limits: LimitChanges {
-                deadline_ms: Some(50),
+                // Long enough for a busy machine; the endless loop waits for it once.
+                deadline_ms: Some(2_000),
                 ..LimitChanges::default()
             },
             ..PolicyOptions::default()

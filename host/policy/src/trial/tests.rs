@@ -9,7 +9,7 @@ use homeostat_hooks::{
 };
 
 use super::*;
-use crate::config::{CanaryConfig, Grant, PolicyOptions, RoomConfig, ShadowConfig};
+use crate::config::{CanaryConfig, Grant, Limits, PolicyOptions, RoomConfig, ShadowConfig};
 use crate::guests::{self, FakeModels};
 use crate::room::PolicyRoom;
 use crate::shadow::Difference;
@@ -22,6 +22,11 @@ fn room_with(config: RoomConfig) -> PolicyRoom {
 fn config() -> RoomConfig {
     RoomConfig {
         instances: 8,
+        limits: Limits {
+            // Guests end by themselves, however busy the machine is.
+            deadline_ms: 60_000,
+            ..Limits::default()
+        },
         canary: CanaryConfig {
             share: 0.5,
             stick_to: StickTo::Request,
