@@ -9,7 +9,7 @@ from homeostat_process import ROOT, TARGET
 
 SOURCES = pathlib.Path(__file__).resolve().parent / "policies"
 BUILT = TARGET / "e2e-policies"
-NAMES = ["answers-a", "answers-b", "asks-models", "climbs"]
+NAMES = ["answers-a", "answers-b", "asks-models", "climbs", "counts", "falls-often"]
 
 CORE_MODULE = b"\0asm\x01\0\0\0"
 
@@ -49,3 +49,8 @@ def _name(text: str) -> bytes:
 def _section(kind: int, content: bytes) -> bytes:
     assert len(content) < 128
     return bytes([kind, len(content)]) + content
+
+
+def variant(component: bytes, number: int) -> bytes:
+    """The same component with another digest: a custom section more, which nobody reads."""
+    return component + _section(0, _name("variant") + str(number).encode())

@@ -10,6 +10,7 @@ import argparse
 import collections
 import json
 import pathlib
+import statistics
 import tempfile
 import threading
 import time
@@ -87,6 +88,34 @@ class Client(threading.Thread):
         return text
 
 
+class Memory(threading.Thread):
+    """Resident memory of the server, some times a second, with the swaps done by then."""
+
+    def __init__(self, server: Homeostat, swapper: "Swapper", stop: threading.Event):
+        super().__init__(daemon=True)
+        self.status = pathlib.Path(f"/proc/{server.process.pid}/status")
+        self.swapper, self.stop_event = swapper, stop
+        self.samples: list[tuple[int, float]] = []
+
+    def run(self):
+        while not self.stop_event.wait(0.2):
+            line = next(s for s in self.status.read_text().splitlines() if s.startswith("VmRSS"))
+            self.samples.append((self.swapper.count, int(line.split()[1]) / 1024))
+
+    def growth(self) -> dict:
+        """The median of the last quarter of the swaps beside that of the second: the first
+        fills pools and caches."""
+        total = self.swapper.count
+        quarter = lambda low, high: [  # noqa: E731
+            mib for swaps, mib in self.samples if low * total <= swaps < high * total
+        ]
+        early, late = quarter(0.25, 0.5), quarter(0.75, 1.01)
+        if not early or not late:
+            return {}
+        early, late = statistics.median(early), statistics.median(late)
+        return {"rss_mib_early": round(early, 1), "rss_mib_late": round(late, 1)}
+
+
 class Swapper:
     """Swaps between A and B: up by the admin API or by copying a file, which admits a
     component, down by rolling back, which takes a kept one. Each swap changes sides."""
@@ -152,15 +181,16 @@ def run(server: Homeostat, swaps: int, copies: int, clients: int) -> dict:
     swapper.depth = 0  # below it lies the policy that the host came with
     stop = threading.Event()
     crowd = [Client(server, number, stop) for number in range(clients)]
-    for client in crowd:
-        client.start()
+    memory = Memory(server, swapper, stop)
+    for thread in [memory, *crowd]:
+        thread.start()
     # Odd, so that copies alternate as well: the watcher takes a file when it has changed.
     every = (swaps // max(1, copies)) - 1 | 1
     for i in range(swaps):
         swapper.copy() if copies and i % every == 0 else swapper.swap()
     stop.set()
-    for client in crowd:
-        client.join()
+    for thread in [memory, *crowd]:
+        thread.join()
     seen = sum((client.seen for client in crowd), collections.Counter())
     streamed = sum((client.seen for client in crowd if client.model), collections.Counter())
     failures = [failure for client in crowd for failure in client.failures]
@@ -178,6 +208,7 @@ def run(server: Homeostat, swaps: int, copies: int, clients: int) -> dict:
         "fallbacks": sum(client.fallbacks for client in crowd),
         "failures": len(failures),
         "first_failures": failures[:3],
+        **memory.growth(),
         **percentiles("put_ms", swapper.put_ms),
         **percentiles("swap_ms", swapper.swap_ms),
         **percentiles("rollback_ms", swapper.rollback_ms),

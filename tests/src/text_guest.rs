@@ -64,7 +64,15 @@ const PRELUDE: &str = r#"
 pub fn component(name: &str) -> Vec<u8> {
     let found = crate::TEXTS.iter().find(|(guest, _)| *guest == name);
     let (_, text) = found.unwrap_or_else(|| panic!("tests/guests/wat has no {name}.wat"));
-    router(text, &Contract::ours())
+    if !text.contains("state-migration@") {
+        return router(text, &Contract::ours());
+    }
+    let worlds = "world migrating-route-policy { include route-policy; include migrating-policy; }";
+    let contract = Contract::changed("0.1.0", |wit| match wit.contains("world route-policy {") {
+        true => format!("{wit}\n@since(version = 0.1.0)\n{worlds}\n"),
+        false => wit,
+    });
+    wrap(core_module(text), &contract, "migrating-route-policy")
 }
 
 /// A well-behaved policy for all hooks that tells this number: as confidence in percent
@@ -171,7 +179,15 @@ pub fn router(text: &str, contract: &Contract) -> Vec<u8> {
 
 /// A core module: what it takes to be mistaken for a policy.
 pub fn core_module(text: &str) -> Vec<u8> {
-    wat::parse_str(format!("(module {PRELUDE} {text})")).unwrap_or_else(|e| panic!("{e}"))
+    // Imports come before everything that is defined.
+    let (imports, rest): (Vec<&str>, Vec<&str>) =
+        text.lines().partition(|line| line.starts_with("(import "));
+    let text = format!(
+        "(module {}\n{PRELUDE}\n{})",
+        imports.join("\n"),
+        rest.join("\n")
+    );
+    wat::parse_str(text).unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn wrap(mut module: Vec<u8>, contract: &Contract, world: &str) -> Vec<u8> {

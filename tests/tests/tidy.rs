@@ -7,6 +7,8 @@ mod arrows;
 mod code;
 #[path = "tidy/contract.rs"]
 mod contract;
+#[path = "tidy/failures.rs"]
+mod failures;
 #[path = "tidy/prose.rs"]
 mod prose;
 #[path = "tidy/published.rs"]

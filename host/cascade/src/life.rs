@@ -285,13 +285,17 @@ impl Life {
         reply.fault = Some(Fault::new(FaultKind::Invalid, what));
         reply.value = decision.clone();
         if let AnsweredBy::Component {
-            name, generation, ..
+            name,
+            generation,
+            candidate,
+            ..
         } = &reply.by
         {
             reply.by = AnsweredBy::Fallback {
                 name: name.clone(),
                 generation: *generation,
                 fallback: "built-in".into(),
+                candidate: *candidate,
             };
         }
         decision

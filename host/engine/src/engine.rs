@@ -7,6 +7,7 @@
 //!
 //! It refuses to queue without bound, to start what can never finish, and to die of one request.
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -29,6 +30,7 @@ use crate::model::decoder::{DecoderRunner, RunnerSize};
 use crate::model::source::ModelSource;
 use crate::model::weights::DecoderWeights;
 use crate::model::{CandleRunner, DeviceWeights, ModelError};
+use crate::queue::MAX_TENANT_WEIGHT;
 use crate::random;
 use crate::runner::Runner;
 use crate::sampler::{ParamError, SamplingParams};
@@ -86,6 +88,9 @@ pub struct EngineConfig {
     /// Predicted time that the prefill rows of one step may take; `max_batch_tokens` bounds them
     /// too. Running answers stand still for about as long, and readers see a tenth of a second.
     pub step_milliseconds: u32,
+    /// Shares of tenants, by [`GenerationRequest::tenant`], from 1 to [`MAX_TENANT_WEIGHT`]; who is
+    /// not named has 1. While both wait, a tenant of weight 3 gets three rows for the other's one.
+    pub tenant_weights: BTreeMap<String, u32>,
     /// Keys the random numbers of requests without a seed. The host passes something random.
     pub seed: u64,
 }
@@ -108,6 +113,7 @@ impl EngineConfig {
             prefix_cache: true,
             speculation: SpeculationConfig::default(),
             step_milliseconds: 100,
+            tenant_weights: BTreeMap::new(),
             seed: 0,
         }
     }
@@ -143,6 +149,10 @@ impl EngineConfig {
             1,
             MAX_DRAFT_TOKENS,
         )?;
+        for weight in self.tenant_weights.values() {
+            let weight = *weight as usize;
+            within("tenant_weights", weight, 1, MAX_TENANT_WEIGHT as usize)?;
+        }
         if self.kv_bytes > 1 << 40 {
             return Err(ParamError::new("kv_bytes", self.kv_bytes, "at most 1 TiB"));
         }
@@ -472,6 +482,9 @@ impl Engine {
         Self::start(shared, move |limits, tokenizer, stats| {
             let core = Core::new(limits, runner(), tokenizer, stats);
             let budget = Duration::from_millis(u64::from(config.step_milliseconds));
+            let weights = config.tenant_weights.iter();
+            let weights = weights.map(|(name, weight)| (tenant_number(name, config.seed), *weight));
+            let core = core.with_tenant_weights(weights.collect());
             let mut core = core.with_step_budget(budget);
             if config.prefix_cache {
                 core = core.with_prefix_cache(secret);
@@ -982,19 +995,24 @@ impl Standing {
         let range = "from -128 to 127";
         let outside = |_| ParamError::new("priority", request.priority, range);
         Ok(Self {
-            // Keyed, so that nobody can choose a name that meets another's.
-            tenant: request.tenant.as_ref().map_or(0, |name| {
-                let mut hasher = DefaultHasher::new();
-                hasher.write_u64(seed);
-                hasher.write(name.as_bytes());
-                hasher.finish().max(1)
-            }),
+            tenant: request
+                .tenant
+                .as_ref()
+                .map_or(0, |name| tenant_number(name, seed)),
             max_draft_tokens: request.max_draft_tokens.unwrap_or(usize::MAX),
             priority: i8::try_from(request.priority).map_err(outside)?,
             patience: request.deadline,
             constraint: None,
         })
     }
+}
+
+/// Keyed, so that nobody can choose a name that meets another's. 0 is everybody without a name.
+fn tenant_number(name: &str, seed: u64) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write_u64(seed);
+    hasher.write(name.as_bytes());
+    hasher.finish().max(1)
 }
 
 fn check_stops(stops: &[String]) -> Result<(), ParamError> {

@@ -8,7 +8,7 @@
 //! kills the process with a bus error that no host can catch.
 //!
 //! It refuses: versions other than 2 and 3, nested arrays, names that occur twice, tensors that
-//! leave the file or lie askew, and types whose size is unknown.
+//! leave the file, lie askew or on each other, and types whose size is unknown.
 //!
 //! Source of the format: the GGUF specification of the ggml project.
 
@@ -406,7 +406,10 @@ impl Header {
 
     fn check_places(&self, path: &Path, file_bytes: u64, alignment: u64) -> Result<(), GgufError> {
         let available = file_bytes.saturating_sub(self.data_offset);
-        for info in self.tensors.values() {
+        let mut in_order: Vec<&TensorInfo> = self.tensors.values().collect();
+        in_order.sort_by_key(|info| info.offset);
+        let (mut before, mut end_before) = ("", 0);
+        for info in in_order {
             let refuse = |problem| GgufError::Tensor {
                 path: path.to_path_buf(),
                 tensor: info.name.clone(),
@@ -427,6 +430,13 @@ impl Header {
                     info.bytes
                 )));
             }
+            if info.offset < end_before {
+                return Err(refuse(format!(
+                    "begins inside of tensor {before}, which ends at {end_before}: the header is \
+                     damaged; fetch the file again"
+                )));
+            }
+            (before, end_before) = (&info.name, info.offset + info.bytes);
         }
         Ok(())
     }

@@ -55,6 +55,7 @@ pub use gguf::{Gguf, GgufError, Header, TensorInfo, TensorType, Value};
 pub use inspect::{Experts, Inspection, TypeTotal, inspect};
 pub use model::ModelError;
 pub use model::source::ModelSource;
+pub use queue::MAX_TENANT_WEIGHT;
 pub use safetensors::{Safetensors, SafetensorsError, StoredTensor};
 pub use sampler::{ParamError, SamplingParams};
 pub use sequence::SequenceId;

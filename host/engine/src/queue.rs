@@ -37,9 +37,12 @@ pub const AGEING_TURN: u32 = 8;
 /// The deadline by which sequences without one are ordered among their tenant's others.
 pub const LENIENCE: Duration = Duration::from_secs(60);
 
-/// Virtual time is service in rows times this, over the weight, so that weights up to a million
-/// divide a row without losing it. 2^44 rows fit, a century of a fast CPU.
-const ROW: u64 = 1 << 20;
+/// Largest weight of a tenant.
+pub const MAX_TENANT_WEIGHT: u32 = 1 << 20;
+
+/// Virtual time is service in rows times this, over the weight, so that every weight divides a row
+/// without losing it. 2^44 rows fit, a century of a fast CPU.
+const ROW: u64 = MAX_TENANT_WEIGHT as u64;
 
 /// Accounts of absent tenants that are kept before they are looked through.
 const ACCOUNTS_SLACK: usize = 64;
@@ -99,7 +102,7 @@ enum Lane {
 }
 
 impl FairQueue {
-    /// `weights` are the shares of tenants, from 1 to 2^20; who is not named has 1.
+    /// `weights` are the shares of tenants, from 1 to [`MAX_TENANT_WEIGHT`]; who is not named has 1.
     pub fn new(weights: HashMap<u64, u32>) -> Self {
         Self {
             weights,

@@ -11,7 +11,7 @@
 //!
 //! It refuses to wait, to look at a clock, and to know what a model is.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use crate::block::{BLOCK_SIZE, BlockCopy, BlockPool, blocks_for};
@@ -161,6 +161,12 @@ impl Scheduler {
             copies: Vec::new(),
             prefix: PrefixCounts::default(),
         }
+    }
+
+    /// Shares of tenants other than 1; to be called before anybody waits.
+    pub fn set_tenant_weights(&mut self, weights: HashMap<u64, u32>) {
+        debug_assert!(self.waiting.is_empty());
+        self.waiting = FairQueue::new(weights);
     }
 
     pub fn add(&mut self, sequence: Sequence) {

@@ -8,6 +8,7 @@
 //! sequence is being committed, that one ends; when it happens in the common forward pass, the
 //! sequences of the batch run alone until the culprit has shown itself.
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,6 +16,8 @@ use std::time::Duration;
 
 use crate::batch::Batch;
 use crate::block::BlockPool;
+#[cfg(test)]
+use crate::block::{BLOCK_SIZE, BlockTable};
 use crate::cost::StepCost;
 use crate::events::{EngineError, Event, FinishReason, TokenLogprob, TopLogprob, Usage};
 use crate::runner::Runner;
@@ -51,6 +54,9 @@ pub struct Core {
     cost: StepCost,
     threads: ThreadChooser,
     stats: Arc<StatsCell>,
+    /// Blocks that a test has taken away.
+    #[cfg(test)]
+    held_back: BlockTable,
 }
 
 /// A step that did not come to its end.
@@ -84,7 +90,18 @@ impl Core {
             cost: StepCost::default(),
             threads,
             stats,
+            #[cfg(test)]
+            held_back: BlockTable::default(),
         }
+    }
+
+    /// Leaves the engine without `blocks` of its free blocks, or without all of them if there are
+    /// fewer, until it is called again: allocation that fails where it did not before.
+    #[cfg(test)]
+    pub fn hold_back(&mut self, blocks: usize) {
+        self.held_back.truncate(&mut self.pool, 0);
+        let tokens = blocks.min(self.pool.free()) * BLOCK_SIZE;
+        assert!(self.held_back.grow(&mut self.pool, tokens), "they are free");
     }
 
     /// Keeps what is computed findable for prompts that begin the same way.
@@ -104,6 +121,12 @@ impl Core {
     /// be predicted.
     pub fn with_step_budget(mut self, budget: Duration) -> Self {
         self.step_budget = Some(budget);
+        self
+    }
+
+    /// Shares of tenants other than 1.
+    pub fn with_tenant_weights(mut self, weights: HashMap<u64, u32>) -> Self {
+        self.scheduler.set_tenant_weights(weights);
         self
     }
 
@@ -446,8 +469,10 @@ impl Core {
     /// Conservation of blocks, after every step of a debug build or a test.
     fn check_books(&mut self) {
         if cfg!(any(test, debug_assertions)) {
-            self.pool
-                .assert_conserved(self.scheduler.running().iter().map(|s| &s.table));
+            let tables = self.scheduler.running().iter().map(|s| &s.table);
+            #[cfg(test)]
+            let tables = tables.chain([&self.held_back]);
+            self.pool.assert_conserved(tables);
         }
     }
 }

@@ -57,6 +57,9 @@ pub enum AnsweredBy {
         digest: String,
         /// The answer is the last proposal, since the call did not end in time.
         proposed: bool,
+        /// It serves as a canary, beside the active policy.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        candidate: bool,
     },
     /// The fallback of a component that failed.
     Fallback {
@@ -66,6 +69,9 @@ pub enum AnsweredBy {
         generation: u64,
         /// What answered instead, such as `built-in`.
         fallback: String,
+        /// It serves as a canary, beside the active policy.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        candidate: bool,
     },
 }
 

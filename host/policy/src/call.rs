@@ -5,6 +5,7 @@
 //! again, since its memory is in an unknown state.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use homeostat_hooks as h;
@@ -13,10 +14,12 @@ use wasmtime::component::InstancePre;
 use wasmtime::{Engine, Store};
 
 use crate::bindings::{classifier, learner, router, types, validator};
+use crate::compose::Ensemble;
 use crate::config::{Fallback, Limits};
 use crate::convert;
 use crate::engine::TICK;
 use crate::fault;
+use crate::history::Stored;
 use crate::host::{Asked, HostState, Powers, Proposal};
 use crate::limit::Permit;
 
@@ -28,6 +31,42 @@ pub(crate) struct Policy {
     pub fallback: Fallback,
     pub guests: GuestNames,
     pub pre: InstancePre<HostState>,
+    /// Names of its outer imports.
+    pub imports: Arc<[String]>,
+    /// Whether its code counts fuel: only while admission measures it.
+    pub metered: bool,
+    pub cost: Cost,
+    /// How it can be admitted again after a restart.
+    pub stored: Arc<Stored>,
+    /// The version of state that it takes over when it is put.
+    pub takes_over: Option<u32>,
+    /// Who answers together with it.
+    pub ensemble: Option<Ensemble>,
+}
+
+/// What it costs to make an instance: the least that was measured, since a busy machine
+/// only ever adds to it.
+#[derive(Debug, Default)]
+pub(crate) struct Cost(AtomicU64);
+
+impl Cost {
+    /// 0 = not measured.
+    pub fn nanos(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    pub fn measured(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1);
+        // Two requests that measure together may lose one value; the next call brings another.
+        let least = self.nanos();
+        if least == 0 || nanos < least {
+            self.0.store(nanos, Relaxed);
+        }
+    }
+
+    pub fn forget(&self) {
+        self.0.store(0, Relaxed);
+    }
 }
 
 /// Where the exported hooks are; looked up once.
@@ -56,12 +95,23 @@ impl Policy {
             fallback: self.fallback,
             guests: self.guests.clone(),
             pre: self.pre.clone(),
+            imports: Arc::clone(&self.imports),
+            metered: self.metered,
+            cost: Cost::default(),
+            stored: Arc::clone(&self.stored),
+            takes_over: self.takes_over,
+            ensemble: None,
         }
     }
 
     /// When a call that begins now must have ended.
     pub fn deadline(&self) -> Instant {
-        Instant::now() + Duration::from_millis(u64::from(self.limits().deadline_ms))
+        self.deadline_from(Instant::now())
+    }
+
+    /// When a call that began then must have ended.
+    pub fn deadline_from(&self, begun: Instant) -> Instant {
+        begun + Duration::from_millis(u64::from(self.limits().deadline_ms))
     }
 
     fn engine(&self) -> &Engine {
@@ -76,7 +126,7 @@ pub(crate) struct Instance {
     guests: Guests,
     asked: Arc<Asked>,
     broken: bool,
-    _permit: Permit,
+    permit: Permit,
 }
 
 struct Guests {
@@ -134,6 +184,11 @@ impl Instance {
         // the parts of a component pass among themselves.
         store.set_max_component_handles(2 * policy.limits().handles as usize);
         store.set_epoch_deadline(ticks_until(deadline));
+        if policy.metered {
+            // The deadline ends a call; fuel only counts.
+            let set = store.set_fuel(u64::MAX);
+            set.map_err(|error| Fault::new(FaultKind::Trap, error.to_string()))?;
+        }
         store.data_mut().begin_call(deadline);
         let raw = policy.pre.instantiate(&mut store).map_err(|error| {
             let refusal = store.data_mut().meter.take_refusal();
@@ -153,8 +208,42 @@ impl Instance {
             },
             asked: Arc::clone(asked),
             broken: false,
-            _permit: permit,
+            permit,
         })
+    }
+
+    /// Calls a function of an exported interface that is no hook.
+    ///
+    /// # Errors
+    /// What the guest answered, or how it failed; a trap where there is no such function.
+    pub fn call_export<A, T>(
+        &mut self,
+        interface: &str,
+        function: &str,
+        arguments: A,
+        deadline: Instant,
+    ) -> Result<T, Fault>
+    where
+        A: wasmtime::component::Lower + wasmtime::component::ComponentNamedList,
+        (T,): wasmtime::component::Lift + wasmtime::component::ComponentNamedList,
+    {
+        self.call(deadline, |guests, store| {
+            let raw = &guests.raw;
+            let interface = raw.get_export_index(&mut *store, None, interface);
+            let function =
+                interface.and_then(|i| raw.get_export_index(&mut *store, Some(&i), function));
+            let function =
+                function.ok_or_else(|| wasmtime::format_err!("no such function is exported"))?;
+            let typed = raw.get_typed_func::<A, (T,)>(&mut *store, &function)?;
+            Ok(Ok(typed.call(&mut *store, arguments)?.0))
+        })
+    }
+
+    /// An instance that was kept ready is from now on this request's.
+    pub fn adopt(&mut self, asked: &Arc<Asked>, permit: Permit) {
+        self.asked = Arc::clone(asked);
+        self.store.data_mut().adopt(asked);
+        self.permit = permit;
     }
 
     /// Compares the types of the hooks' functions with the contract's.
@@ -176,6 +265,11 @@ impl Instance {
         Ok(())
     }
 
+    /// Whose instance it is.
+    pub fn policy(&self) -> &Arc<Policy> {
+        &self.guests.policy
+    }
+
     /// Whether it is an instance of this policy.
     pub fn is_of(&self, policy: &Arc<Policy>) -> bool {
         Arc::ptr_eq(&self.guests.policy, policy)
@@ -189,6 +283,11 @@ impl Instance {
     /// Memory in use, over all linear memories.
     pub fn memory_bytes(&self) -> u64 {
         self.store.data().meter.memory_bytes()
+    }
+
+    /// Fuel that is left; 0 where none is counted.
+    pub fn fuel_left(&self) -> u64 {
+        self.store.get_fuel().unwrap_or(0)
     }
 
     /// What was proposed during the last call, oldest first.

@@ -10,6 +10,9 @@ use std::path::PathBuf;
 use homeostat_hooks::Hook;
 use serde::{Deserialize, Serialize};
 
+use crate::canary::StickTo;
+use crate::compose::Compose;
+
 /// The policy room.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -20,7 +23,8 @@ pub struct RoomConfig {
     /// How often the folder is read. 200 ms feels immediate after a copy and costs a
     /// directory listing.
     pub poll_ms: u64,
-    /// Where the policies' key-value state is kept over restarts; none = in memory only.
+    /// Where the policies' key-value state is kept over restarts, and which policies were
+    /// active; none = in memory only, and a restart begins with the folder.
     pub state_dir: Option<PathBuf>,
     /// Most instances alive at once. One lives from the first hook of a request that it
     /// serves to the last, so with separate policies it is gone while a model writes.
@@ -44,10 +48,37 @@ pub struct RoomConfig {
     pub max_component_bytes: u64,
     /// Earlier generations kept per hook for `rollback`.
     pub keep_generations: usize,
+    /// Whether a policy must be signed by one of `trusted_keys`.
+    pub signature: SignatureMode,
+    /// Who may sign policies: a name for people, and what `homeostat policy keygen` wrote
+    /// into the `.pub` file.
+    pub trusted_keys: BTreeMap<String, String>,
+    /// Where the highest accepted revision of every signed policy is remembered, so that an
+    /// older one is refused after a restart as well; none = in memory only.
+    pub revisions_file: Option<PathBuf>,
+    /// Where components become machine code, and what that may take.
+    pub compiler: CompilerConfig,
+    /// Machine code that was made before.
+    pub cache: CacheConfig,
+    /// What a policy may cost; a dearer one is refused.
+    pub budget: Budget,
+    /// Instances kept ready over all policies that are dear to instantiate, so that their
+    /// requests pay the call alone. Eight outlast a burst, and hold at most
+    /// 8 x `limits.memory_bytes`; Rust policies are not dear and use none.
+    pub ready_instances: u32,
+    /// From which measured cost on an instantiation is dear. Handing an instance over
+    /// costs some microseconds and a wake-up, so it must save much more than that.
+    pub ready_above_micros: u64,
     /// Limits of every call, unless a policy's own table says otherwise.
     pub limits: Limits,
     /// When a policy that keeps failing is left alone for a while.
     pub breaker: BreakerConfig,
+    /// Candidates that are asked and not listened to.
+    pub shadow: ShadowConfig,
+    /// Candidates that serve a share of the requests.
+    pub canary: CanaryConfig,
+    /// How much a policy may keep, and when it is told that it is kept.
+    pub state: StateConfig,
     /// Options of whatever policy serves `classify`.
     pub classify: PolicyOptions,
     /// Options of whatever policy serves `route`.
@@ -69,8 +100,19 @@ impl Default for RoomConfig {
             stack_bytes: 512 << 10,
             max_component_bytes: 64 << 20,
             keep_generations: 3,
+            signature: SignatureMode::default(),
+            trusted_keys: BTreeMap::new(),
+            revisions_file: None,
+            compiler: CompilerConfig::default(),
+            cache: CacheConfig::default(),
+            budget: Budget::default(),
+            ready_instances: 8,
+            ready_above_micros: 200,
             limits: Limits::default(),
             breaker: BreakerConfig::default(),
+            shadow: ShadowConfig::default(),
+            canary: CanaryConfig::default(),
+            state: StateConfig::default(),
             classify: PolicyOptions::default(),
             route: PolicyOptions::default(),
             validate: PolicyOptions::default(),
@@ -165,6 +207,132 @@ impl LimitChanges {
     }
 }
 
+/// Whether signatures count.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SignatureMode {
+    /// Nobody looks at them.
+    #[default]
+    Off,
+    /// A policy without one is taken; one whose signature is wrong is not. This tells
+    /// mistakes, not attackers, who would leave the signature out.
+    Optional,
+    /// A policy without a good one is refused.
+    Required,
+}
+
+/// The process that compiles. Compiling hostile bytes can take any amount of time and
+/// memory, so it happens where running out of either ends nothing but itself.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CompilerConfig {
+    /// Address space beyond what the process begins with. CPython (19 MB of code) takes
+    /// about 500 MiB.
+    pub memory_bytes: u64,
+    /// Processor time. CPython takes some ten seconds on a slow core.
+    pub cpu_seconds: u64,
+    /// Wall-clock time: the child yields to the requests, so on a busy machine it takes
+    /// several times its processor time.
+    pub wall_seconds: u64,
+    /// Machine code of one component. CPython makes about 70 MB.
+    pub artifact_bytes: u64,
+    /// The program that compiles when it is called with [`crate::COMPILE_CHILD`]; none =
+    /// inside this process and without these limits, for trusted components only. It is no
+    /// key of the file: the server names itself.
+    #[serde(skip)]
+    pub program: Option<PathBuf>,
+}
+
+impl Default for CompilerConfig {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 2 << 30,
+            cpu_seconds: 60,
+            wall_seconds: 300,
+            artifact_bytes: 512 << 20,
+            program: None,
+        }
+    }
+}
+
+/// The compile cache.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CacheConfig {
+    /// Its folder, which belongs to this user alone; none = no cache.
+    pub dir: Option<PathBuf>,
+    /// All entries together; what was unused longest leaves first. 0 = no cache. A Rust
+    /// policy takes about 1 MB, a Python one about 70.
+    pub max_bytes: u64,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            max_bytes: 1 << 30,
+        }
+    }
+}
+
+/// What a policy may cost, as measured at admission. Not set = not limited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Budget {
+    /// 99 of 100 instances must be made within this.
+    pub instantiate_p99_micros: Option<u64>,
+    /// 99 of 100 calls of each hook must end within this.
+    pub call_p99_micros: Option<u64>,
+    /// Most memory that an instance may hold after the probes.
+    pub memory_bytes: Option<u64>,
+    /// Most fuel (about one a WebAssembly instruction) that a call of a hook may take. It
+    /// is the same on every machine; finding it out compiles the policy a second time.
+    pub fuel: Option<u64>,
+}
+
+/// What one policy may keep in `wasi:keyvalue`. State is for counters and small tables;
+/// who needs more needs a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StateConfig {
+    /// All keys and values together. They live in memory as well, so 64 policies cost at
+    /// most 64 MiB.
+    pub bytes: u64,
+    /// Keys. `list-keys` answers them in pages of 256.
+    pub keys: u32,
+    /// Longest key.
+    pub key_bytes: u32,
+    /// Longest value. It is written whole at every change, so this bounds one commit.
+    pub value_bytes: u32,
+    /// When a write is acknowledged to the policy.
+    pub durability: Durability,
+}
+
+impl Default for StateConfig {
+    fn default() -> Self {
+        Self {
+            bytes: 1 << 20,
+            keys: 4096,
+            key_bytes: 256,
+            value_bytes: 256 << 10,
+            durability: Durability::Sync,
+        }
+    }
+}
+
+/// When a policy hears that its write was done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// When it is on the disk. It costs the hook one commit, which it shares with the
+    /// requests beside it; `learn` runs outside the client's time.
+    #[default]
+    Sync,
+    /// At once; it reaches the disk within 250 ms. What a killed process had not written
+    /// by then is lost although it was acknowledged.
+    Deferred,
+}
+
 /// A power beyond telemetry, proposing and logging.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -230,6 +398,8 @@ pub struct PolicyOptions {
     pub limits: LimitChanges,
     /// Who answers when it fails.
     pub fallback: Option<Fallback>,
+    /// Other policies that answer together with it; only meaningful beside a component.
+    pub compose: Option<Compose>,
 }
 
 impl PolicyOptions {
@@ -242,6 +412,7 @@ impl PolicyOptions {
             settings: self.settings.clone().or_else(|| other.settings.clone()),
             limits: self.limits.or(other.limits),
             fallback: self.fallback.or(other.fallback),
+            compose: self.compose.clone().or_else(|| other.compose.clone()),
         }
     }
 
@@ -270,6 +441,69 @@ impl Default for BreakerConfig {
             faults: 5,
             pause_ms: 1_000,
             max_pause_ms: 60_000,
+        }
+    }
+}
+
+/// What a shadow may use.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShadowConfig {
+    /// Share of one core that the shadows of a room work at most, above 0 and at most 1.
+    /// A tenth of a core is not felt, and enough for a thousand Rust calls a second.
+    pub share: f64,
+    /// Questions that wait for it; more are dropped and counted. What waits longer than
+    /// this is better asked about a later request.
+    pub queue: usize,
+    /// Questions to the models that one shadow may ask over its whole life; then, or with
+    /// 0 at once, they answer `limit-exceeded`. Models are what requests wait for.
+    pub model_calls: u64,
+}
+
+impl Default for ShadowConfig {
+    fn default() -> Self {
+        Self {
+            share: 0.1,
+            queue: 64,
+            model_calls: 100,
+        }
+    }
+}
+
+/// How a canary is served and judged.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CanaryConfig {
+    /// Share of the requests that the candidate serves, above 0 and at most ½.
+    pub share: f64,
+    /// What has one policy for all its requests.
+    pub stick_to: StickTo,
+    /// Calls that the candidate must have answered before it is promoted.
+    pub min_calls: u64,
+    /// Calls after which a candidate that is not shown to be good goes.
+    pub max_calls: u64,
+    /// Most by which a rate (of faults, slow calls, late first tokens, escalations,
+    /// requests without an answer) may be higher than the active policy's: 0.05 is shown
+    /// within some hundred calls where rates are low, and some thousand at 0.3.
+    pub tolerance: f64,
+    /// Share of good candidates that may be rolled back, and of bad ones that may be
+    /// promoted.
+    pub alpha: f64,
+    /// A call is only slow when it takes longer than this, however quick the active policy
+    /// is: between 20 and 40 microseconds nobody is harmed.
+    pub slow_ms: f64,
+}
+
+impl Default for CanaryConfig {
+    fn default() -> Self {
+        Self {
+            share: 0.1,
+            stick_to: StickTo::default(),
+            min_calls: 200,
+            max_calls: 10_000,
+            tolerance: 0.05,
+            alpha: 0.01,
+            slow_ms: 2.0,
         }
     }
 }

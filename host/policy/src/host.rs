@@ -5,9 +5,9 @@
 //! or to replay it, stands here and nowhere else.
 //!
 //! A power that was not granted answers `denied`. Host calls that wait (the models, a
-//! WASI poll) get what is left of the call's deadline, since the deadline clock cannot
-//! interrupt the host. Handles are bounded by the table; data by the store's host-call
-//! fuel.
+//! write of state, a WASI poll) get what is left of the call's deadline, since the
+//! deadline clock cannot interrupt the host. Handles are bounded by the table; data by
+//! the store's host-call fuel.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -28,6 +28,7 @@ use crate::bindings::{FullPolicy, types};
 use crate::config::{Grant, Limits};
 use crate::convert;
 use crate::engine::TICK;
+use crate::grants::{Import, Uses};
 use crate::limit::Meter;
 use crate::log::{GuestLog, Stream};
 use crate::state::Bucket;
@@ -53,6 +54,22 @@ pub(crate) struct Powers {
     pub limits: Limits,
     pub bucket: Arc<Bucket>,
     pub models: Arc<dyn Models>,
+    pub uses: Uses,
+}
+
+impl Powers {
+    /// The same powers over another state, counted anew.
+    pub fn on(&self, bucket: Arc<Bucket>) -> Self {
+        Self {
+            name: Arc::clone(&self.name),
+            grants: self.grants.clone(),
+            settings: self.settings.clone(),
+            limits: self.limits,
+            bucket,
+            models: Arc::clone(&self.models),
+            uses: Uses::default(),
+        }
+    }
 }
 
 /// The request that an instance works on, converted at most once.
@@ -127,6 +144,11 @@ impl HostState {
         }
     }
 
+    /// From now on it works for this request; before, it has heard of none.
+    pub fn adopt(&mut self, asked: &Arc<Asked>) {
+        self.asked = Arc::clone(asked);
+    }
+
     /// A call begins: its deadline, and no proposal yet.
     pub fn begin_call(&mut self, deadline: Instant) {
         self.deadline = deadline;
@@ -151,6 +173,7 @@ impl HostState {
     }
 
     fn models(&self) -> Result<&dyn Models, types::Error> {
+        self.powers.uses.count(Import::Models);
         if self.granted(Grant::Models) {
             return Ok(&*self.powers.models);
         }
@@ -160,6 +183,7 @@ impl HostState {
     }
 
     fn propose(&mut self, proposal: Proposal) {
+        self.powers.uses.count(Import::Propose);
         if self.proposals.len() == PROPOSALS_MAX {
             self.proposals.remove(0);
         }
@@ -200,6 +224,7 @@ impl types::Host for HostState {}
 
 impl telemetry::Host for HostState {
     fn current(&mut self) -> wasmtime::Result<types::Snapshot> {
+        self.powers.uses.count(Import::Telemetry);
         Ok(self.asked.snapshot_out().clone())
     }
 }
@@ -228,6 +253,7 @@ impl logging::logging::Host for HostState {
         context: String,
         message: String,
     ) -> wasmtime::Result<()> {
+        self.powers.uses.count(Import::Logging);
         self.log.message(level, &context, &message);
         Ok(())
     }
@@ -337,6 +363,7 @@ impl config::store::Host for HostState {
         &mut self,
         key: String,
     ) -> wasmtime::Result<Result<Option<String>, config::store::Error>> {
+        self.powers.uses.count(Import::Config);
         if !self.granted(Grant::Config) {
             return Ok(Err(config_denied()));
         }
@@ -344,6 +371,7 @@ impl config::store::Host for HostState {
     }
 
     fn get_all(&mut self) -> wasmtime::Result<Result<Vec<(String, String)>, config::store::Error>> {
+        self.powers.uses.count(Import::Config);
         if !self.granted(Grant::Config) {
             return Ok(Err(config_denied()));
         }
@@ -366,6 +394,7 @@ impl HostState {
         bucket: &Resource<BucketHandle>,
         call: impl FnOnce(&Bucket) -> Result<T, String>,
     ) -> KvResult<T> {
+        self.powers.uses.count(Import::Keyvalue);
         self.table.get(bucket)?;
         Ok(call(&self.powers.bucket).map_err(keyvalue::store::Error::Other))
     }
@@ -377,14 +406,13 @@ impl keyvalue::store::HostBucket for HostState {
     }
 
     fn set(&mut self, bucket: Resource<BucketHandle>, key: String, value: Vec<u8>) -> KvResult<()> {
-        self.on_bucket(&bucket, |b| b.set(key, value))
+        let left = self.time_left();
+        self.on_bucket(&bucket, |b| b.set(key, value, left))
     }
 
     fn delete(&mut self, bucket: Resource<BucketHandle>, key: String) -> KvResult<()> {
-        self.on_bucket(&bucket, |b| {
-            b.delete(&key);
-            Ok(())
-        })
+        let left = self.time_left();
+        self.on_bucket(&bucket, |b| b.delete(&key, left))
     }
 
     fn exists(&mut self, bucket: Resource<BucketHandle>, key: String) -> KvResult<bool> {
@@ -436,7 +464,8 @@ impl keyvalue::atomics::Host for HostState {
         key: String,
         delta: u64,
     ) -> KvResult<u64> {
-        self.on_bucket(&bucket, |b| b.increment(key, delta))
+        let left = self.time_left();
+        self.on_bucket(&bucket, |b| b.increment(key, delta, left))
     }
 }
 

@@ -28,16 +28,29 @@
 
 mod bindings;
 mod breaker;
+mod cache;
 mod call;
+mod canary;
+mod candidate;
+mod compiler;
+mod compose;
 mod convert;
 mod engine;
+mod evidence;
 mod fault;
+mod grants;
+mod history;
 mod host;
 mod inspect;
 mod limit;
 mod log;
+mod migrate;
 mod probe;
+mod ready;
+mod recall;
+mod revision;
 mod session;
+mod shadow;
 mod state;
 mod watch;
 
@@ -47,17 +60,35 @@ mod guests;
 mod tests;
 
 pub mod admit;
+pub mod bundle;
 pub mod config;
+pub mod cost;
 pub mod room;
+pub mod signature;
 pub mod stats;
 pub mod swap;
+pub mod trial;
 
 pub use admit::{AdmissionError, Offer, Report, Stage, read_component};
+pub use cache::CacheStats;
+pub use canary::{MeasureStatus, StickTo};
+pub use compiler::{COMPILE_CHILD, compile_child};
+pub use compose::{Compose, MemberStats, Mode};
 pub use config::{
-    BreakerConfig, Deny, Fallback, Grant, LimitChanges, Limits, PolicyOptions, RoomConfig,
+    BreakerConfig, Budget, CacheConfig, CanaryConfig, CompilerConfig, Deny, Durability, Fallback,
+    Grant, LimitChanges, Limits, PolicyOptions, RoomConfig, ShadowConfig, SignatureMode,
+    StateConfig,
 };
-pub use inspect::CONTRACT_VERSION;
+pub use cost::{CostCard, Spread};
+pub use grants::Change;
+pub use inspect::{CONTRACT_VERSION, Contents, contents};
 pub use room::{NothingKept, PolicyRoom, RoomError};
+pub use shadow::{Difference, ShadowStatus};
+pub use signature::{Manifest, Provenance, Reason, Sealed, SignatureError, SigningKey};
+pub use state::{StateExport, StateStatus, StateValue};
 pub use stats::{CounterStats, GenerationStats, RoomStats, Times};
 pub use swap::{Attempt, GenerationInfo, SlotStatus};
+pub use trial::{
+    CanaryChanges, CanaryStatus, Ended, TrialEnding, TrialError, TrialMode, TrialStatus,
+};
 pub use watch::parse_options;

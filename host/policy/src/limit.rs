@@ -112,8 +112,8 @@ pub(crate) struct Permit {
 }
 
 impl Permit {
-    /// For admission, which has an instance of its own in the pool.
-    pub fn admission() -> Self {
+    /// For what has a place of its own in the pool: admission, shadows, ready instances.
+    pub fn spare() -> Self {
         Self { gate: None }
     }
 }

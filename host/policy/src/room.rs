@@ -5,23 +5,34 @@
 //! wait for each other, since one component is admitted at a time.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use homeostat_hooks::{Hook, Models, Policies, Request, Session, Snapshot};
 
-use crate::admit::{self, Admission, AdmissionError, Offer, Report, Stage, micros_since};
+use crate::admit::{
+    self, Admission, AdmissionError, Cache, Kind, Offer, Report, Stage, micros_since,
+};
 use crate::breaker::Breaker;
+use crate::bundle::read_policy;
+use crate::cache::CompileCache;
 use crate::call::Policy;
-use crate::config::RoomConfig;
+use crate::compose::{Compose, Ensemble, MEMBERS_MAX, Member};
+use crate::config::{PolicyOptions, RoomConfig, SignatureMode};
 use crate::engine::PolicyEngine;
+use crate::history::History;
 use crate::limit::Gate;
+use crate::migrate;
+use crate::ready::Filler;
+use crate::revision::Revisions;
 use crate::session::RoomSession;
-use crate::state::StateStore;
+use crate::signature;
+use crate::state::{StateExport, StateStatus, StateStore};
 use crate::stats::{Counters, GenerationStats, Histogram, RoomStats};
 use crate::swap::{Attempt, Book, Generation, SlotStatus, Table};
-use crate::watch::{self, Watch};
+use crate::trial::{CanaryChanges, TrialEnding, TrialError, TrialMode, TrialStatus};
+use crate::watch::{self, Watch, parse_options};
 
 /// Stack of the thread that compiles: the compiler recurses over untrusted code.
 const ADMISSION_STACK_BYTES: usize = 16 << 20;
@@ -32,18 +43,31 @@ pub enum RoomError {
     /// No engine: the limits make no sense to wasmtime.
     #[error("the WebAssembly engine cannot start: {0}")]
     Engine(String),
-    /// The folder for state cannot be used.
-    #[error("policies.state_dir cannot be used: {0}")]
-    State(#[from] std::io::Error),
+    /// The memory of accepted revisions cannot be used.
+    #[error("policies.revisions_file: {0}")]
+    Revisions(String),
     /// A number that cannot be.
     #[error("policies.{0}")]
     Config(String),
 }
 
-/// There is no earlier generation to go back to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no earlier generation of {} is kept", .0.as_str())]
-pub struct NothingKept(pub Hook);
+/// There is no such generation to go back to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NothingKept {
+    /// None at all.
+    #[error("no earlier generation of {} is kept", .0.as_str())]
+    None(Hook),
+    /// Not the one that was asked for.
+    #[error("generation {asked} of {} is not kept; {kept:?} are", hook.as_str())]
+    NotThis {
+        /// Where.
+        hook: Hook,
+        /// The number asked for.
+        asked: u64,
+        /// The numbers that are kept, oldest first.
+        kept: Vec<u64>,
+    },
+}
 
 /// All policies of a host.
 pub struct PolicyRoom {
@@ -59,8 +83,15 @@ pub(crate) struct Room {
     pub totals: [Counters; 3],
     pub waits: AtomicU64,
     pub waits_given_up: AtomicU64,
+    pub filler: Filler,
+    /// Shadows take turns at this.
+    pub spare: Arc<Mutex<()>>,
+    pub state: StateStore,
+    /// Open from [`PolicyRoom::recall`] on.
+    pub history: OnceLock<History>,
     engine: PolicyEngine,
-    state: StateStore,
+    cache: Cache,
+    revisions: Revisions,
     models: Arc<dyn Models>,
     books: Mutex<[Book; 3]>,
     admission: Mutex<()>,
@@ -93,15 +124,35 @@ impl PolicyRoom {
                 "instances is 0: no policy could run".into(),
             ));
         }
+        if config.signature == SignatureMode::Required && config.trusted_keys.is_empty() {
+            let text = "signature is \"required\" and trusted_keys is empty: nothing could serve";
+            return Err(RoomError::Config(text.into()));
+        }
+        for (name, key) in &config.trusted_keys {
+            signature::public_key(key)
+                .map_err(|why| RoomError::Config(format!("trusted_keys.{name}: {why}")))?;
+        }
+        let cache = CompileCache::open(&config.cache);
+        if let Err(why) = &cache {
+            tracing::warn!("no compile cache, every start compiles anew: {why}");
+        }
         let engine = PolicyEngine::new(&config).map_err(|e| RoomError::Engine(format!("{e:#}")))?;
+        let filler = Filler::start(config.ready_instances, config.ready_above_micros)
+            .map_err(|e| RoomError::Engine(e.to_string()))?;
         let room = Room {
             table: ArcSwap::default(),
             gate: Arc::new(Gate::new(config.instances)),
             totals: Default::default(),
             waits: AtomicU64::new(0),
             waits_given_up: AtomicU64::new(0),
+            filler,
+            spare: Arc::default(),
+            cache,
+            revisions: Revisions::open(config.revisions_file.clone())
+                .map_err(RoomError::Revisions)?,
+            state: StateStore::new(config.state_dir.clone(), config.state),
+            history: OnceLock::new(),
             engine,
-            state: StateStore::new(config.state_dir.clone())?,
             models,
             books: Mutex::default(),
             admission: Mutex::new(()),
@@ -116,6 +167,13 @@ impl PolicyRoom {
             room: Arc::new(room),
             watch: Mutex::new(None),
         })
+    }
+
+    /// Makes active again what was active when the last host with this state folder ended,
+    /// and writes down from now on what is. Before [`Self::embed`] and [`Self::watch`], which
+    /// leave it in place; blocks while it compiles.
+    pub fn recall(&self) {
+        self.room.recall();
     }
 
     /// Admits a policy that comes with the host: it serves where nothing else does, and
@@ -142,21 +200,81 @@ impl PolicyRoom {
     /// Why it would be refused.
     pub fn check(&self, offer: &Offer) -> Result<Report, AdmissionError> {
         let _one = self.room.one_admission();
-        self.room.admit(offer).map(|(_, report)| report)
+        let checked = self.room.admit(offer, Kind::Check);
+        checked.map(|(_, report)| report)
     }
 
-    /// Makes the latest kept generation of a hook active again, at once.
+    /// Makes the latest kept generation of a hook active again: at once, or after compiling
+    /// it where it was kept over a restart. The present one is not kept, so that the next
+    /// call goes further back.
     ///
     /// # Errors
     /// Nothing is kept.
     pub fn rollback(&self, hook: Hook) -> Result<SlotStatus, NothingKept> {
-        self.room.rollback(hook)
+        self.room.rollback(hook, None)
+    }
+
+    /// Makes the kept generation with this number active again, at once, under a new
+    /// number. The present one is kept.
+    ///
+    /// # Errors
+    /// It is not kept.
+    pub fn rollback_to(&self, hook: Hook, generation: u64) -> Result<SlotStatus, NothingKept> {
+        self.room.rollback(hook, Some(generation))
+    }
+
+    /// Admits a candidate for one hook and asks it from now on what the active policy is
+    /// asked, without listening. Blocks while it compiles.
+    ///
+    /// # Errors
+    /// It was refused, or another trial runs at the hook.
+    pub fn start_shadow(&self, hook: Hook, offer: Offer) -> Result<TrialStatus, TrialError> {
+        let offer = for_hook(hook, offer);
+        self.room.start_shadow(hook, &offer)
+    }
+
+    /// Admits a candidate for one hook, or takes the one of its shadow, and gives it a
+    /// share of the requests until it is shown to be good or bad. Blocks while it compiles.
+    ///
+    /// # Errors
+    /// It was refused, another trial runs at the hook, or there is no shadow to go on from.
+    pub fn start_canary(
+        &self,
+        hook: Hook,
+        offer: Option<Offer>,
+        changes: CanaryChanges,
+    ) -> Result<TrialStatus, TrialError> {
+        let offer = offer.map(|offer| for_hook(hook, offer));
+        self.room.start_canary(hook, offer.as_ref(), changes)
+    }
+
+    /// The trial that runs at a hook, or the last one that ran.
+    pub fn trial(&self, hook: Hook) -> Option<TrialStatus> {
+        self.room.trial(hook)
+    }
+
+    /// Ends a trial; the active policy stays.
+    ///
+    /// # Errors
+    /// None of this mode runs.
+    pub fn stop_trial(&self, hook: Hook, mode: TrialMode) -> Result<TrialStatus, TrialError> {
+        self.room.finish_trial(hook, mode, TrialEnding::Stopped)
+    }
+
+    /// Ends a trial; its candidate is swapped in.
+    ///
+    /// # Errors
+    /// None of this mode runs.
+    pub fn promote_trial(&self, hook: Hook, mode: TrialMode) -> Result<TrialStatus, TrialError> {
+        self.room.finish_trial(hook, mode, TrialEnding::Promoted)
     }
 
     /// Takes the policy from a hook; its built-in answer is used. It is kept for
     /// [`Self::rollback`].
     pub fn unload(&self, hook: Hook) -> SlotStatus {
+        self.room.books()[hook as usize].unloaded = true;
         self.room.set(&[hook], None);
+        self.room.remember();
         self.room.status(hook)
     }
 
@@ -175,14 +293,45 @@ impl PolicyRoom {
         Hook::ALL.map(|hook| self.room.status(hook)).to_vec()
     }
 
+    /// How much every policy keeps that was asked for since the start.
+    pub fn state_status(&self) -> Vec<StateStatus> {
+        self.room.state.status()
+    }
+
+    /// All that a policy keeps, in its newest version; none where nothing is known of it.
+    pub fn export_state(&self, policy: &str) -> Option<StateExport> {
+        self.room.state.export(policy)
+    }
+
+    /// Puts these entries in place of all that the policy keeps in that version.
+    ///
+    /// # Errors
+    /// What is wrong with them, or why they could not be kept; nothing has changed then.
+    pub fn import_state(&self, state: &StateExport) -> Result<StateStatus, String> {
+        self.room.state.import(state)
+    }
+
     /// All counters.
     pub fn stats(&self) -> RoomStats {
         self.room.stats()
     }
 }
 
+/// A trial is of one hook, whatever else the component exports.
+fn for_hook(hook: Hook, offer: Offer) -> Offer {
+    Offer {
+        hooks: Some(vec![hook]),
+        ..offer
+    }
+}
+
 #[cfg(test)]
 impl PolicyRoom {
+    /// Keeps every shadow waiting.
+    pub(crate) fn hold_shadows(&self) -> MutexGuard<'_, ()> {
+        self.room.spare.lock().expect("no shadow panicked")
+    }
+
     /// Keeps every admission waiting.
     pub(crate) fn hold_admission(&self) -> MutexGuard<'_, ()> {
         self.room.one_admission()
@@ -205,20 +354,98 @@ impl Room {
         (self.clock)()
     }
 
-    fn books(&self) -> MutexGuard<'_, [Book; 3]> {
+    pub fn books(&self) -> MutexGuard<'_, [Book; 3]> {
         // Books are changed by assignments that do not panic halfway.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn one_admission(&self) -> MutexGuard<'_, ()> {
+    pub fn one_admission(&self) -> MutexGuard<'_, ()> {
         self.admission
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs the pipeline on a thread of its own, whose stack the compiler may use.
-    fn admit(&self, offer: &Offer) -> Result<(Arc<Policy>, Report), AdmissionError> {
+    pub fn admit(
+        &self,
+        offer: &Offer,
+        kind: Kind,
+    ) -> Result<(Arc<Policy>, Report), AdmissionError> {
+        let (mut policy, report) = self.admit_alone(offer, kind)?;
+        if let Some(compose) = &offer.options.compose {
+            let ensemble = self.admit_members(compose, &report.hooks, kind)?;
+            // Nobody else has seen it yet.
+            if let Some(policy) = Arc::get_mut(&mut policy) {
+                policy.ensemble = Some(ensemble);
+            }
+        }
+        Ok((policy, report))
+    }
+
+    /// The components that answer together with another one.
+    fn admit_members(
+        &self,
+        compose: &Compose,
+        hooks: &[Hook],
+        kind: Kind,
+    ) -> Result<Ensemble, AdmissionError> {
+        let refuse = |text: String| AdmissionError::new(Stage::Options, text);
+        let count = compose.members.len();
+        if count == 0 || count > MEMBERS_MAX {
+            let text = format!("compose has {count} members, expected 1 to {MEMBERS_MAX}");
+            return Err(refuse(text));
+        }
+        let Some(dir) = &self.config.dir else {
+            return Err(refuse(
+                "compose needs a folder of policies (policies.dir)".into(),
+            ));
+        };
+        let members = compose.members.iter().map(|member| {
+            let path = dir.join(member);
+            let options = match std::fs::read_to_string(path.with_extension("toml")) {
+                Ok(text) => parse_options(&text)?,
+                Err(_) => PolicyOptions::default(),
+            };
+            if options.compose.is_some() {
+                let text = format!("member {} is composed itself", member.display());
+                return Err(refuse(text));
+            }
+            let name = path.file_stem().and_then(|stem| stem.to_str());
+            let sealed = read_policy(&path, self.config.max_component_bytes)?;
+            let offer = Offer {
+                name: name.unwrap_or_default().to_string(),
+                bytes: sealed.component,
+                manifest: sealed.manifest,
+                signature: sealed.signature,
+                hooks: Some(hooks.to_vec()),
+                options,
+                ..Offer::default()
+            };
+            let (policy, _) = self
+                .admit_alone(&offer, kind)
+                .map_err(|refusal| AdmissionError {
+                    text: format!("member {}: {}", member.display(), refusal.text),
+                    ..refusal
+                })?;
+            Ok(Member::new(policy))
+        });
+        Ok(Ensemble {
+            mode: compose.mode,
+            members: members.collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn admit_alone(
+        &self,
+        offer: &Offer,
+        kind: Kind,
+    ) -> Result<(Arc<Policy>, Report), AdmissionError> {
+        let table = self.table.load_full();
         let with = Admission {
+            cache: &self.cache,
+            revisions: &self.revisions,
+            table: &table,
+            kind,
             config: &self.config,
             engine: &self.engine,
             state: &self.state,
@@ -242,14 +469,16 @@ impl Room {
 
     fn embed(&self, offer: &Offer) -> Result<Report, AdmissionError> {
         let _one = self.one_admission();
-        let (policy, mut report) = self.admit(offer)?;
+        let (policy, mut report) = self.admit(offer, Kind::Embedded)?;
+        policy.stored.take_bytes();
         let mut free = Vec::new();
         {
             let table = self.table.load();
             let mut books = self.books();
             for hook in &report.hooks {
-                books[*hook as usize].embedded = Some(Arc::clone(&policy));
-                if table.get(*hook).is_none() {
+                let book = &mut books[*hook as usize];
+                book.embedded = Some(Arc::clone(&policy));
+                if table.get(*hook).is_none() && !book.unloaded {
                     free.push(*hook);
                 }
             }
@@ -257,6 +486,7 @@ impl Room {
         let started = Instant::now();
         report.generations = self.set(&free, Some(&policy));
         report.swap_micros = Some(micros_since(started));
+        self.remember();
         Ok(report)
     }
 
@@ -274,16 +504,25 @@ impl Room {
                 "a newer component for the same hook came before this one was compiled",
             ))
         } else {
-            self.admit(offer)
+            self.admit(offer, Kind::Put).and_then(|(policy, report)| {
+                migrate::take_over(&policy, &self.state)?;
+                self.accept_revision((policy, report))
+            })
         };
         match outcome {
             Ok((policy, mut report)) => {
+                report.warnings.extend(self.keep_component(&policy));
                 let started = Instant::now();
                 report.generations = self.set(&report.hooks, Some(&policy));
                 report.swap_micros = Some(micros_since(started));
+                self.remember();
+                self.forget_components();
                 let text = format!("admitted in {} ms", report.compile_micros / 1000);
-                self.note(&report.hooks, &offer.name, true, &text);
-                tracing::info!(policy = offer.name, hooks = ?report.hooks, "{text}");
+                self.note(&report.hooks, &report.policy, true, &text);
+                tracing::info!(policy = report.policy, hooks = ?report.hooks, "{text}");
+                for warning in &report.warnings {
+                    tracing::warn!(policy = report.policy, "{warning}");
+                }
                 Ok(report)
             }
             Err(refusal) => {
@@ -292,6 +531,19 @@ impl Room {
                 Err(refusal)
             }
         }
+    }
+
+    /// Writes the revision of a signed policy down before it serves: a host that dies in
+    /// between has refused nothing too much.
+    pub fn accept_revision<T>(
+        &self,
+        (policy, report): (T, Report),
+    ) -> Result<(T, Report), AdmissionError> {
+        if let Some(provenance) = &report.provenance {
+            let accepted = self.revisions.accept(&provenance.manifest);
+            accepted.map_err(|why| AdmissionError::new(Stage::Signature, why.to_string()))?;
+        }
+        Ok((policy, report))
     }
 
     /// Remembers an attempt.
@@ -314,13 +566,25 @@ impl Room {
     /// Answers the numbers of the new generations.
     pub fn set(&self, hooks: &[Hook], policy: Option<&Arc<Policy>>) -> Vec<u64> {
         let mut books = self.books();
-        let mut table = Table::clone(&self.table.load());
+        let table = Table::clone(&self.table.load());
+        self.set_in(&mut books, table, hooks, policy)
+    }
+
+    pub fn set_in(
+        &self,
+        books: &mut [Book; 3],
+        mut table: Table,
+        hooks: &[Hook],
+        policy: Option<&Arc<Policy>>,
+    ) -> Vec<u64> {
         let mut numbers = Vec::new();
         for hook in hooks {
+            self.trial_loses_its_ground(books, &mut table, *hook);
             let book = &mut books[*hook as usize];
+            book.unloaded &= policy.is_none();
             let old = table.get(*hook).map(Arc::clone);
             let generation =
-                policy.map(|policy| self.generation(*hook, policy, old.as_ref(), book));
+                policy.map(|policy| self.generation(*hook, policy, old.as_ref(), book, false));
             numbers.extend(generation.as_ref().map(|g| g.number));
             table.set(*hook, generation);
             if let Some(old) = old {
@@ -331,19 +595,33 @@ impl Room {
         numbers
     }
 
+    /// What was measured against a policy that is no longer active says nothing.
+    fn trial_loses_its_ground(&self, books: &mut [Book; 3], table: &mut Table, hook: Hook) {
+        let reason = "the active policy changed".to_string();
+        self.close_trial(books, table, hook, TrialEnding::Replaced, reason);
+    }
+
+    /// A swap: the exchange is timed and counted.
     fn exchange(&self, table: Table) {
-        let table = Arc::new(table);
         let started = Instant::now();
-        self.table.store(table);
+        self.show(table);
         self.swaps.record(started.elapsed());
     }
 
-    fn generation(
+    /// What requests see from now on.
+    pub fn show(&self, table: Table) {
+        let table = Arc::new(table);
+        self.table.store(Arc::clone(&table));
+        self.filler.serve(&table.policies());
+    }
+
+    pub fn generation(
         &self,
         hook: Hook,
         policy: &Arc<Policy>,
         old: Option<&Arc<Generation>>,
         book: &mut Book,
+        candidate: bool,
     ) -> Arc<Generation> {
         book.next_number += 1;
         Arc::new(Generation {
@@ -353,29 +631,65 @@ impl Room {
             previous: old.map(|g| Arc::clone(&g.policy)),
             breaker: Breaker::new(self.config.breaker),
             counters: Counters::default(),
+            candidate,
         })
     }
 
-    fn rollback(&self, hook: Hook) -> Result<SlotStatus, NothingKept> {
-        let name = {
+    fn rollback(&self, hook: Hook, to: Option<u64>) -> Result<SlotStatus, NothingKept> {
+        let (kept, number) = self.take_kept(hook, to)?;
+        {
             let mut books = self.books();
-            let book = &mut books[hook as usize];
-            let kept = book.kept.pop_back().ok_or(NothingKept(hook))?;
             let mut table = Table::clone(&self.table.load());
+            self.trial_loses_its_ground(&mut books, &mut table, hook);
+            let book = &mut books[hook as usize];
+            book.unloaded = false;
             let old = table.get(hook).map(Arc::clone);
-            let generation = self.generation(hook, &kept.policy, old.as_ref(), book);
+            let generation = self.generation(hook, &kept, old.as_ref(), book, false);
             table.set(hook, Some(generation));
+            if let Some(old) = old.filter(|_| to.is_some()) {
+                book.keep(old, self.config.keep_generations);
+            }
             self.exchange(table);
-            kept.policy.name().to_string()
-        };
-        self.note(&[hook], &name, true, "rolled back");
+        }
+        self.remember();
+        let text = format!("rolled back to generation {number}");
+        self.note(&[hook], kept.name(), true, &text);
         Ok(self.status(hook))
+    }
+
+    /// Takes a generation out of those that are kept: the latest, or this one. Those of the
+    /// life before are compiled.
+    fn take_kept(&self, hook: Hook, asked: Option<u64>) -> Result<(Arc<Policy>, u64), NothingKept> {
+        {
+            let mut books = self.books();
+            let kept = &mut books[hook as usize].kept;
+            let place = match asked {
+                None => kept.len().checked_sub(1),
+                Some(asked) => kept.iter().position(|g| g.number == asked),
+            };
+            if let Some(generation) = place.and_then(|place| kept.remove(place)) {
+                return Ok((Arc::clone(&generation.policy), generation.number));
+            }
+        }
+        if let Some(found) = self.revive_kept(hook, asked) {
+            return Ok(found);
+        }
+        let books = self.books();
+        Err(match asked {
+            None => NothingKept::None(hook),
+            Some(asked) => NothingKept::NotThis {
+                hook,
+                asked,
+                kept: books[hook as usize].numbers_kept(),
+            },
+        })
     }
 
     /// What the hook would have without the folder: the embedded policy, or none.
     pub fn restore(&self, hook: Hook) {
         let embedded = self.books()[hook as usize].embedded.clone();
         self.set(&[hook], embedded.as_ref());
+        self.remember();
     }
 
     /// The number of the generation that serves a hook.
@@ -389,8 +703,15 @@ impl Room {
         SlotStatus {
             hook,
             active: self.table.load().get(hook).map(|g| g.info()),
-            kept: book.kept.iter().rev().map(|g| g.info()).collect(),
+            kept: book
+                .kept
+                .iter()
+                .rev()
+                .map(|g| g.info())
+                .chain(book.stored.iter().rev().map(Into::into))
+                .collect(),
             last_attempt: book.last_attempt.clone(),
+            trial: self.trial_in(book, hook),
         }
     }
 
@@ -401,19 +722,21 @@ impl Room {
         for hook in Hook::ALL {
             let active = table.get(hook).map(|g| (g, true));
             let kept = books[hook as usize].kept.iter().map(|g| (g, false));
-            generations.extend(
-                active
-                    .into_iter()
-                    .chain(kept)
-                    .map(|(g, active)| GenerationStats {
-                        hook,
-                        policy: g.policy.name().to_string(),
-                        generation: g.number,
-                        active,
-                        breaker_open: g.breaker.is_open(),
-                        counters: g.counters.read(),
-                    }),
-            );
+            generations.extend(active.into_iter().chain(kept).map(|(g, active)| {
+                GenerationStats {
+                    hook,
+                    policy: g.policy.name().to_string(),
+                    generation: g.number,
+                    active,
+                    breaker_open: g.breaker.is_open(),
+                    counters: g.counters.read(),
+                    members: g
+                        .policy
+                        .ensemble
+                        .as_ref()
+                        .map_or(Vec::new(), Ensemble::stats),
+                }
+            }));
         }
         RoomStats {
             hooks: Hook::ALL
@@ -428,6 +751,24 @@ impl Room {
             swaps: self.swaps.summary(),
             refused: self.refused.load(Relaxed),
             pooled: self.engine.pooled,
+            compile_cache: match &self.cache {
+                Ok(Some(cache)) => Some(cache.stats()),
+                Ok(None) | Err(_) => None,
+            },
+            ready: self.filler.ready(),
+            trials: Hook::ALL
+                .iter()
+                .filter_map(|hook| self.trial_in(&books[*hook as usize], *hook))
+                .collect(),
+            trials_ended: Hook::ALL
+                .iter()
+                .flat_map(|hook| {
+                    TrialEnding::ALL.map(|how| {
+                        let count = books[*hook as usize].trials_ended[how as usize];
+                        (*hook, how, count)
+                    })
+                })
+                .collect(),
         }
     }
 }

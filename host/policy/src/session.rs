@@ -8,6 +8,9 @@
 //! Every question is answered. What fails is replaced, in this order: by the last valid
 //! proposal of the call, by the fallback that the policy was given, by the built-in
 //! answer; and the reply says which.
+//!
+//! A canary's share of the requests meets the candidate, whose fallback is the active
+//! policy. What a trial wants to know it is told after the answer is there.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -19,11 +22,14 @@ use homeostat_hooks::{
 };
 
 use crate::call::{Instance, Policy};
+use crate::compose::Abstain;
 use crate::config::Fallback;
 use crate::convert;
 use crate::host::{Asked, Proposal};
 use crate::room::Room;
+use crate::shadow;
 use crate::swap::{Generation, Table};
+use crate::trial::Heard;
 
 /// Digits of the digest that a reply shows.
 const DIGEST_DIGITS: usize = 12;
@@ -42,6 +48,8 @@ struct Question<'a, T> {
     check: &'a dyn Fn(&T) -> Result<(), Invalid>,
     proposal: fn(Proposal) -> Option<T>,
     fallback: &'a dyn Fn(Fallback) -> T,
+    /// The question as a shadow can be asked it.
+    again: &'a dyn Fn() -> shadow::Question,
 }
 
 /// An attempt that ended without an answer.
@@ -64,7 +72,7 @@ enum Why {
 
 impl RoomSession {
     pub fn new(room: Arc<Room>, request: Arc<Request>, snapshot: Arc<Snapshot>) -> Self {
-        let table = room.table.load_full();
+        let table = Table::for_request(room.table.load_full(), &request);
         Self {
             room,
             table,
@@ -73,38 +81,64 @@ impl RoomSession {
         }
     }
 
-    fn answer<T>(&mut self, mut question: Question<'_, T>) -> HookReply<T> {
+    fn answer<T: shadow::Kind + Abstain>(&mut self, mut question: Question<'_, T>) -> HookReply<T> {
+        let (reply, why) = self.answered(&mut question);
+        if let Some(trial) = self.table.trial(question.hook) {
+            let heard = Heard {
+                hook: question.hook,
+                asked: &self.asked,
+                by: self.table.get(question.hook),
+                // That the house is full is nobody's fault.
+                fault: reply.fault.is_some() && why != Some(Why::Full),
+                left_alone: why == Some(Why::LeftAlone),
+                took: Duration::from_micros(reply.micros),
+            };
+            let kind = || reply.value.kind();
+            self.room.heard(trial, &heard, kind, question.again);
+        }
+        reply
+    }
+
+    /// The answer, and why it is not the policy's if it is not.
+    fn answered<T: shadow::Kind + Abstain>(
+        &mut self,
+        question: &mut Question<'_, T>,
+    ) -> (HookReply<T>, Option<Why>) {
         let Some(generation) = self.table.get(question.hook).map(Arc::clone) else {
-            return HookReply {
+            let reply = HookReply {
                 value: (question.fallback)(Fallback::BuiltIn),
                 by: AnsweredBy::BuiltIn,
                 fault: None,
                 micros: 0,
             };
+            return (reply, None);
         };
         let started = Instant::now();
-        let outcome = self.try_generation(&generation, &mut question);
+        let outcome = self.try_generation(&generation, question);
+        let mut why = None;
         let (value, by, fault) = match outcome {
             Ok(value) => (value, component(&generation, false), None),
             Err(failure) => {
+                why = Some(failure.why);
                 self.count(&generation, |c| match failure.why {
                     Why::LeftAlone => {
                         c.left_alone.fetch_add(1, Relaxed);
                     }
                     Why::Policy | Why::Full => c.fault(failure.fault.kind),
                 });
-                let (value, by) = self.instead(&generation, &mut question, failure.proposal);
+                let (value, by) = self.instead(&generation, question, failure.proposal);
                 (value, by, Some(failure.fault))
             }
         };
         let time = started.elapsed();
         self.count(&generation, |c| c.times.record(time));
-        HookReply {
+        let reply = HookReply {
             value,
             by,
             fault,
             micros: u64::try_from(time.as_micros()).unwrap_or(u64::MAX),
-        }
+        };
+        (reply, why)
     }
 
     fn count(&self, generation: &Generation, add: impl Fn(&crate::stats::Counters)) {
@@ -113,7 +147,7 @@ impl RoomSession {
     }
 
     /// Asks the policy, if its breaker lets us, and tells the breaker how it went.
-    fn try_generation<T>(
+    fn try_generation<T: shadow::Kind + Abstain>(
         &mut self,
         generation: &Generation,
         question: &mut Question<'_, T>,
@@ -126,7 +160,13 @@ impl RoomSession {
                 why: Why::LeftAlone,
             });
         }
-        let outcome = self.try_policy(&generation.policy, question, Some(generation));
+        let policy = &generation.policy;
+        let outcome = match &policy.ensemble {
+            None => self.try_policy(policy, question, Some(generation)),
+            Some(ensemble) => ensemble.answer(policy, |member| {
+                self.try_policy(member, question, Some(generation))
+            }),
+        };
         match &outcome {
             Ok(_) => generation.breaker.succeeded(),
             Err(failure) if failure.why == Why::Full => generation.breaker.undecided(),
@@ -176,7 +216,8 @@ impl RoomSession {
             why: Why::Policy,
         });
         if instance.is_broken() || !self.needed_after(question.hook, policy) {
-            self.instances.swap_remove(index);
+            let used = self.instances.swap_remove(index);
+            self.let_go(used, policy);
         }
         outcome
     }
@@ -200,11 +241,31 @@ impl RoomSession {
             self.room.waits.fetch_add(1, Relaxed);
         }
         // The time to make the instance is the policy's: its initialisation runs in it.
-        let deadline = policy.deadline();
-        let instance = Instance::new(policy, &self.asked, permit, deadline)
-            .map_err(|fault| (fault, Why::Policy))?;
+        let started = Instant::now();
+        let deadline = policy.deadline_from(started);
+        let filler = &self.room.filler;
+        let ready = filler.is_for(policy).then(|| filler.take(policy)).flatten();
+        let instance = match ready {
+            Some(mut instance) => {
+                instance.adopt(&self.asked, permit);
+                instance
+            }
+            None => {
+                let made = Instance::new(policy, &self.asked, permit, deadline)
+                    .map_err(|fault| (fault, Why::Policy))?;
+                policy.cost.measured(started.elapsed());
+                made
+            }
+        };
         self.instances.push(instance);
         Ok((self.instances.len() - 1, deadline))
+    }
+
+    /// An instance that is not needed any more. What is dear to make is dear to clear.
+    fn let_go(&self, used: Instance, policy: &Policy) {
+        if self.room.filler.is_for(policy) {
+            self.room.filler.retire(used);
+        }
     }
 
     /// Whether a later hook of this request is served by the same policy. `validate` may
@@ -238,8 +299,9 @@ impl RoomSession {
             name: generation.policy.name().to_string(),
             generation: generation.number,
             fallback,
+            candidate: generation.candidate,
         };
-        if mode == Fallback::Previous
+        if (mode == Fallback::Previous || generation.candidate)
             && let Some(previous) = &generation.previous
             && let Ok(value) = self.try_policy(previous, question, None)
         {
@@ -261,6 +323,7 @@ fn component(generation: &Generation, proposed: bool) -> AnsweredBy {
         generation: generation.number,
         digest: policy.digest[..DIGEST_DIGITS].to_string(),
         proposed,
+        candidate: generation.candidate,
     }
 }
 
@@ -285,6 +348,7 @@ impl Session for RoomSession {
                 _ => None,
             },
             fallback: &|_| builtin::classify(&asked.request),
+            again: &|| shadow::Question::Classify,
         })
     }
 
@@ -306,6 +370,7 @@ impl Session for RoomSession {
                 _ => None,
             },
             fallback: &|_| builtin::route(classification, tiers, asked.snapshot()),
+            again: &|| shadow::Question::Route(classification.clone(), tiers.to_vec()),
         })
     }
 
@@ -328,6 +393,7 @@ impl Session for RoomSession {
                 }
                 builtin::validate(answer)
             },
+            again: &|| shadow::Question::Validate(answer.clone()),
         })
     }
 
@@ -352,6 +418,10 @@ impl Session for RoomSession {
                 tracing::warn!(policy = policy.name(), "it could not learn: {fault}");
             }
         }
-        self.instances.clear();
+        for used in std::mem::take(&mut self.instances) {
+            let policy = Arc::clone(used.policy());
+            self.let_go(used, &policy);
+        }
+        self.room.request_ended(&self.table, outcome);
     }
 }

@@ -1,133 +1,217 @@
 //! State of policies: small, host-owned, and longer-lived than any instance.
 //!
 //! Every policy has one bucket under its name, shared by all its instances and kept over
-//! swaps. With a folder, a bucket is a file that is replaced by rename, so a reader sees
-//! the old one or the new one. A file that was cut or changed is refused by its checksum
-//! and set aside; the policy starts empty and the log says so.
+//! swaps. Entries are read from memory. With a folder, each bucket has a file and a thread
+//! that writes to it: all changes that came while one commit ran are the next one, so many
+//! requests share the price of one.
+//!
+//! What a guest is told is what holds. With [`Durability::Sync`] a `set` that has returned
+//! is on the disk: a killed process and a cut of power lose nothing that was acknowledged.
+//! A write whose commit fails or outlasts the call's deadline ends as an error, which says
+//! that it may or may not be kept. A read may see what is not on the disk yet; whoever
+//! then writes is acknowledged after it, since commits keep the order of the changes.
+//!
+//! A policy that changes the form of its state counts [versions](StateStore::bucket):
+//! each has a bucket of its own, so an upgrade destroys nothing and a rollback finds what
+//! it left.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256};
+use serde::Serialize;
 
-/// Most bytes of keys and values of one policy. State is for counters and small tables;
-/// who needs more needs a database.
-pub const BUCKET_BYTES_MAX: usize = 1 << 20;
-/// Most keys of one policy.
-pub const BUCKET_KEYS_MAX: usize = 4096;
-/// Longest key.
-const KEY_BYTES_MAX: usize = 256;
+use crate::config::{Durability, StateConfig};
+
+pub(crate) mod disk;
+mod export;
+
+pub use export::{StateExport, StateValue};
+
 /// Keys answered at once by `list-keys`.
 const PAGE_KEYS: usize = 256;
-/// Changes are written at most this often.
-const FLUSH_EVERY: Duration = Duration::from_millis(250);
-const MAGIC: &[u8; 8] = b"HSTATE1\n";
+/// How long deferred changes are gathered, and how long a failed commit waits for the next
+/// attempt: long enough to make one write of a burst, short enough to lose little.
+const GATHER: Duration = Duration::from_millis(250);
+/// How long an operator's import waits for the disk.
+const IMPORT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// All buckets of a room.
 #[derive(Debug)]
 pub(crate) struct StateStore {
+    dir: Option<PathBuf>,
+    config: StateConfig,
+    buckets: Mutex<HashMap<(String, u32), Arc<Bucket>>>,
+}
+
+/// The state of one policy, in one version.
+#[derive(Debug)]
+pub struct Bucket {
     shared: Arc<Shared>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    version: u32,
 }
 
 #[derive(Debug)]
 struct Shared {
-    dir: Option<PathBuf>,
-    buckets: Mutex<HashMap<String, Arc<Bucket>>>,
+    name: String,
+    config: StateConfig,
+    inner: Mutex<Inner>,
+    /// Something is to be written, or the end has come.
+    wanted: Condvar,
+    /// A commit has ended, well or not.
+    settled: Condvar,
 }
 
-/// The state of one policy.
 #[derive(Debug, Default)]
-pub struct Bucket {
-    entries: Mutex<Entries>,
-    changed: AtomicBool,
+struct Inner {
+    map: BTreeMap<String, Vec<u8>>,
+    bytes: u64,
+    /// The file, until its thread takes it; never there for a bucket in memory.
+    file: Option<disk::File>,
+    on_disk: bool,
+    changes: disk::Changes,
+    /// Counts changes; those up to `durable` are on the disk.
+    changed: u64,
+    durable: u64,
+    commits: u64,
+    /// Why the last commit failed, and how often one has.
+    failure: Option<String>,
+    failures: u64,
+    end: bool,
 }
 
-#[derive(Debug, Default, Clone, PartialEq)]
-struct Entries {
-    map: BTreeMap<String, Vec<u8>>,
-    bytes: usize,
+/// How much a policy keeps, and where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StateStatus {
+    /// Name of the policy.
+    pub policy: String,
+    /// Version of its form; 0 = it counts none.
+    pub version: u32,
+    /// Keys that it has.
+    pub keys: usize,
+    /// Bytes of its keys and values.
+    pub bytes: u64,
+    /// Whether it outlives the process.
+    pub on_disk: bool,
+    /// Transactions written since the start.
+    pub commits: u64,
+    /// Why it cannot be written now.
+    pub failure: Option<String>,
 }
 
 impl StateStore {
-    /// Opens the store; with a folder, a thread writes changes to it.
-    pub fn new(dir: Option<PathBuf>) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared {
-            dir,
-            buckets: Mutex::default(),
+    /// A store in this folder, or in memory without one.
+    pub fn new(dir: Option<PathBuf>, config: StateConfig) -> Self {
+        let dir = dir.filter(|dir| match std::fs::create_dir_all(dir) {
+            Ok(()) => true,
+            Err(error) => {
+                let dir = dir.display();
+                tracing::warn!("state is kept in memory only: {dir} cannot be used: {error}");
+                false
+            }
         });
-        if let Some(dir) = &shared.dir {
-            fs::create_dir_all(dir)?;
-            let weak = Arc::downgrade(&shared);
-            std::thread::Builder::new()
-                .name("policy-state".into())
-                .spawn(move || {
-                    while let Some(shared) = weak.upgrade() {
-                        shared.flush();
-                        drop(shared);
-                        std::thread::sleep(FLUSH_EVERY);
-                    }
-                })?;
+        Self {
+            dir,
+            config,
+            buckets: Mutex::default(),
         }
-        Ok(Self { shared })
     }
 
-    /// The bucket of a policy; loaded from its file at first.
-    pub fn bucket(&self, policy: &str) -> Arc<Bucket> {
-        let mut buckets = self.shared.lock();
-        if let Some(bucket) = buckets.get(policy) {
+    /// The bucket of a policy; read from its file the first time.
+    pub fn bucket(&self, policy: &str, version: u32) -> Arc<Bucket> {
+        let mut buckets = self.lock();
+        let key = (policy.to_string(), version);
+        if let Some(bucket) = buckets.get(&key) {
             return Arc::clone(bucket);
         }
-        let bucket = Arc::new(Bucket::default());
-        if let Some(dir) = &self.shared.dir
-            && let Some(entries) = load(&file_of(dir, policy))
-        {
-            *bucket.lock() = entries;
+        let mut inner = Inner::default();
+        if let Some(dir) = &self.dir {
+            match disk::File::open(dir.join(file_name(policy, version))) {
+                Ok((file, map)) => {
+                    inner.bytes = map.iter().map(|(k, v)| size(k, v)).sum();
+                    inner.map = map;
+                    inner.file = Some(file);
+                    inner.on_disk = true;
+                }
+                Err(error) => tracing::warn!(policy, "its state is kept in memory only: {error}"),
+            }
         }
-        buckets.insert(policy.to_string(), Arc::clone(&bucket));
+        let bucket = Arc::new(Bucket::new(policy, version, self.config, inner));
+        buckets.insert(key, Arc::clone(&bucket));
         bucket
     }
 
-    /// A copy that probes may write to.
-    pub fn scratch(&self, policy: &str) -> Arc<Bucket> {
-        let entries = self.bucket(policy).lock().clone();
-        Arc::new(Bucket {
-            entries: Mutex::new(entries),
-            changed: AtomicBool::new(false),
+    /// A copy of a bucket that probes may write to.
+    pub fn scratch(&self, bucket: &Bucket) -> Arc<Bucket> {
+        let original = bucket.shared.lock();
+        let inner = Inner {
+            map: original.map.clone(),
+            bytes: original.bytes,
+            ..Inner::default()
+        };
+        let name = &bucket.shared.name;
+        Arc::new(Bucket::new(name, bucket.version, self.config, inner))
+    }
+
+    /// The newest version below this one that a policy has state of.
+    pub fn newest_below(&self, policy: &str, version: u32) -> Option<u32> {
+        (0..version).rev().find(|v| self.has(policy, *v))
+    }
+
+    /// Whether there is state of this version.
+    pub fn has(&self, policy: &str, version: u32) -> bool {
+        if let Some(bucket) = self.lock().get(&(policy.to_string(), version)) {
+            return !bucket.shared.lock().map.is_empty();
+        }
+        self.dir.as_ref().is_some_and(|dir| {
+            let path = dir.join(file_name(policy, version));
+            path.exists() || path.with_extension("state").exists()
         })
     }
-}
 
-impl Drop for StateStore {
-    fn drop(&mut self) {
-        self.shared.flush();
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Bucket>>> {
-        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
+    /// All buckets that were asked for since the start, by name.
+    pub fn status(&self) -> Vec<StateStatus> {
+        let mut all: Vec<_> = self.lock().values().map(|b| b.status()).collect();
+        all.sort_by(|a, b| (&a.policy, a.version).cmp(&(&b.policy, b.version)));
+        all
     }
 
-    fn flush(&self) {
-        let Some(dir) = &self.dir else { return };
-        let changed: Vec<(String, Arc<Bucket>)> = self
-            .lock()
-            .iter()
-            .filter(|(_, b)| b.changed.swap(false, Ordering::AcqRel))
-            .map(|(name, b)| (name.clone(), Arc::clone(b)))
-            .collect();
-        for (name, bucket) in changed {
-            let entries = bucket.lock().clone();
-            if let Err(error) = save(&file_of(dir, &name), &entries) {
-                bucket.changed.store(true, Ordering::Release);
-                tracing::warn!(policy = name, "state is not saved, trying again: {error}");
-            }
+    /// The newest version of a policy that was asked for since the start.
+    pub fn export(&self, policy: &str) -> Option<StateExport> {
+        let buckets = self.lock();
+        let of_it = buckets.iter().filter(|((name, _), _)| name == policy);
+        let (_, bucket) = of_it.max_by_key(|((_, version), _)| *version)?;
+        let entries = bucket.entries();
+        Some(StateExport {
+            policy: policy.to_string(),
+            version: bucket.version,
+            entries: entries
+                .into_iter()
+                .map(|(key, value)| (key, StateValue::of(&value)))
+                .collect(),
+        })
+    }
+
+    /// See [`crate::PolicyRoom::import_state`].
+    pub fn import(&self, state: &StateExport) -> Result<StateStatus, String> {
+        if state.policy.is_empty() || state.policy.len() > 64 {
+            return Err("a policy's name has 1 to 64 bytes".into());
         }
+        let value = |(key, value): (&String, &StateValue)| match value.bytes() {
+            Ok(bytes) => Ok((key.clone(), bytes)),
+            Err(error) => Err(format!("{key:?}: {error}")),
+        };
+        let entries = state.entries.iter().map(value).collect::<Result<_, _>>()?;
+        let bucket = self.bucket(&state.policy, state.version);
+        bucket.replace(entries, IMPORT_PATIENCE)?;
+        Ok(bucket.status())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(String, u32), Arc<Bucket>>> {
+        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -137,38 +221,61 @@ pub(crate) struct Page {
     pub next: Option<u64>,
 }
 
+fn size(key: &str, value: &[u8]) -> u64 {
+    (key.len() + value.len()) as u64
+}
+
 impl Bucket {
-    fn lock(&self) -> MutexGuard<'_, Entries> {
-        // Every change below is complete before it can panic.
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn get(&self, key: &str) -> Option<Vec<u8>> {
-        self.lock().map.get(key).cloned()
-    }
-
-    pub(crate) fn exists(&self, key: &str) -> bool {
-        self.lock().map.contains_key(key)
-    }
-
-    pub(crate) fn set(&self, key: String, value: Vec<u8>) -> Result<(), String> {
-        self.lock().set(key, value)?;
-        self.changed.store(true, Ordering::Release);
-        Ok(())
-    }
-
-    pub(crate) fn delete(&self, key: &str) {
-        let mut entries = self.lock();
-        if let Some(old) = entries.map.remove(key) {
-            entries.bytes -= key.len() + old.len();
-            self.changed.store(true, Ordering::Release);
+    fn new(name: &str, version: u32, config: StateConfig, inner: Inner) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                name: name.to_string(),
+                config,
+                inner: Mutex::new(inner),
+                wanted: Condvar::new(),
+                settled: Condvar::new(),
+            }),
+            writer: Mutex::default(),
+            version,
         }
     }
 
+    pub(crate) fn get(&self, key: &str) -> Option<Vec<u8>> {
+        self.shared.lock().map.get(key).cloned()
+    }
+
+    pub(crate) fn exists(&self, key: &str) -> bool {
+        self.shared.lock().map.contains_key(key)
+    }
+
+    /// Returns when the value is kept as safely as the durability says, or after
+    /// `patience` with an error.
+    pub(crate) fn set(
+        &self,
+        key: String,
+        value: Vec<u8>,
+        patience: Duration,
+    ) -> Result<(), String> {
+        let mut inner = self.shared.lock();
+        inner.set(&self.shared.config, key, value)?;
+        self.kept(inner, patience)
+    }
+
+    pub(crate) fn delete(&self, key: &str, patience: Duration) -> Result<(), String> {
+        let mut inner = self.shared.lock();
+        inner.delete(key)?;
+        self.kept(inner, patience)
+    }
+
     /// Adds to a number kept as decimal text, so that `get` shows it in any language.
-    pub(crate) fn increment(&self, key: String, delta: u64) -> Result<u64, String> {
-        let mut entries = self.lock();
-        let old = match entries.map.get(&key) {
+    pub(crate) fn increment(
+        &self,
+        key: String,
+        delta: u64,
+        patience: Duration,
+    ) -> Result<u64, String> {
+        let mut inner = self.shared.lock();
+        let old = match inner.map.get(&key) {
             None => 0,
             Some(bytes) => std::str::from_utf8(bytes)
                 .ok()
@@ -178,15 +285,15 @@ impl Bucket {
         let new = old
             .checked_add(delta)
             .ok_or_else(|| format!("{key:?} would pass 2^64"))?;
-        entries.set(key, new.to_string().into_bytes())?;
-        self.changed.store(true, Ordering::Release);
+        inner.set(&self.shared.config, key, new.to_string().into_bytes())?;
+        self.kept(inner, patience)?;
         Ok(new)
     }
 
     pub(crate) fn list(&self, cursor: Option<u64>) -> Page {
-        let entries = self.lock();
+        let inner = self.shared.lock();
         let start = usize::try_from(cursor.unwrap_or(0)).unwrap_or(usize::MAX);
-        let keys: Vec<String> = entries
+        let keys: Vec<String> = inner
             .map
             .keys()
             .skip(start)
@@ -194,38 +301,253 @@ impl Bucket {
             .cloned()
             .collect();
         let end = start.saturating_add(keys.len());
-        let next = (end < entries.map.len()).then_some(end as u64);
+        let next = (end < inner.map.len()).then_some(end as u64);
         Page { keys, next }
+    }
+
+    /// Everything in it.
+    pub(crate) fn entries(&self) -> BTreeMap<String, Vec<u8>> {
+        self.shared.lock().map.clone()
+    }
+
+    /// Puts these entries in place of all that is there, or changes nothing.
+    pub(crate) fn replace(
+        &self,
+        entries: BTreeMap<String, Vec<u8>>,
+        patience: Duration,
+    ) -> Result<(), String> {
+        let mut inner = self.shared.lock();
+        inner.writable()?;
+        let mut new = Inner::default();
+        for (key, value) in &entries {
+            new.set(&self.shared.config, key.clone(), value.clone())?;
+        }
+        let gone = inner.map.keys().filter(|k| !entries.contains_key(*k));
+        let gone: Vec<_> = gone.map(|key| (key.clone(), None)).collect();
+        inner.changes.extend(gone);
+        inner.changes.extend(new.changes);
+        inner.changed += 1;
+        (inner.map, inner.bytes) = (entries, new.bytes);
+        self.kept(inner, patience)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.shared.lock().map.is_empty()
+    }
+
+    pub(crate) fn version(&self) -> u32 {
+        self.version
+    }
+
+    pub(crate) fn status(&self) -> StateStatus {
+        let inner = self.shared.lock();
+        StateStatus {
+            policy: self.shared.name.clone(),
+            version: self.version,
+            keys: inner.map.len(),
+            bytes: inner.bytes,
+            on_disk: inner.on_disk,
+            commits: inner.commits,
+            failure: inner.failure.clone(),
+        }
+    }
+
+    /// Waits until the change just made is on the disk, if that was promised.
+    fn kept(&self, mut inner: MutexGuard<'_, Inner>, patience: Duration) -> Result<(), String> {
+        if !inner.on_disk {
+            inner.changes.clear();
+            return Ok(());
+        }
+        let file = inner.file.take();
+        if let Some(file) = file {
+            self.start_writer(file);
+        }
+        self.shared.wanted.notify_one();
+        if self.shared.config.durability == Durability::Deferred {
+            return Ok(());
+        }
+        let (mine, failures) = (inner.changed, inner.failures);
+        let until = Instant::now() + patience;
+        while inner.durable < mine {
+            if inner.failures > failures {
+                let why = inner.failure.as_deref().unwrap_or("it failed before");
+                return Err(format!("not on the disk, and may be lost: {why}"));
+            }
+            let Some(left) = until.checked_duration_since(Instant::now()) else {
+                return Err(
+                    "not on the disk before the call's deadline; it may be kept or \
+                            lost"
+                        .into(),
+                );
+            };
+            let settled = &self.shared.settled;
+            let waited = settled.wait_timeout(inner, left);
+            inner = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+
+    fn start_writer(&self, file: disk::File) {
+        let shared = Arc::clone(&self.shared);
+        let thread = std::thread::Builder::new()
+            .name("policy-state".into())
+            .spawn(move || shared.write(file));
+        match thread {
+            Ok(thread) => {
+                let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+                *writer = Some(thread);
+            }
+            // Nobody will write; whoever waits is told at the deadline.
+            Err(error) => tracing::error!(policy = self.shared.name, "no thread: {error}"),
+        }
     }
 }
 
-impl Entries {
-    fn set(&mut self, key: String, value: Vec<u8>) -> Result<(), String> {
-        if key.len() > KEY_BYTES_MAX {
-            return Err(format!(
-                "a key of {} bytes, at most {KEY_BYTES_MAX}",
-                key.len()
-            ));
+impl Drop for Bucket {
+    fn drop(&mut self) {
+        self.shared.lock().end = true;
+        self.shared.wanted.notify_one();
+        let writer = self
+            .writer
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = writer.take()
+            && thread.join().is_err()
+        {
+            tracing::error!(policy = self.shared.name, "its state's writer had failed");
         }
-        let old = self.map.get(&key).map(|v| key.len() + v.len());
-        if old.is_none() && self.map.len() >= BUCKET_KEYS_MAX {
-            return Err(format!("{BUCKET_KEYS_MAX} keys are kept already"));
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every change is complete before it can panic.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The life of the writing thread: all changes there are, in one commit, again and
+    /// again. At the end it writes what is left, once.
+    fn write(&self, mut file: disk::File) {
+        loop {
+            let mut inner = self.lock();
+            while inner.changes.is_empty() && !inner.end {
+                let woken = self.wanted.wait(inner);
+                inner = woken.unwrap_or_else(PoisonError::into_inner);
+            }
+            if inner.changes.is_empty() {
+                return;
+            }
+            if self.config.durability == Durability::Deferred || inner.failure.is_some() {
+                inner = self.gather(inner);
+            }
+            let last = inner.end;
+            let changes = std::mem::take(&mut inner.changes);
+            let upto = inner.changed;
+            drop(inner);
+            let outcome = file.commit(&changes);
+            self.settle(upto, changes, outcome);
+            if last {
+                return;
+            }
         }
-        let bytes = self.bytes - old.unwrap_or(0) + key.len() + value.len();
-        if bytes > BUCKET_BYTES_MAX {
-            return Err(format!(
-                "{bytes} bytes of state, at most {BUCKET_BYTES_MAX}"
-            ));
+    }
+
+    fn gather<'a>(&'a self, mut inner: MutexGuard<'a, Inner>) -> MutexGuard<'a, Inner> {
+        let until = Instant::now() + GATHER;
+        while !inner.end
+            && let Some(left) = until.checked_duration_since(Instant::now())
+        {
+            let woken = self.wanted.wait_timeout(inner, left);
+            inner = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
+        inner
+    }
+
+    fn settle(&self, upto: u64, changes: disk::Changes, outcome: Result<(), String>) {
+        let mut inner = self.lock();
+        match outcome {
+            Ok(()) => {
+                if inner.failure.take().is_some() {
+                    tracing::info!(policy = self.name, "state is written again");
+                }
+                inner.durable = upto;
+                inner.commits += 1;
+            }
+            Err(error) => {
+                if inner.failure.is_none() {
+                    tracing::warn!(
+                        policy = self.name,
+                        "state cannot be written, trying again: {error}"
+                    );
+                }
+                for (key, value) in changes {
+                    inner.changes.entry(key).or_insert(value);
+                }
+                inner.failure = Some(error);
+                inner.failures += 1;
+            }
+        }
+        drop(inner);
+        self.settled.notify_all();
+    }
+}
+
+impl Inner {
+    /// While the disk refuses, nothing is taken that could not be kept.
+    fn writable(&self) -> Result<(), String> {
+        match &self.failure {
+            Some(why) => Err(format!("state cannot be written: {why}")),
+            None => Ok(()),
+        }
+    }
+
+    fn set(&mut self, config: &StateConfig, key: String, value: Vec<u8>) -> Result<(), String> {
+        self.writable()?;
+        let over = |what: &str, is: u64, limit: u64, name: &str| match is > limit {
+            true => Err(format!(
+                "{is} {what}, at most {limit} (policies.state.{name})"
+            )),
+            false => Ok(()),
+        };
+        let (key_bytes, value_bytes) = (key.len() as u64, value.len() as u64);
+        over(
+            "bytes of key",
+            key_bytes,
+            config.key_bytes.into(),
+            "key_bytes",
+        )?;
+        over(
+            "bytes of value",
+            value_bytes,
+            config.value_bytes.into(),
+            "value_bytes",
+        )?;
+        let old = self.map.get(&key).map(|v| size(&key, v));
+        let keys = self.map.len() as u64 + u64::from(old.is_none());
+        over("keys", keys, config.keys.into(), "keys")?;
+        let bytes = self.bytes - old.unwrap_or(0) + size(&key, &value);
+        over("bytes of state", bytes, config.bytes, "bytes")?;
         self.bytes = bytes;
+        self.changed += 1;
+        self.changes.insert(key.clone(), Some(value.clone()));
         self.map.insert(key, value);
+        Ok(())
+    }
+
+    fn delete(&mut self, key: &str) -> Result<(), String> {
+        self.writable()?;
+        if let Some(old) = self.map.remove(key) {
+            self.bytes -= size(key, &old);
+            self.changed += 1;
+            self.changes.insert(key.to_string(), None);
+        }
         Ok(())
     }
 }
 
 /// A file name for any policy name: letters, digits and dashes as they are, all else in
-/// hexadecimal after `_`, so that two names never meet.
-fn file_of(dir: &Path, policy: &str) -> PathBuf {
+/// hexadecimal after `_`, so that two names never meet; `v` is no hexadecimal digit.
+fn file_name(policy: &str, version: u32) -> String {
     let mut name = String::new();
     for byte in policy.bytes() {
         if byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' {
@@ -234,156 +556,11 @@ fn file_of(dir: &Path, policy: &str) -> PathBuf {
             name.push_str(&format!("_{byte:02x}"));
         }
     }
-    dir.join(format!("{name}.state"))
-}
-
-fn encode(entries: &Entries) -> Vec<u8> {
-    let mut out = MAGIC.to_vec();
-    for (key, value) in &entries.map {
-        for part in [key.as_bytes(), value.as_slice()] {
-            out.extend_from_slice(&(part.len() as u32).to_le_bytes());
-            out.extend_from_slice(part);
-        }
+    if version > 0 {
+        name.push_str(&format!("_v{version}"));
     }
-    let sum = Sha256::digest(&out);
-    out.extend_from_slice(&sum);
-    out
-}
-
-fn decode(bytes: &[u8]) -> Option<Entries> {
-    let (body, sum) = bytes.split_at_checked(bytes.len().checked_sub(32)?)?;
-    if Sha256::digest(body).as_slice() != sum {
-        return None;
-    }
-    let mut rest = body.strip_prefix(MAGIC)?;
-    let mut entries = Entries::default();
-    while !rest.is_empty() {
-        let key = String::from_utf8(part(&mut rest)?.to_vec()).ok()?;
-        let value = part(&mut rest)?.to_vec();
-        entries.set(key, value).ok()?;
-    }
-    Some(entries)
-}
-
-fn part<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let (len, tail) = rest.split_first_chunk::<4>()?;
-    let (part, tail) = tail.split_at_checked(u32::from_le_bytes(*len) as usize)?;
-    *rest = tail;
-    Some(part)
-}
-
-fn load(path: &Path) -> Option<Entries> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
-        Err(error) => {
-            tracing::warn!("state {} cannot be read: {error}", path.display());
-            return None;
-        }
-    };
-    let entries = decode(&bytes);
-    if entries.is_none() {
-        let aside = path.with_extension("state.damaged");
-        tracing::warn!(
-            "state {} is damaged; set aside as {}, the policy starts empty",
-            path.display(),
-            aside.display()
-        );
-        if let Err(error) = fs::rename(path, &aside) {
-            tracing::warn!("it could not be set aside: {error}");
-        }
-    }
-    entries
-}
-
-fn save(path: &Path, entries: &Entries) -> std::io::Result<()> {
-    let new = path.with_extension("state.new");
-    let mut file = fs::File::create(&new)?;
-    file.write_all(&encode(entries))?;
-    file.sync_all()?;
-    fs::rename(&new, path)
+    name + ".redb"
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn state_survives_a_restart_and_a_damaged_file_is_set_aside() {
-        let dir = tempfile::tempdir().unwrap();
-        let open = || StateStore::new(Some(dir.path().to_path_buf())).unwrap();
-        let store = open();
-        let bucket = store.bucket("Route/x");
-        bucket.set("k".into(), vec![1, 2]).unwrap();
-        assert_eq!(bucket.increment("n".into(), 5), Ok(5));
-        drop(store);
-
-        let again = open().bucket("Route/x");
-        assert_eq!(again.get("k"), Some(vec![1, 2]));
-        assert_eq!(again.increment("n".into(), 2), Ok(7));
-
-        let path = file_of(dir.path(), "Route/x");
-        let whole = fs::read(&path).unwrap();
-        for len in 0..whole.len() {
-            assert_eq!(decode(&whole[..len]), None, "{len} bytes");
-        }
-        fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-        assert_eq!(open().bucket("Route/x").get("k"), None);
-        assert!(path.with_extension("state.damaged").exists());
-    }
-
-    #[test]
-    fn quotas_refuse_and_change_nothing() {
-        let bucket = Bucket::default();
-        assert!(bucket.set("k".into(), vec![0; BUCKET_BYTES_MAX]).is_err());
-        assert!(bucket.set("k".repeat(300), vec![]).is_err());
-        assert_eq!(bucket.get("k"), None);
-        for i in 0..BUCKET_KEYS_MAX {
-            bucket.set(i.to_string(), vec![]).unwrap();
-        }
-        assert!(bucket.set("one more".into(), vec![]).is_err());
-        bucket.delete("7");
-        assert!(bucket.set("one more".into(), vec![]).is_ok());
-    }
-
-    #[test]
-    fn increments_from_many_threads_are_not_lost() {
-        let bucket = Arc::new(Bucket::default());
-        let threads: Vec<_> = (0..8)
-            .map(|_| {
-                let bucket = Arc::clone(&bucket);
-                std::thread::spawn(move || {
-                    for _ in 0..500 {
-                        bucket.increment("n".into(), 1).unwrap();
-                    }
-                })
-            })
-            .collect();
-        for thread in threads {
-            thread.join().unwrap();
-        }
-        assert_eq!(bucket.get("n"), Some(b"4000".to_vec()));
-        assert!(bucket.increment("n".into(), u64::MAX).is_err());
-        bucket.set("t".into(), b"text".to_vec()).unwrap();
-        assert!(bucket.increment("t".into(), 1).is_err());
-    }
-
-    #[test]
-    fn keys_come_in_pages_that_cover_all_once() {
-        let bucket = Bucket::default();
-        for i in 0..600 {
-            bucket.set(format!("{i:04}"), vec![]).unwrap();
-        }
-        let (mut seen, mut cursor) = (Vec::new(), None);
-        loop {
-            let page = bucket.list(cursor);
-            seen.extend(page.keys);
-            cursor = page.next;
-            if cursor.is_none() {
-                break;
-            }
-        }
-        assert_eq!(seen.len(), 600);
-        assert!(bucket.list(Some(u64::MAX)).keys.is_empty());
-    }
-}
+mod tests;

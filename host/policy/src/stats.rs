@@ -7,6 +7,10 @@ use std::time::Duration;
 use homeostat_hooks::{FaultKind, Hook};
 use serde::Serialize;
 
+use crate::cache::CacheStats;
+use crate::compose::MemberStats;
+use crate::trial::{TrialEnding, TrialStatus};
+
 const KINDS: [FaultKind; 5] = [
     FaultKind::Trap,
     FaultKind::Deadline,
@@ -45,8 +49,22 @@ impl Histogram {
         self.sum_nanos.fetch_add(nanos, Relaxed);
     }
 
+    pub fn count(&self) -> u64 {
+        self.counts().iter().sum()
+    }
+
+    /// Upper edge of the bucket of this quantile; none = no data.
+    pub fn quantile(&self, q: f64) -> Option<f64> {
+        let counts = self.counts();
+        quantile(&counts, counts.iter().sum(), q)
+    }
+
+    fn counts(&self) -> Vec<u64> {
+        self.buckets.iter().map(|b| b.load(Relaxed)).collect()
+    }
+
     pub fn summary(&self) -> Times {
-        let counts: Vec<u64> = self.buckets.iter().map(|b| b.load(Relaxed)).collect();
+        let counts = self.counts();
         let count = counts.iter().sum();
         Times {
             count,
@@ -169,6 +187,8 @@ pub struct GenerationStats {
     pub breaker_open: bool,
     /// Counters.
     pub counters: CounterStats,
+    /// Of a composed policy: those that answer together with it.
+    pub members: Vec<MemberStats>,
 }
 
 /// Everything.
@@ -192,6 +212,14 @@ pub struct RoomStats {
     pub refused: u64,
     /// Whether instances come from the pool.
     pub pooled: bool,
+    /// What the compile cache did; none = there is none.
+    pub compile_cache: Option<CacheStats>,
+    /// Instances kept ready of policies that are dear to instantiate.
+    pub ready: usize,
+    /// The trial of each hook: the one that runs, or the last one.
+    pub trials: Vec<TrialStatus>,
+    /// Trials that have ended, by hook and how.
+    pub trials_ended: Vec<(Hook, TrialEnding, u64)>,
 }
 
 #[cfg(test)]

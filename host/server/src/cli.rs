@@ -8,6 +8,8 @@ use homeostat_author::Language;
 use homeostat_engine::LoadQuantization;
 use homeostat_hooks::Hook;
 
+use crate::commands::BundleCommand;
+
 /// An LLM inference host whose judgement can be swapped while it runs.
 #[derive(Debug, Parser)]
 #[command(
@@ -149,27 +151,129 @@ pub enum PolicyCommand {
         /// classify, route or validate.
         #[arg(value_parser = hook)]
         hook: Hook,
-        /// A WebAssembly component.
+        /// A WebAssembly component, or a bundle.
         file: PathBuf,
-        /// Name of the policy [default: the file's name].
+        /// Name of the policy [default: the file's name; a signed name wins].
         #[arg(long)]
         name: Option<String>,
+        /// Take an older revision of a signed policy than one that was accepted before.
+        #[arg(long)]
+        allow_downgrade: bool,
         #[command(flatten)]
         host: HostArgs,
     },
-    /// Go back to the generation before the present one.
+    /// Sign policies, pack them, and exchange them with a registry.
+    #[command(flatten)]
+    Bundle(BundleCommand),
+    /// Ask a candidate what the active policy is asked, and only count how they differ.
+    #[command(subcommand)]
+    Shadow(TrialCommand),
+    /// Let a candidate serve a share of the requests until it is shown to be good or bad.
+    #[command(subcommand)]
+    Canary(TrialCommand),
+    /// Go back to an earlier generation, at once.
     Rollback {
         /// classify, route or validate.
         #[arg(value_parser = hook)]
         hook: Hook,
+        /// Number of a kept generation, as `homeostat policy list` shows it; the present one
+        /// is kept too [default: the one before the present one, which is forgotten].
+        #[arg(long, value_name = "GENERATION")]
+        to: Option<u64>,
         #[command(flatten)]
         host: HostArgs,
     },
+    /// Show, save and replace what policies keep.
+    #[command(subcommand)]
+    State(StateCommand),
     /// Remove a hook's policy; the built-in answer serves.
     Unload {
         /// classify, route or validate.
         #[arg(value_parser = hook)]
         hook: Hook,
+        #[command(flatten)]
+        host: HostArgs,
+    },
+}
+
+/// The same words for both kinds of trial.
+#[derive(Debug, Subcommand)]
+pub enum TrialCommand {
+    /// Admit a candidate and begin.
+    Start {
+        /// classify, route or validate.
+        #[arg(value_parser = hook)]
+        hook: Hook,
+        /// A WebAssembly component [default for a canary: the candidate of the hook's shadow].
+        file: Option<PathBuf>,
+        /// Name of the policy [default: the file's name].
+        #[arg(long)]
+        name: Option<String>,
+        /// Of a canary: share of the requests, above 0 and at most 0.5 [default: as configured].
+        #[arg(long)]
+        share: Option<f64>,
+        /// Of a canary: what keeps its policy: conversation, tenant or request [default: as
+        /// configured].
+        #[arg(long, value_name = "WHAT")]
+        stick_to: Option<String>,
+        #[command(flatten)]
+        host: HostArgs,
+    },
+    /// Show what a trial has found, or the last one found.
+    Status {
+        /// classify, route or validate [default: all].
+        #[arg(value_parser = hook)]
+        hook: Option<Hook>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        host: HostArgs,
+    },
+    /// End it; the active policy stays.
+    Stop {
+        /// classify, route or validate.
+        #[arg(value_parser = hook)]
+        hook: Hook,
+        #[command(flatten)]
+        host: HostArgs,
+    },
+    /// End it; the candidate serves.
+    Promote {
+        /// classify, route or validate.
+        #[arg(value_parser = hook)]
+        hook: Hook,
+        #[command(flatten)]
+        host: HostArgs,
+    },
+}
+
+/// What policies keep in the host.
+#[derive(Debug, Subcommand)]
+pub enum StateCommand {
+    /// Show how much each policy keeps, or what one keeps.
+    Show {
+        /// Name of a policy [default: all, without their values].
+        name: Option<String>,
+        #[command(flatten)]
+        host: HostArgs,
+    },
+    /// Write all that a policy keeps into a file, as JSON.
+    Export {
+        /// Name of the policy.
+        name: String,
+        /// File to write [default: standard output].
+        #[arg(short, long)]
+        output: Option<PathBuf>,
+        #[command(flatten)]
+        host: HostArgs,
+    },
+    /// Put the entries of an exported file in place of all that the policy keeps.
+    Import {
+        /// Name of the policy; the file must be of this one.
+        name: String,
+        /// A file that `export` has written.
+        file: PathBuf,
         #[command(flatten)]
         host: HostArgs,
     },
@@ -246,7 +350,7 @@ pub enum ConfigCommand {
     Print,
 }
 
-fn hook(word: &str) -> Result<Hook, String> {
+pub fn hook(word: &str) -> Result<Hook, String> {
     let known = Hook::ALL.into_iter().find(|h| h.as_str() == word);
     known.ok_or_else(|| "expected classify, route or validate".into())
 }

@@ -3,14 +3,18 @@
 //! Results go to standard output, everything else to standard error.
 
 mod author;
+mod bundle;
 mod models;
+mod state;
+mod trials;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use homeostat_hooks::Hook;
-use homeostat_policy::{Offer, PolicyRoom, read_component};
+use homeostat_policy::bundle::read_policy;
+use homeostat_policy::{Offer, PolicyRoom};
 use serde_json::Value;
 
 use crate::admin_client::ask;
@@ -19,6 +23,7 @@ use crate::config::{Config, DEFAULT_FILE};
 use crate::tiers::HostModels;
 use crate::{Failure, serve};
 
+pub use bundle::BundleCommand;
 pub use models::models;
 
 pub fn policy(command: PolicyCommand) -> Result<(), Failure> {
@@ -47,21 +52,29 @@ pub fn policy(command: PolicyCommand) -> Result<(), Failure> {
             hook,
             file,
             name,
+            allow_downgrade,
             host,
         } => {
-            let bytes = std::fs::read(&file)
-                .map_err(|e| Failure::Failed(format!("{}: {e}", file.display())))?;
+            let bytes = bundle::body_of(bundle::read(&file)?);
             let stem = file.file_stem().and_then(|s| s.to_str());
             let name = name.or(stem.map(str::to_string));
-            let query = name.map_or(String::new(), |n| format!("?name={}", escaped(&n)));
-            let path = format!("/admin/v1/policies/{}{query}", hook.as_str());
+            let name = escaped(name.as_deref().unwrap_or(hook.as_str()));
+            let path = format!(
+                "/admin/v1/policies/{}?name={name}&allow-downgrade={allow_downgrade}",
+                hook.as_str()
+            );
             print_json(&ask(&host, "PUT", &path, bytes)?)
         }
-        PolicyCommand::Rollback { hook, host } => {
-            let path = format!("/admin/v1/policies/{}/rollback", hook.as_str());
+        PolicyCommand::Bundle(command) => bundle::run(command),
+        PolicyCommand::Shadow(command) => trials::trial("shadow", command),
+        PolicyCommand::Canary(command) => trials::trial("canary", command),
+        PolicyCommand::Rollback { hook, to, host } => {
+            let to = to.map_or(String::new(), |number| format!("?to={number}"));
+            let path = format!("/admin/v1/policies/{}/rollback{to}", hook.as_str());
             print_slot(&ask(&host, "POST", &path, Vec::new())?);
             Ok(())
         }
+        PolicyCommand::State(command) => state::state(command),
         PolicyCommand::Unload { hook, host } => {
             let path = format!("/admin/v1/policies/{}", hook.as_str());
             print_slot(&ask(&host, "DELETE", &path, Vec::new())?);
@@ -78,14 +91,15 @@ fn check_policy(
 ) -> Result<(), Failure> {
     let file = &author::component_at(path)?;
     let models = HostModels::new(Vec::new(), Vec::new(), None).map_err(Failure::failed)?;
-    let room = PolicyRoom::new(config.policies.clone(), Arc::new(models))
+    let room = PolicyRoom::new(serve::room_config(config), Arc::new(models))
         .map_err(|e| Failure::Config(e.to_string()))?;
-    let bytes =
-        read_component(file, config.policies.max_component_bytes).map_err(Failure::failed)?;
+    let sealed = read_policy(file, config.policies.max_component_bytes).map_err(Failure::failed)?;
     let stem = file.file_stem().and_then(|s| s.to_str());
     let offer = Offer {
         name: stem.unwrap_or("policy").into(),
-        bytes,
+        bytes: sealed.component,
+        manifest: sealed.manifest,
+        signature: sealed.signature,
         hooks: hook.map(|h| vec![h]),
         options: author::options_at(path)?,
         ..Offer::default()
@@ -100,7 +114,7 @@ fn check_policy(
 }
 
 /// A name as a query can carry it.
-fn escaped(name: &str) -> String {
+pub fn escaped(name: &str) -> String {
     let each = name.bytes().map(|b| match b {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => char::from(b).to_string(),
         other => format!("%{other:02X}"),
@@ -129,8 +143,14 @@ fn print_slot(slot: &Value) {
         generation => shown(generation),
     };
     println!("{:9} {active}", slot["hook"].as_str().unwrap_or("?"));
+    for hint in slot["active"]["hints"].as_array().into_iter().flatten() {
+        println!("          {}", hint.as_str().unwrap_or("?"));
+    }
     for kept in slot["kept"].as_array().into_iter().flatten() {
         println!("          kept: {}", shown(kept));
+    }
+    if slot["trial"].is_object() && slot["trial"]["ended"].is_null() {
+        println!("          {}", trials::headline(&slot["trial"]));
     }
     let attempt = &slot["last_attempt"];
     if attempt["accepted"].as_bool() == Some(false) {
@@ -256,10 +276,15 @@ fn story(record: &Value) -> String {
 fn answered(reply: &Value) -> String {
     let by = &reply["by"];
     let name = by["name"].as_str().unwrap_or("built-in");
+    let canary = if by["candidate"] == true {
+        " (canary)"
+    } else {
+        ""
+    };
     let who = match by["by"].as_str() {
-        Some("component") => format!("{name}@{}", by["generation"]),
+        Some("component") => format!("{name}@{}{canary}", by["generation"]),
         Some("fallback") => format!(
-            "{} instead of {name}@{} ({}: {})",
+            "{} instead of {name}@{}{canary} ({}: {})",
             by["fallback"].as_str().unwrap_or("built-in"),
             by["generation"],
             reply["fault"]["kind"].as_str().unwrap_or("fault"),

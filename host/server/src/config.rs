@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use homeostat_engine::{
-    Device, DrafterKind, LoadQuantization, MAX_DRAFT_TOKENS, SpeculationConfig,
+    Device, DrafterKind, LoadQuantization, MAX_DRAFT_TOKENS, MAX_TENANT_WEIGHT, SpeculationConfig,
 };
 use homeostat_hooks::Profile;
 use homeostat_policy::RoomConfig;
@@ -92,6 +92,7 @@ pub struct ServerConfig {
     pub embedded_policies: bool,
     pub admin_token: Option<String>,
     pub api_keys: BTreeMap<String, String>,
+    pub tenant_weights: BTreeMap<String, u32>,
 }
 
 impl Default for ServerConfig {
@@ -104,6 +105,7 @@ impl Default for ServerConfig {
             embedded_policies: true,
             admin_token: None,
             api_keys: BTreeMap::new(),
+            tenant_weights: BTreeMap::new(),
         }
     }
 }
@@ -418,6 +420,18 @@ impl Config {
         if let Some("") = self.server.admin_token.as_deref() {
             return Err("server.admin_token is empty; leave it out to have none".into());
         }
+        for (tenant, weight) in &self.server.tenant_weights {
+            if !(1..=MAX_TENANT_WEIGHT).contains(weight) {
+                return Err(format!(
+                    "server.tenant_weights gives {tenant:?} {weight}, expected 1 to {MAX_TENANT_WEIGHT}"
+                ));
+            }
+            if !self.server.api_keys.values().any(|t| t == tenant) {
+                return Err(format!(
+                    "server.tenant_weights names {tenant:?}, which is no tenant of server.api_keys"
+                ));
+            }
+        }
         if self.tiers.is_empty() {
             return Err("tiers is empty: there would be nothing to answer with".into());
         }
@@ -646,6 +660,17 @@ mod tests {
             &format!("{good}\nquality = [2.0, 0, 0]"),
             &["quality", "from 0 to 1"],
         );
+    }
+
+    #[test]
+    fn weights_are_for_tenants_that_have_a_key() {
+        let keys = "[server]\napi_keys = { \"sk-1\" = \"acme\" }\n";
+        let good = format!("{keys}tenant_weights = {{ acme = 3 }}");
+        let read = Config::parse("t", &good).unwrap().server;
+        assert_eq!(read.tenant_weights["acme"], 3);
+        let bad = |line: &str, words: &[&str]| refused(&format!("{keys}{line}"), words);
+        bad("tenant_weights = { acme = 0 }", &["acme", "1 to 1048576"]);
+        bad("tenant_weights = { acne = 2 }", &["acne", "no tenant"]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use homeostat_engine::{DRAFT_POSITIONS, EngineHandle, EngineStats, ITERATION_TOK
 use homeostat_hooks::{
     AnsweredBy, Device, Endpoint, Finish, Hook, HookReply, MetabolicState, Snapshot, TierView,
 };
-use homeostat_policy::RoomStats;
+use homeostat_policy::{RoomStats, TrialStatus};
 use prometheus::proto::{Bucket, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry,
@@ -600,6 +600,25 @@ fn policies(now: &mut Moment, room: &RoomStats) -> Result<()> {
     ] {
         now.set(name, help, &[], value)?;
     }
+    now.set(
+        "homeostat_policy_instances_ready",
+        "Instances kept ready of policies that are dear to instantiate.",
+        &[],
+        room.ready as f64,
+    )?;
+    for trial in room.trials.iter().filter(|t| t.ended.is_none()) {
+        trial_running(now, trial)?;
+    }
+    for (hook, how, count) in &room.trials_ended {
+        let labels = [("hook", hook.as_str()), ("how", how.as_str())];
+        let help = "Shadows and canaries that have ended since the start.";
+        now.set(
+            "homeostat_policy_trials_ended",
+            help,
+            &labels,
+            *count as f64,
+        )?;
+    }
     for active in room.generations.iter().filter(|g| g.active) {
         let labels = [("hook", active.hook.as_str()), ("policy", &active.policy)];
         let help = "Generation that serves a hook.";
@@ -609,6 +628,66 @@ fn policies(now: &mut Moment, room: &RoomStats) -> Result<()> {
             &labels,
             active.generation as f64,
         )?;
+    }
+    Ok(())
+}
+
+/// A candidate that is being tried.
+fn trial_running(now: &mut Moment, trial: &TrialStatus) -> Result<()> {
+    let labels = [
+        ("hook", trial.hook.as_str()),
+        ("policy", trial.policy.as_str()),
+    ];
+    if let Some(shadow) = &trial.shadow {
+        let faults: u64 = shadow.faults.values().sum();
+        let dropped = shadow.dropped_full + shadow.dropped_busy;
+        for (name, help, value) in [
+            (
+                "calls",
+                "Questions that the shadow was asked.",
+                shadow.calls,
+            ),
+            (
+                "same",
+                "Those it answered as the active policy did.",
+                shadow.same,
+            ),
+            (
+                "faults",
+                "Those that ended as a fault of the shadow.",
+                faults,
+            ),
+            (
+                "dropped",
+                "Questions dropped to spare the requests.",
+                dropped,
+            ),
+        ] {
+            let name = format!("homeostat_policy_shadow_{name}");
+            now.set(&name, help, &labels, value as f64)?;
+        }
+    }
+    if let Some(canary) = &trial.canary {
+        let help = "Share of the requests that the canary serves.";
+        now.set("homeostat_policy_canary_share", help, &labels, canary.share)?;
+        for m in &canary.measures {
+            for (arm, events, of) in [
+                ("active", m.active, m.active_of),
+                ("candidate", m.candidate, m.candidate_of),
+            ] {
+                let [hook, policy] = labels;
+                let labels = [hook, policy, ("arm", arm), ("measure", m.measure)];
+                let help = "Calls or requests of each arm while the canary runs.";
+                now.set("homeostat_policy_canary_of", help, &labels, of as f64)?;
+                let help = "Of those, the faulty, slow, late, escalated or unanswered ones.";
+                now.set(
+                    "homeostat_policy_canary_events",
+                    help,
+                    &labels,
+                    events as f64,
+                )?;
+            }
+        }
     }
     Ok(())
 }

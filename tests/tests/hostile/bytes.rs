@@ -193,6 +193,7 @@ fn a_feature_beyond_the_allowed_ones_is_refused_by_stage() {
         "(memory $wide i64 1)",
         "(memory $shared 1 1 shared)",
         "(tag $exception)",
+        "(type $collected (struct (field i32)))",
     ] {
         let text = format!(
             r#"{feature} (func (export "homeostat:policy/router@0.1.0#route") (param i32) (result i32)

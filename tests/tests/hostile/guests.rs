@@ -3,10 +3,13 @@
 //! host can act on, a fault of the right kind, a next request that is served as if
 //! nothing had been, and no memory kept.
 
+use std::sync::{Arc, OnceLock, Weak};
+
 use homeostat_hooks::{
-    AnsweredBy, Decision, FaultKind, Hook, HookReply, Policies, Snapshot, Value, builtin,
+    AnsweredBy, Decision, FaultKind, GenerateOptions, Generated, Hook, HookReply, ModelError,
+    Models, Policies, Snapshot, TierView, Value, builtin,
 };
-use homeostat_policy::{Deny, Grant, LimitChanges, PolicyRoom, RoomConfig, Stage};
+use homeostat_policy::{Deny, Grant, LimitChanges, PolicyRoom, RoomConfig, Stage, StateStatus};
 use homeostat_tests::scene::{self, Replies};
 use homeostat_tests::{GUESTS, text_guest};
 
@@ -193,6 +196,14 @@ fn answers_nonsense() {
 }
 
 #[test]
+fn answers_out_of_range() {
+    let (_, replies) = misbehave("answers_out_of_range", patient(), ALL_INVALID);
+    assert!(detail(&replies.classify).contains("expected 1"));
+    assert!(detail(&replies.route).contains("65536 draft tokens"));
+    assert!(detail(&replies.validate).contains("without text"));
+}
+
+#[test]
 fn answers_an_error() {
     let (_, replies) = misbehave("answers_an_error", patient(), ALL_INVALID);
     assert!(detail(&replies.route).contains("does not feel well"));
@@ -241,6 +252,25 @@ fn passes_a_huge_argument() {
 }
 
 #[test]
+fn stores_a_huge_value() {
+    let (room, replies) = misbehave("stores_a_huge_value", patient(), ALL_MEMORY);
+    assert!(detail(&replies.classify).contains("limits.hostcall_bytes"));
+    assert_eq!(room.state_status()[0].keys, 0, "something was stored");
+}
+
+#[test]
+fn fills_its_state() {
+    // The quota is an error value; this guest passes it on as its own.
+    let (room, replies) = misbehave("fills_its_state", patient(), ALL_INVALID);
+    assert!(
+        detail(&replies.classify).contains("policies.state.bytes"),
+        "{replies:#?}"
+    );
+    let kept = &room.state_status()[0];
+    assert!(kept.bytes <= 1 << 20 && kept.keys > 200, "{kept:?}");
+}
+
+#[test]
 fn leaks_handles() {
     // The limit is an error value; this guest passes it on as its own.
     let (_, replies) = misbehave("leaks_handles", patient(), ALL_INVALID);
@@ -254,6 +284,69 @@ fn leaks_handles() {
 fn sleeps_in_a_host_call() {
     // The model overstays ten times; the deadline holds as soon as it comes back.
     misbehave("sleeps_in_a_host_call", impatient(), ALL_DEADLINE);
+}
+
+/// Models that ask the room itself before they answer.
+#[derive(Default)]
+struct AskBack(OnceLock<Weak<PolicyRoom>>);
+
+impl Models for AskBack {
+    fn names(&self) -> Vec<String> {
+        vec!["small".into()]
+    }
+
+    fn info(&self, name: &str) -> Result<TierView, ModelError> {
+        Err(ModelError::Unavailable(name.into()))
+    }
+
+    fn count_tokens(&self, name: &str, _: &str) -> Result<u32, ModelError> {
+        Err(ModelError::Unavailable(name.into()))
+    }
+
+    fn embed(&self, name: &str, _: &str, _: u32) -> Result<Vec<f32>, ModelError> {
+        Err(ModelError::Unavailable(name.into()))
+    }
+
+    fn score(&self, name: &str, _: &str, _: &str, _: u32) -> Result<Vec<f32>, ModelError> {
+        Err(ModelError::Unavailable(name.into()))
+    }
+
+    fn generate(
+        &self,
+        _: &str,
+        _: &str,
+        _: &GenerateOptions,
+        _: u32,
+    ) -> Result<Generated, ModelError> {
+        let room = self
+            .0
+            .get()
+            .and_then(Weak::upgrade)
+            .expect("the room lives");
+        let request = scene::asking("inside", "asks_a_model_that_asks_back");
+        room.begin(request, Default::default()).classify();
+        Ok(Generated::default())
+    }
+}
+
+#[test]
+fn asks_a_model_that_asks_back() {
+    // Every round holds an instance, so the last one finds none and the built-in answer
+    // ends the circle.
+    let models = Arc::new(AskBack::default());
+    let config = RoomConfig {
+        instances: 4,
+        ..RoomConfig::default()
+    };
+    let room = Arc::new(PolicyRoom::new(config, models.clone()).expect("a room opens"));
+    assert!(models.0.set(Arc::downgrade(&room)).is_ok());
+    room.put(scene::limited("guest", GUESTS, patient()))
+        .unwrap_or_else(|e| panic!("{e}"));
+    let request = scene::asking("request-1", "asks_a_model_that_asks_back");
+    let reply = room.begin(request, Default::default()).classify();
+    assert!(is_component(&reply), "{reply:?}");
+    let stats = room.stats();
+    assert_eq!((stats.waits_given_up, stats.instances), (1, 0));
 }
 
 #[test]
@@ -339,6 +432,45 @@ fn counts_in_keyvalue() {
     let replies = scene::serve(&room, scene::asking("request-1", "counts_in_keyvalue"));
     let calls = ("calls".to_owned(), Value::Integer(1));
     assert_eq!(replies.classify.value.attributes, [calls]);
+}
+
+#[test]
+fn counts_in_keyvalue_from_many_requests_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = || RoomConfig {
+        state_dir: Some(folder.path().to_owned()),
+        ..RoomConfig::default()
+    };
+    let count = |room: &PolicyRoom| {
+        let reply = scene::serve(room, scene::asking("request", "counts_in_keyvalue")).classify;
+        match reply.value.attributes.as_slice() {
+            [(key, Value::Integer(calls))] if key == "calls" => *calls,
+            other => panic!("{other:?}"),
+        }
+    };
+    let put = |room: &PolicyRoom| {
+        room.put(scene::limited("guest", GUESTS, patient()))
+            .unwrap_or_else(|e| panic!("{e}"));
+    };
+    let room = scene::room_with(config());
+    put(&room);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    count(&room);
+                }
+            });
+        }
+        // The same policy put again under them.
+        put(&room);
+    });
+    let (requests, hooks) = (8 * 20, 3);
+    assert_eq!(count(&room), requests * hooks + 1);
+    drop(room);
+    let room = scene::room_with(config());
+    put(&room);
+    assert_eq!(count(&room), (requests + 1) * hooks + 1, "over a restart");
 }
 
 // ---- as text ---------------------------------------------------------------------------
@@ -440,6 +572,52 @@ fn points_outside_its_memory() {
         &text_room("points_outside_its_memory", patient()),
         FaultKind::Trap,
     );
+}
+
+#[test]
+fn divides_by_zero() {
+    ends_as(&text_room("divides_by_zero", patient()), FaultKind::Trap);
+}
+
+#[test]
+fn reads_outside_its_memory() {
+    let guest = "reads_outside_its_memory";
+    ends_as(&text_room(guest, patient()), FaultKind::Trap);
+}
+
+#[test]
+fn recurses_through_the_host() {
+    let room = text_room("recurses_through_the_host", patient());
+    let reply = ask_router(&room, "greedy");
+    let told = detail(&reply);
+    assert!(told.contains("cannot leave component instance"), "{told}");
+    ends_as(&room, FaultKind::Trap);
+}
+
+#[test]
+fn fails_to_migrate() {
+    let room = scene::room();
+    room.put(scene::limited("guest", GUESTS, patient()))
+        .unwrap_or_else(|e| panic!("{e}"));
+    let count = || scene::serve(&room, scene::asking("request-1", "counts_in_keyvalue"));
+    count();
+    let before = room.export_state("guest");
+    let newer = text_guest::component("fails_to_migrate");
+    let refusal = room
+        .put(scene::limited("guest", &newer, patient()))
+        .expect_err("its migration fails");
+    assert_eq!(refusal.stage, Stage::Migrate, "{refusal}");
+    assert!(refusal.text.contains("told"), "{refusal}");
+    let of_version_0 = |s: &StateStatus| s.version == 0;
+    let kept = room.state_status().into_iter().find(of_version_0);
+    assert_eq!(kept.map(|s| s.keys), Some(1), "the old state is there");
+    let calls = count().classify.value.attributes;
+    assert_eq!(calls, [("calls".to_owned(), Value::Integer(4))]);
+    assert!(before.is_some_and(|b| b.entries.len() == 1));
+    // Where there is no older state, there is nothing to fail at.
+    let mut other = scene::limited("other", &newer, patient());
+    other.hooks = Some(vec![Hook::Route]);
+    room.put(other).unwrap_or_else(|e| panic!("{e}"));
 }
 
 #[test]

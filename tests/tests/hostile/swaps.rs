@@ -10,6 +10,10 @@ use homeostat_tests::{POLICIES, text_guest};
 
 use crate::{is_component, patient};
 
+/// What 800 swaps may leave behind. Components that are kept too long would cost 800 times
+/// their machine code, 100 KiB each.
+const GROWTH_BYTES_MAX: u64 = 64 << 20;
+
 /// What a request was told, and by which generation. Panics where its hooks disagree.
 fn one_voice(replies: &Replies) -> (u32, u64) {
     fn generation<T: std::fmt::Debug>(reply: &HookReply<T>) -> u64 {
@@ -59,11 +63,15 @@ fn a_thousand_swaps_under_eight_clients_fail_no_request() {
     room.put(behaviours[0].clone())
         .unwrap_or_else(|e| panic!("{e}"));
     let stop = AtomicBool::new(false);
+    let mut warm_bytes = 0;
     let seen = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..8)
             .map(|_| scope.spawn(|| client(&room, &stop)))
             .collect();
         for swap in 1..=1000 {
+            if swap == 200 {
+                warm_bytes = scene::resident_bytes();
+            }
             if let Err(refusal) = room.put(behaviours[swap % 2].clone()) {
                 stop.store(true, Ordering::Relaxed);
                 panic!("swap {swap}: {refusal}");
@@ -78,6 +86,20 @@ fn a_thousand_swaps_under_eight_clients_fail_no_request() {
     assert!(
         seen[0] > 0 && seen[1] > 0,
         "one behaviour was never seen: {seen:?}"
+    );
+    // The other tests of this binary take memory and give it back; a minute of it is a leak.
+    let growth = || scene::resident_bytes().saturating_sub(warm_bytes);
+    for _ in 0..600 {
+        if growth() < GROWTH_BYTES_MAX {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    println!("800 swaps after the first 200: {} bytes more", growth());
+    assert!(
+        growth() < GROWTH_BYTES_MAX,
+        "memory grows with every swap: {} bytes",
+        growth()
     );
     let stats = room.stats();
     assert!(stats.swaps.count >= 1000, "{:?}", stats.swaps);

@@ -98,6 +98,203 @@ fn absurd_counts_are_refused_before_memory_is_asked_for() {
     }
 }
 
+/// A header with a field of every kind, and where the fields are.
+struct Fields {
+    file: Vec<u8>,
+    header: usize,
+}
+
+impl Fields {
+    fn new() -> Self {
+        let mut w = tiny::Writer::default();
+        w.text("arch", "llama");
+        w.uint("general.alignment", 32);
+        w.flag("flag", true);
+        w.ints("list", &[1, 2]);
+        w.tensor("first", &[32, 2], (0..64).map(|_| 0.0));
+        w.tensor("second", &[32, 2], (0..64).map(|_| 0.0));
+        let (file, header) = w.finish();
+        Self { file, header }
+    }
+
+    /// The first byte after `name`, wherever it stands.
+    fn after(&self, name: &str) -> usize {
+        let header = self.file[..self.header].windows(name.len());
+        let at = header.into_iter().position(|w| w == name.as_bytes());
+        at.expect("it is there") + name.len()
+    }
+}
+
+#[test]
+fn every_field_of_a_header_is_checked_and_the_error_says_which() {
+    let fields = Fields::new();
+    let read = |file: &[u8]| {
+        let header = Header::read(Path::new("x.gguf"), file, file.len() as u64);
+        header.map(drop).map_err(|e| e.to_string())
+    };
+    assert_eq!(read(&fields.file), Ok(()));
+    let (arch, alignment) = (fields.after("arch"), fields.after("general.alignment"));
+    let (flag, list) = (fields.after("flag"), fields.after("list"));
+    let (first, second) = (fields.after("first"), fields.after("second"));
+    let huge = u64::MAX.to_le_bytes();
+    let (one, nine) = (1u32.to_le_bytes(), 9u32.to_le_bytes());
+    // The field, its place, what is written there, and what the error says.
+    let table: [(&str, usize, &[u8], &[&str]); 32] = [
+        ("magic", 0, b"GGML", &["the magic", "not a GGUF file"]),
+        ("version", 4, &one, &["the version", "version 1"]),
+        (
+            "version",
+            4,
+            &3u32.to_be_bytes(),
+            &["the version", "big-endian"],
+        ),
+        ("tensors", 8, &huge, &["the counts", "claims"]),
+        (
+            "tensors",
+            8,
+            &3u64.to_le_bytes(),
+            &["the entry of tensor ", "rank 0"],
+        ),
+        ("entries", 16, &huge, &["the counts", "claims"]),
+        (
+            "entries",
+            16,
+            &5u64.to_le_bytes(),
+            &["tensor entry 0 of 2", "claims"],
+        ),
+        (
+            "key length",
+            arch - 12,
+            &huge,
+            &["metadata key 0 of 4", "claims"],
+        ),
+        ("key", arch - 1, &[0xFF], &["metadata key 0 of 4", "UTF-8"]),
+        (
+            "value type",
+            arch,
+            &[13],
+            &["metadata arch", "value type 13"],
+        ),
+        ("text length", arch + 4, &huge, &["metadata arch", "claims"]),
+        ("text", arch + 12, &[0xFF], &["metadata arch", "UTF-8"]),
+        (
+            "alignment",
+            alignment + 4,
+            &[33],
+            &["general.alignment is 33"],
+        ),
+        (
+            "alignment",
+            alignment + 4,
+            &[0],
+            &["general.alignment is 0"],
+        ),
+        ("truth", flag + 4, &[2], &["metadata flag", "not 2"]),
+        (
+            "element type",
+            list + 4,
+            &[13],
+            &["metadata list", "value type 13"],
+        ),
+        (
+            "element type",
+            list + 4,
+            &nine,
+            &["metadata list", "arrays inside arrays"],
+        ),
+        (
+            "array length",
+            list + 8,
+            &huge,
+            &["metadata list", "claims"],
+        ),
+        (
+            "name length",
+            first - 13,
+            &huge,
+            &["tensor entry 0 of 2", "claims"],
+        ),
+        (
+            "name",
+            first - 1,
+            &[0xFF],
+            &["tensor entry 0 of 2", "UTF-8"],
+        ),
+        ("rank", first, &[0], &["tensor first", "rank 0"]),
+        ("rank", first, &[5], &["tensor first", "rank 5"]),
+        (
+            "shape",
+            first + 4,
+            &[0],
+            &["tensor first", "empty dimension"],
+        ),
+        ("shape", first + 4, &huge, &["tensor first", "overflows"]),
+        (
+            "shape",
+            first + 4,
+            &[64],
+            &["tensor second", "begins inside of tensor first"],
+        ),
+        (
+            "shape",
+            second + 4,
+            &[64],
+            &["tensor second", "the file is truncated"],
+        ),
+        ("type", first + 20, &[4], &["tensor first", "tensor type 4"]),
+        ("type", first + 20, &[8], &[]),
+        (
+            "offset",
+            first + 24,
+            &[8],
+            &["tensor first", "not a multiple of 32"],
+        ),
+        (
+            "offset",
+            first + 24,
+            &huge,
+            &["tensor first", "not a multiple of 32"],
+        ),
+        (
+            "offset",
+            second + 24,
+            &[0, 0],
+            &["tensor second", "begins inside of tensor first"],
+        ),
+        (
+            "offset",
+            second + 24,
+            &[0, 2],
+            &["tensor second", "the file is truncated"],
+        ),
+    ];
+    for (field, at, bytes, words) in table {
+        let mut damaged = fields.file.clone();
+        damaged[at..at + bytes.len()].copy_from_slice(bytes);
+        let result = read(&damaged);
+        if words.is_empty() {
+            // A smaller type leaves a hole, which a header may have: the loader, who knows what
+            // type every tensor can have, is the next to look.
+            assert_eq!(result, Ok(()), "{field}");
+            continue;
+        }
+        let message = result.expect_err(field);
+        for word in words {
+            assert!(message.contains(word), "{field}: {message}: no {word:?}");
+        }
+    }
+    let mut w = tiny::Writer::default();
+    w.uint("twice", 1);
+    w.uint("twice", 2);
+    let message = read(&w.finish().0).expect_err("a key twice");
+    assert!(message.contains("twice occurs twice"), "{message}");
+    let mut w = tiny::Writer::default();
+    w.tensor("t", &[32], (0..32).map(|_| 0.0));
+    w.tensor("t", &[32], (0..32).map(|_| 0.0));
+    let message = read(&w.finish().0).expect_err("a tensor twice");
+    assert!(message.contains("t occurs twice"), "{message}");
+}
+
 #[test]
 fn an_unknown_tensor_type_is_named_with_its_tensor() {
     let mut w = tiny::Writer::default();

@@ -1,13 +1,13 @@
 //! A sequence's life as its client sees it: queueing, cancelling, leaving, stopping the engine.
 
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use super::tiny::{Collect, END, START, engine, submit, wait};
+use super::tiny::{self, Collect, END, START, engine, submit, wait};
 use crate::events::{Closed, Event, FinishReason, Sink};
 use crate::{
-    ChatMessage, EngineHandle, GenerationRequest, SamplingParams, Shutdown, SubmitError,
-    TemplateError,
+    ChatMessage, Engine, EngineConfig, EngineHandle, GenerationRequest, SamplingParams, Shutdown,
+    SubmitError, TemplateError,
 };
 
 /// A request that writes exactly `tokens` tokens.
@@ -163,6 +163,116 @@ fn a_thousand_requests_on_a_small_pool_are_all_answered() {
     for (i, event) in events.into_iter().enumerate() {
         assert_eq!(wait(event).tokens.len(), 1 + i % 40);
     }
+}
+
+#[test]
+fn a_thousand_at_once_on_a_short_queue_are_answered_or_told_why_not() {
+    let engine = engine(|c| {
+        c.max_sequences = 8;
+        c.max_waiting = 64;
+        c.kv_bytes = 12 * 8_192;
+    });
+    let (answered, refused) = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..8)
+            .map(|_| {
+                let handle = engine.handle();
+                scope.spawn(move || {
+                    let mut counts = (0, 0);
+                    let mut waiting = Vec::new();
+                    for i in 0..125 {
+                        let (sender, events) = channel();
+                        let wish = 1 + i % 40;
+                        match handle.submit(long(wish), Box::new(Collect(sender))) {
+                            Ok(_) => waiting.push((wish, events)),
+                            Err(SubmitError::QueueFull { limit: 64, .. }) => counts.1 += 1,
+                            Err(other) => panic!("{other}"),
+                        }
+                    }
+                    for (wish, events) in waiting {
+                        assert_eq!(wait(events).tokens.len(), wish);
+                        counts.0 += 1;
+                    }
+                    counts
+                })
+            })
+            .collect();
+        let counts = clients.into_iter().map(|c| c.join().expect("no panic"));
+        counts.fold((0, 0), |(a, b), (c, d)| (a + c, b + d))
+    });
+    assert_eq!(answered + refused, 1_000);
+    assert!(answered >= 64, "{answered} answered, {refused} refused");
+    let stats = engine.handle().stats();
+    assert_eq!(stats.requests_finished_total, answered);
+    assert_eq!(stats.num_requests_waiting, 0);
+}
+
+#[test]
+fn a_reader_that_does_not_read_holds_nobody_up_and_loses_nothing() {
+    let engine = engine(|c| c.max_sequences = 2);
+    let slow = submit(&engine.handle(), long(300));
+    let neighbour = wait(submit(&engine.handle(), long(300)));
+    let later = wait(submit(&engine.handle(), long(300)));
+    assert_eq!(wait(slow), neighbour);
+    assert_eq!(later, neighbour);
+}
+
+/// Writes down who has finished.
+struct Named(&'static str, Sender<&'static str>);
+
+impl Sink for Named {
+    fn event(&mut self, event: Event) -> Result<(), Closed> {
+        match event {
+            Event::Finished { .. } => self.1.send(self.0).map_err(|_| Closed),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Keeps the engine's thread until the other end is dropped.
+struct Gate(Receiver<()>);
+
+impl Sink for Gate {
+    fn event(&mut self, _: Event) -> Result<(), Closed> {
+        self.0.recv().map_err(|_| Closed)
+    }
+}
+
+#[test]
+fn a_tenant_of_weight_three_is_answered_three_times_as_often() {
+    let engine = engine(|c| {
+        c.max_sequences = 1;
+        c.tenant_weights.insert("gold".into(), 3);
+    });
+    let handle = engine.handle();
+    // The first holds the engine up until everybody is in the queue.
+    let (gate, closed) = channel();
+    let first = handle.submit(long(1), Box::new(Gate(closed)));
+    first.expect("room");
+    let (sender, order) = channel();
+    for tenant in ["plain", "gold"].repeat(40) {
+        let request = GenerationRequest {
+            tenant: Some(tenant.into()),
+            ..long(10)
+        };
+        let sink = Box::new(Named(tenant, sender.clone()));
+        handle.submit(request, sink).expect("room");
+    }
+    drop(gate);
+    let first: Vec<_> = order.iter().take(40).collect();
+    let gold = first.iter().filter(|t| **t == "gold").count();
+    assert!((29..=31).contains(&gold), "{gold} of 40: {first:?}");
+}
+
+#[test]
+fn a_weight_that_divides_nothing_is_refused() {
+    let (_folder, path) = tiny::on_disk();
+    let mut config = EngineConfig::new("tiny", path);
+    config.tenant_weights.insert("nobody".into(), 0);
+    let refused = Engine::load(config).err().expect("impossible").to_string();
+    assert!(
+        refused.contains("tenant_weights is 0, but must be from 1"),
+        "{refused}"
+    );
 }
 
 #[test]

@@ -5,6 +5,7 @@
 mod architectures;
 mod constraint;
 mod damaged;
+mod departures;
 mod equality;
 mod life;
 mod schemas;

@@ -5,7 +5,8 @@
 //! block that was given away, overwritten or not recomputed changes the text, and the text is
 //! compared with one computed without any engine. The books of the pool are checked after every
 //! step by the step itself. Prompts share beginnings, drafts are trees of right and wrong guesses,
-//! pools are so small that prefixes are evicted and sequences give way. Everything follows from one seed, which a failure prints.
+//! pools are so small that prefixes are evicted and sequences give way, and at times somebody else
+//! takes what is left of them. Everything follows from one seed, which a failure prints.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -29,13 +30,13 @@ const POISON: u32 = 250;
 /// And this one makes it fail.
 const SPOILT: u32 = 251;
 
-struct Scripted {
+pub struct Scripted {
     slots: Vec<Option<(u32, u32)>>,
     logits: Vec<Vec<f32>>,
 }
 
 impl Scripted {
-    fn new(blocks: usize) -> Self {
+    pub fn new(blocks: usize) -> Self {
         Self {
             slots: vec![None; blocks * BLOCK_SIZE],
             logits: Vec::new(),
@@ -44,7 +45,7 @@ impl Scripted {
 }
 
 /// The token that follows `history`, and nothing else is ever likely.
-fn successor(history: impl Iterator<Item = u32>) -> u32 {
+pub fn successor(history: impl Iterator<Item = u32>) -> u32 {
     let hash = history.fold(17, |hash, token| keyed(hash, u64::from(token)));
     // Byte tokens only; one in 64 is the end.
     if hash % 64 == 0 {
@@ -107,7 +108,7 @@ impl Runner for Scripted {
 }
 
 /// The answer by definition: no engine, no blocks, no batch.
-fn expected_tokens(prompt: &[u32], end: usize) -> Vec<u32> {
+pub fn expected_tokens(prompt: &[u32], end: usize) -> Vec<u32> {
     let mut tokens = prompt.to_vec();
     while tokens.len() < end {
         let next = successor(tokens.iter().copied());
@@ -229,6 +230,17 @@ impl Client {
     }
 }
 
+/// Names the seed whatever panics, the step's own books included.
+struct Named(u64);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the seed was {}", self.0);
+        }
+    }
+}
+
 struct World {
     random: SplitMix,
     limits: Limits,
@@ -339,7 +351,18 @@ impl World {
         self.clients.iter_mut().for_each(Client::read);
     }
 
+    /// Somebody else holds some of the free blocks, or all of them, or gives them back.
+    fn starve(&mut self) {
+        let blocks = match self.random.below(3) {
+            0 => self.limits.total_blocks,
+            1 => self.random.below(self.limits.total_blocks),
+            _ => 0,
+        };
+        self.core.hold_back(blocks);
+    }
+
     fn run(&mut self, seed: u64, length: usize, poison_one_in: usize) {
+        let _named = Named(seed);
         for _ in 0..length {
             if self.random.below(4) == 0 {
                 self.arrive(poison_one_in);
@@ -347,8 +370,12 @@ impl World {
             if self.random.below(12) == 0 {
                 self.disturb();
             }
+            if self.random.below(20) == 0 {
+                self.starve();
+            }
             self.step();
         }
+        self.core.hold_back(0);
         let mut patience = 100_000;
         while !self.core.is_idle() {
             self.step();

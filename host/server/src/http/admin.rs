@@ -13,7 +13,9 @@ use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use homeostat_hooks::{Hook, Snapshot};
-use homeostat_policy::{Offer, Report, SlotStatus};
+use homeostat_policy::{
+    AdmissionError, NothingKept, Offer, Report, SlotStatus, StateExport, StateStatus,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -55,7 +57,8 @@ pub async fn list(State(house): State<Arc<House>>) -> Json<Policies> {
     })
 }
 
-/// `PUT /admin/v1/policies/{hook}?name=…` with a component as its body.
+/// `PUT /admin/v1/policies/{hook}?name=…` with a component or a bundle as its body;
+/// `&allow-downgrade=true` takes an older revision of a signed one.
 pub async fn put(
     State(house): State<Arc<House>>,
     Path(word): Path<String>,
@@ -63,7 +66,26 @@ pub async fn put(
     request: Request,
 ) -> Result<Json<Report>, ApiError> {
     let hook = hook(&word)?;
-    let name = query.get("name").map_or(word.as_str(), String::as_str);
+    let offer = offer(&house, &word, &query, request).await?;
+    let offer = Offer {
+        hooks: Some(vec![hook]),
+        ..offer
+    };
+    // Compiling takes a processor for up to seconds.
+    let policies = house.policies.clone();
+    let put = tokio::task::spawn_blocking(move || policies.put(offer)).await;
+    let put = put.map_err(|e| ApiError::host(format!("the admission failed: {e}")))?;
+    put.map(Json).map_err(|refusal| refused(&refusal))
+}
+
+/// The component in a request's body, with the name in its query.
+pub(super) async fn offer(
+    house: &House,
+    word: &str,
+    query: &HashMap<String, String>,
+    request: Request,
+) -> Result<Offer, ApiError> {
+    let name = query.get("name").map_or(word, String::as_str);
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     if name.is_empty() || name.len() > 64 || !name.bytes().all(plain) {
         let what = format!(
@@ -72,34 +94,47 @@ pub async fn put(
         );
         return Err(ApiError::invalid("name", what));
     }
-    let offer = {
-        let name = name.to_string();
-        let (parts, body) = request.into_parts();
-        let bytes = body::bytes(&parts.headers, body, house.max_component_bytes).await?;
-        Offer {
-            name,
-            bytes: bytes.into(),
-            hooks: Some(vec![hook]),
-            ..Offer::default()
-        }
-    };
-    // Compiling takes a processor for up to seconds.
-    let policies = house.policies.clone();
-    let put = tokio::task::spawn_blocking(move || policies.put(offer)).await;
-    let put = put.map_err(|e| ApiError::host(format!("the admission failed: {e}")))?;
-    put.map(Json).map_err(|refused| {
-        let status = StatusCode::UNPROCESSABLE_ENTITY;
-        let code = format!("refused_at_{}", refused.stage.as_str());
-        ApiError::new(status, "policy_refused", refused.to_string()).code(&code)
+    let name = name.to_string();
+    let (parts, body) = request.into_parts();
+    let bytes = body::bytes(&parts.headers, body, house.max_component_bytes).await?;
+    Ok(Offer {
+        name,
+        bytes: bytes.into(),
+        allow_downgrade: query.get("allow-downgrade").is_some_and(|v| v == "true"),
+        ..Offer::default()
     })
 }
 
+/// A component that was not admitted.
+pub(super) fn refused(refusal: &AdmissionError) -> ApiError {
+    let status = StatusCode::UNPROCESSABLE_ENTITY;
+    let code = format!("refused_at_{}", refusal.stage.as_str());
+    ApiError::new(status, "policy_refused", refusal.to_string()).code(&code)
+}
+
+/// `POST /admin/v1/policies/{hook}/rollback?to=…`: to the kept generation of that number,
+/// or to the latest.
 pub async fn rollback(
     State(house): State<Arc<House>>,
     Path(word): Path<String>,
+    Query(query): Query<HashMap<String, String>>,
 ) -> Result<Json<SlotStatus>, ApiError> {
     let hook = hook(&word)?;
-    house.policies.rollback(hook).map(Json).map_err(|nothing| {
+    let to = query.get("to").map(|text| {
+        text.parse::<u64>().map_err(|_| {
+            let what = format!("to is {}, expected the number of a generation", shown(text));
+            ApiError::invalid("to", what)
+        })
+    });
+    let (to, policies) = (to.transpose()?, house.policies.clone());
+    // What was kept over a restart is compiled first.
+    let back = tokio::task::spawn_blocking(move || match to {
+        None => policies.rollback(hook),
+        Some(generation) => policies.rollback_to(hook, generation),
+    });
+    let back = back.await;
+    let back = back.map_err(|e| ApiError::host(format!("the rollback failed: {e}")))?;
+    back.map(Json).map_err(|nothing: NothingKept| {
         let status = StatusCode::CONFLICT;
         ApiError::new(status, "invalid_request_error", nothing.to_string()).code("nothing_kept")
     })
@@ -112,7 +147,7 @@ pub async fn unload(
     Ok(Json(house.policies.unload(hook(&word)?)))
 }
 
-fn hook(word: &str) -> Result<Hook, ApiError> {
+pub(super) fn hook(word: &str) -> Result<Hook, ApiError> {
     let found = Hook::ALL.into_iter().find(|h| h.as_str() == word);
     found.ok_or_else(|| {
         let what = format!(
@@ -121,6 +156,51 @@ fn hook(word: &str) -> Result<Hook, ApiError> {
         );
         ApiError::new(StatusCode::NOT_FOUND, "not_found_error", what).code("unknown_hook")
     })
+}
+
+/// How much every policy keeps.
+pub async fn states(State(house): State<Arc<House>>) -> Json<Value> {
+    Json(json!({"state": house.policies.state_status()}))
+}
+
+/// All that a policy keeps.
+pub async fn export_state(
+    State(house): State<Arc<House>>,
+    Path(policy): Path<String>,
+) -> Result<Json<StateExport>, ApiError> {
+    house
+        .policies
+        .export_state(&policy)
+        .map(Json)
+        .ok_or_else(|| {
+            let what = format!(
+                "no policy {} was loaded since the start; /admin/v1/state lists those that were",
+                shown(&policy)
+            );
+            ApiError::new(StatusCode::NOT_FOUND, "not_found_error", what).code("unknown_policy")
+        })
+}
+
+/// `PUT /admin/v1/state/{policy}` with an export as its body: it takes the place of all that
+/// the policy keeps.
+pub async fn import_state(
+    State(house): State<Arc<House>>,
+    Path(policy): Path<String>,
+    request: Request,
+) -> Result<Json<StateStatus>, ApiError> {
+    let (parts, body) = request.into_parts();
+    let bytes = body::bytes(&parts.headers, body, house.max_component_bytes).await?;
+    let wrong = |what: String| ApiError::invalid("body", what);
+    let state: StateExport = serde_json::from_slice(&bytes)
+        .map_err(|e| wrong(format!("this is no exported state: {e}")))?;
+    if state.policy != policy {
+        let what = format!("this is the state of {}", shown(&state.policy));
+        return Err(wrong(format!("{what}, not of {}", shown(&policy))));
+    }
+    let policies = house.policies.clone();
+    let import = tokio::task::spawn_blocking(move || policies.import_state(&state)).await;
+    let import = import.map_err(|e| ApiError::host(format!("the import failed: {e}")))?;
+    import.map(Json).map_err(wrong)
 }
 
 /// The latest decisions, newest first, one line each.

@@ -13,6 +13,7 @@ mod ops;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+mod trials;
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
@@ -32,7 +33,7 @@ use crate::house::House;
 use crate::openai::error::{ApiError, shown};
 
 /// Paths that a wrong one may have meant.
-const PATHS: [&str; 12] = [
+const PATHS: [&str; 16] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",
@@ -43,6 +44,10 @@ const PATHS: [&str; 12] = [
     "/admin/v1/policies",
     "/admin/v1/policies/{hook}",
     "/admin/v1/policies/{hook}/rollback",
+    "/admin/v1/policies/{hook}/shadow",
+    "/admin/v1/policies/{hook}/canary",
+    "/admin/v1/state",
+    "/admin/v1/state/{policy}",
     "/admin/v1/decisions",
     "/admin/v1/telemetry",
 ];
@@ -66,6 +71,12 @@ pub fn router(house: Arc<House>) -> Router {
             put(admin::put).delete(admin::unload),
         )
         .route("/admin/v1/policies/{hook}/rollback", post(admin::rollback))
+        .merge(trials::routes())
+        .route("/admin/v1/state", get(admin::states))
+        .route(
+            "/admin/v1/state/{policy}",
+            get(admin::export_state).put(admin::import_state),
+        )
         .route("/admin/v1/decisions", get(admin::decisions))
         .route("/admin/v1/decisions/{id}", get(admin::decision))
         .route("/admin/v1/telemetry", get(admin::telemetry))

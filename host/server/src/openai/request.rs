@@ -174,7 +174,7 @@ impl Payer<'_> {
     /// this, as it may be one for another server.
     fn sharer(&self, user: Option<&str>) -> Option<String> {
         if let Some(tenant) = self.tenant {
-            return Some(format!("tenant {tenant}"));
+            return Some(sharer_of_tenant(tenant));
         }
         let key = self.unproven.map(|key| {
             let digest = Sha256::digest(key.as_bytes());
@@ -189,6 +189,12 @@ impl Payer<'_> {
             )),
         }
     }
+}
+
+/// The name under which the engines know a tenant: nobody without a key can take it by naming
+/// himself so.
+pub fn sharer_of_tenant(tenant: &str) -> String {
+    format!("tenant {tenant}")
 }
 
 /// The id of answer number `index`, under which its decision is recorded.

@@ -1,0 +1,181 @@
+//! Chains, hedges and votes of small guests in a folder.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use homeostat_hooks::{AnsweredBy, Classification, HookReply, Policies};
+
+use super::*;
+use crate::guests::{self, FakeModels, request};
+use crate::{LimitChanges, Offer, PolicyOptions, PolicyRoom, RoomConfig, Stage};
+
+/// A classifier that is sure of one class, and traps at ids of this length.
+fn sure_of(class: usize, traps_at: usize) -> Vec<u8> {
+    let p = |i: usize| if i == class { 1 } else { 0 };
+    let cases = format!(
+        "(if (i32.eq (call $id_len (local.get 0)) (i32.const {traps_at})) (then unreachable))
+         (drop (call $good))
+         (f32.store (i32.const 1028) (f32.const {}))
+         (f32.store (i32.const 1032) (f32.const {}))
+         (f32.store (i32.const 1036) (f32.const {}))
+         (return (i32.const 1024))",
+        p(0),
+        p(1),
+        p(2)
+    );
+    guests::classifier("", "", &cases)
+}
+
+const SIMPLE: usize = 0;
+const MEDIUM: usize = 1;
+const COMPLEX: usize = 2;
+const NEVER: usize = 99;
+
+fn put(dir: &Path, mode: Mode, main: Vec<u8>, members: &[(&str, Vec<u8>)]) -> PolicyRoom {
+    for (name, bytes) in members {
+        std::fs::write(dir.join(format!("{name}.wasm")), bytes).unwrap();
+    }
+    let room = PolicyRoom::new(
+        RoomConfig {
+            dir: Some(dir.to_path_buf()),
+            ..RoomConfig::default()
+        },
+        Arc::new(FakeModels),
+    )
+    .unwrap();
+    let files = members
+        .iter()
+        .map(|(name, _)| format!("{name}.wasm").into());
+    let offer = Offer {
+        name: "main".into(),
+        bytes: main,
+        options: PolicyOptions {
+            compose: Some(Compose {
+                mode,
+                members: files.collect(),
+            }),
+            limits: LimitChanges {
+                deadline_ms: Some(50),
+                ..LimitChanges::default()
+            },
+            ..PolicyOptions::default()
+        },
+        ..Offer::default()
+    };
+    room.put(offer).unwrap_or_else(|e| panic!("{e}"));
+    room
+}
+
+fn ask(room: &PolicyRoom, id_len: usize) -> HookReply<Classification> {
+    room.begin(request(id_len), Arc::default()).classify()
+}
+
+fn members(room: &PolicyRoom) -> Vec<(String, u64, u64, u64)> {
+    let stats = room.stats().generations.remove(0).members;
+    let each = stats.into_iter();
+    each.map(|m| (m.policy, m.calls, m.faults, m.answered))
+        .collect()
+}
+
+#[test]
+fn a_chain_goes_on_where_one_fails_and_the_generation_has_not_failed() {
+    let dir = tempfile::tempdir().unwrap();
+    let rest = [
+        ("second", sure_of(MEDIUM, 8)),
+        ("third", sure_of(COMPLEX, NEVER)),
+    ];
+    let room = put(dir.path(), Mode::Chain, sure_of(SIMPLE, 7), &rest);
+    assert_eq!(ask(&room, 6).value.p_simple, 1.0);
+    let reply = ask(&room, 7);
+    assert_eq!((reply.value.p_medium, reply.fault), (1.0, None));
+    assert!(matches!(reply.by, AnsweredBy::Component { name, .. } if name == "main"));
+    assert_eq!(
+        members(&room),
+        [("second".into(), 1, 0, 1), ("third".into(), 0, 0, 0)]
+    );
+    assert_eq!(room.stats().instances, 0);
+}
+
+#[test]
+fn a_hedge_takes_the_slow_answer_in_time_and_the_fast_one_otherwise() {
+    let dir = tempfile::tempdir().unwrap();
+    let slow = guests::classifier_when(7, "", "", "(loop $l (br $l))");
+    let room = put(
+        dir.path(),
+        Mode::Hedge,
+        slow,
+        &[("fast", sure_of(SIMPLE, 8))],
+    );
+    assert_eq!(
+        ask(&room, 6).value.p_complex,
+        0.5,
+        "the slow one was in time"
+    );
+    let reply = ask(&room, 7);
+    assert_eq!((reply.value.p_simple, reply.fault), (1.0, None));
+    assert_eq!(ask(&room, 8).value.p_complex, 0.5, "the fast one failed");
+    assert_eq!(members(&room), [("fast".into(), 3, 1, 1)]);
+}
+
+#[test]
+fn a_vote_is_won_by_the_commonest_class_and_a_fault_has_no_vote() {
+    let dir = tempfile::tempdir().unwrap();
+    let rest = [("b", sure_of(MEDIUM, NEVER)), ("c", sure_of(MEDIUM, 7))];
+    let room = put(dir.path(), Mode::Vote, sure_of(COMPLEX, 8), &rest);
+    assert_eq!(ask(&room, 6).value.p_medium, 1.0, "two of three");
+    assert_eq!(ask(&room, 7).value.p_complex, 1.0, "of equals the first");
+    assert_eq!(ask(&room, 8).value.p_medium, 1.0, "the first failed");
+}
+
+#[test]
+fn when_all_fail_the_fallback_answers_and_the_fault_is_the_components_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let room = put(
+        dir.path(),
+        Mode::Vote,
+        sure_of(SIMPLE, 7),
+        &[("b", sure_of(SIMPLE, 7))],
+    );
+    let reply = ask(&room, 7);
+    assert!(matches!(reply.by, AnsweredBy::Fallback { .. }), "{reply:?}");
+    assert_eq!(room.stats().hooks["classify"].fallbacks, 1);
+}
+
+#[test]
+fn members_that_are_missing_broken_or_too_many_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let room = put(
+        dir.path(),
+        Mode::Chain,
+        sure_of(SIMPLE, NEVER),
+        &[("b", sure_of(SIMPLE, NEVER))],
+    );
+    std::fs::write(dir.path().join("junk.wasm"), b"junk").unwrap();
+    for (members, stage, word) in [
+        (vec!["nowhere.wasm"], Stage::Read, "nowhere.wasm"),
+        (vec!["junk.wasm"], Stage::Component, "junk.wasm"),
+        (vec![], Stage::Options, "0 members"),
+        (vec!["b.wasm"; 5], Stage::Options, "5 members"),
+    ] {
+        let offer = Offer {
+            name: "next".into(),
+            bytes: sure_of(SIMPLE, NEVER),
+            options: PolicyOptions {
+                compose: Some(Compose {
+                    mode: Mode::Chain,
+                    members: members.into_iter().map(PathBuf::from).collect(),
+                }),
+                ..PolicyOptions::default()
+            },
+            ..Offer::default()
+        };
+        let refusal = room.put(offer).unwrap_err();
+        assert_eq!(refusal.stage, stage, "{refusal}");
+        assert!(refusal.text.contains(word), "{refusal}");
+    }
+    assert_eq!(
+        ask(&room, 6).value.p_simple,
+        1.0,
+        "the old one still serves"
+    );
+}

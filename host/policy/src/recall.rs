@@ -1,0 +1,210 @@
+//! A restart: what was active before is admitted again and serves, ahead of the folder and
+//! of what comes with the binary.
+//!
+//! Nothing is trusted because it served before: a stored component passes the whole
+//! admission of this host. Where the last one no longer does, the one before it is tried,
+//! and so on; the status tells why. What was kept for rollback is compiled when somebody
+//! rolls back, so that it does not delay the start.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use homeostat_hooks::Hook;
+
+use crate::admit::Kind;
+use crate::call::Policy;
+use crate::history::{Entry, FileRecord, History, HookRecord, Stored};
+use crate::room::Room;
+
+/// Policies that were admitted again, so that one which served several hooks is one.
+type Revived = Vec<(Stored, Arc<Policy>)>;
+
+impl Room {
+    /// Begins where the last life ended. Without a state folder, or while another host has
+    /// it, nothing is known and nothing will be.
+    pub fn recall(&self) {
+        let Some(dir) = &self.config.state_dir else {
+            return;
+        };
+        let (history, record) = match History::open(dir) {
+            Ok(opened) => opened,
+            Err(error) => {
+                tracing::warn!(
+                    "a restart will not know what was active: {} cannot be used: {error}",
+                    dir.display()
+                );
+                return;
+            }
+        };
+        let mut revived = Revived::new();
+        let mut all_well = true;
+        for (hook, was) in &record.hooks {
+            all_well &= self.recall_hook(&history, *hook, was, &mut revived);
+        }
+        if !all_well {
+            // Whatever the folder has is a better guess than an older generation.
+            history.write(|record| record.files.clear());
+        }
+        if self.history.set(history).is_err() {
+            tracing::error!("the policies were recalled twice");
+        }
+    }
+
+    /// Answers whether the hook is as it was.
+    fn recall_hook(
+        &self,
+        history: &History,
+        hook: Hook,
+        was: &HookRecord,
+        revived: &mut Revived,
+    ) -> bool {
+        let mut kept: VecDeque<Entry> = was.kept.clone().into();
+        let mut candidate = was.active.clone();
+        let mut serving = None;
+        let mut as_it_was = true;
+        while let Some(entry) = candidate {
+            if entry.policy.embedded {
+                // It is about to be embedded, as the generation that it was.
+                serving = Some((None, entry.generation));
+                break;
+            }
+            match self.revive(history, &entry.policy, revived) {
+                Ok(policy) => {
+                    serving = Some((Some(policy), entry.generation));
+                    break;
+                }
+                Err(text) => {
+                    let text = format!("it served before the restart and no longer can: {text}");
+                    tracing::error!(policy = entry.policy.name, hook = hook.as_str(), "{text}");
+                    self.note(&[hook], &entry.policy.name, false, &text);
+                    as_it_was = false;
+                    candidate = kept.pop_back();
+                }
+            }
+        }
+        let number = match &serving {
+            Some((_, generation)) if as_it_was => *generation,
+            _ => was.numbers + 1,
+        };
+        {
+            let mut books = self.books();
+            let book = &mut books[hook as usize];
+            book.stored = kept;
+            book.unloaded = was.unloaded;
+            book.next_number = number.saturating_sub(1);
+        }
+        if let Some((Some(policy), _)) = serving {
+            self.set(&[hook], Some(&policy));
+            tracing::info!(
+                policy = policy.name(),
+                hook = hook.as_str(),
+                generation = number,
+                "recalled"
+            );
+        }
+        as_it_was
+    }
+
+    fn revive(
+        &self,
+        history: &History,
+        stored: &Stored,
+        revived: &mut Revived,
+    ) -> Result<Arc<Policy>, String> {
+        if let Some((_, policy)) = revived.iter().find(|(known, _)| known == stored) {
+            return Ok(Arc::clone(policy));
+        }
+        let offer = history
+            .read(stored)
+            .map_err(|error| format!("its stored component: {error}"))?;
+        let _one = self.one_admission();
+        let (policy, _) = self
+            .admit(&offer, Kind::Put)
+            .map_err(|refusal| refusal.to_string())?;
+        policy.stored.take_bytes();
+        revived.push((stored.clone(), Arc::clone(&policy)));
+        Ok(policy)
+    }
+
+    /// A generation of the life before that still passes admission: the newest, or the one
+    /// with this number. Compiles.
+    pub fn revive_kept(&self, hook: Hook, asked: Option<u64>) -> Option<(Arc<Policy>, u64)> {
+        let history = self.history.get()?;
+        loop {
+            let (entry, embedded) = {
+                let mut books = self.books();
+                let book = &mut books[hook as usize];
+                let place = match asked {
+                    None => book.stored.len().checked_sub(1)?,
+                    Some(asked) => book.stored.iter().position(|e| e.generation == asked)?,
+                };
+                (book.stored.remove(place)?, book.embedded.clone())
+            };
+            if entry.policy.embedded {
+                match embedded {
+                    Some(policy) => return Some((policy, entry.generation)),
+                    None => continue,
+                }
+            }
+            match self.revive(history, &entry.policy, &mut Vec::new()) {
+                Ok(policy) => return Some((policy, entry.generation)),
+                Err(text) => tracing::warn!(policy = entry.policy.name, "not restored: {text}"),
+            }
+        }
+    }
+
+    /// Writes down who serves what; returns when it is on the disk.
+    pub fn remember(&self) {
+        let Some(history) = self.history.get() else {
+            return;
+        };
+        history.write(|record| {
+            let books = self.books();
+            let table = self.table.load();
+            let of = |hook: Hook| books[hook as usize].record(table.get(hook));
+            record.hooks = Hook::ALL.map(|hook| (hook, of(hook))).into();
+        });
+    }
+
+    /// Keeps a component for the next life, before it serves. Says why it could not.
+    pub fn keep_component(&self, policy: &Policy) -> Option<String> {
+        let stored = &policy.stored;
+        let bytes = stored.take_bytes()?;
+        let error = self.history.get()?.store(&stored.digest, &bytes).err()?;
+        let text = format!("a restart will not find it: policies.state_dir: {error}");
+        tracing::error!(policy = stored.name, "{text}");
+        Some(text)
+    }
+
+    /// Forgets components that serve nowhere and that nobody can go back to. Only inside an
+    /// admission.
+    pub fn forget_components(&self) {
+        let Some(history) = self.history.get() else {
+            return;
+        };
+        let mut needed = BTreeSet::new();
+        {
+            let books = self.books();
+            let table = self.table.load();
+            for hook in Hook::ALL {
+                let record = books[hook as usize].record(table.get(hook));
+                let entries = record.active.into_iter().chain(record.kept);
+                needed.extend(entries.map(|entry| entry.policy.digest));
+                needed.extend(table.trial(hook).map(|trial| trial.policy.digest.clone()));
+            }
+        }
+        history.sweep(&needed);
+    }
+
+    /// What the watched folder held when it was last written down.
+    pub fn recalled_files(&self) -> BTreeMap<String, FileRecord> {
+        self.history.get().map(History::files).unwrap_or_default()
+    }
+
+    /// Writes down what the folder holds.
+    pub fn remember_files(&self, files: BTreeMap<String, FileRecord>) {
+        if let Some(history) = self.history.get() {
+            history.write(|record| record.files = files);
+        }
+    }
+}

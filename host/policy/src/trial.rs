@@ -1,0 +1,496 @@
+//! Candidates at a hook: started, watched, ended.
+//!
+//! A trial stands in the [`Table`] beside the generation that it is measured against, so
+//! a request sees both or neither. It ends by its own judgement, by the operator, or
+//! because the active policy changed: what was measured against that one says nothing
+//! about the next. What it found is kept until the hook's next trial.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use homeostat_hooks::{Hook, Models, Outcome};
+use serde::Serialize;
+
+use crate::admit::{AdmissionError, Kind as Admitted, Offer};
+use crate::call::Policy;
+use crate::canary::{Arm, Canary, Judgement, MeasureStatus, StickTo};
+use crate::host::{Asked, Powers};
+use crate::migrate;
+use crate::room::Room;
+use crate::shadow::{Question, Shadow, ShadowStatus};
+use crate::swap::{Book, Generation, Table};
+
+/// How a candidate is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrialMode {
+    /// It is asked what the active policy is asked, and its answers are thrown away.
+    Shadow,
+    /// It serves a share of the requests.
+    Canary,
+}
+
+impl TrialMode {
+    /// The word in commands, paths and texts.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Shadow => "shadow",
+            Self::Canary => "canary",
+        }
+    }
+}
+
+/// How a trial ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrialEnding {
+    /// The candidate serves now.
+    Promoted,
+    /// A canary was worse, or was not shown to be as good.
+    RolledBack,
+    /// The operator stopped it.
+    Stopped,
+    /// The active policy changed meanwhile.
+    Replaced,
+}
+
+impl TrialEnding {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::Promoted,
+        Self::RolledBack,
+        Self::Stopped,
+        Self::Replaced,
+    ];
+
+    /// The word in metrics and texts.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Promoted => "promoted",
+            Self::RolledBack => "rolled-back",
+            Self::Stopped => "stopped",
+            Self::Replaced => "replaced",
+        }
+    }
+}
+
+/// The end of a trial.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Ended {
+    /// How.
+    pub how: TrialEnding,
+    /// Why, for people.
+    pub reason: String,
+    /// When, in milliseconds since 1970.
+    pub unix_ms: u64,
+}
+
+/// A trial that runs, or the last one that ran.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TrialStatus {
+    /// Where.
+    pub hook: Hook,
+    /// How.
+    pub mode: TrialMode,
+    /// Name of the candidate.
+    pub policy: String,
+    /// Hex sha256 of its component.
+    pub digest: String,
+    /// When it began, in milliseconds since 1970.
+    pub since_unix_ms: u64,
+    /// Its end; none = it runs.
+    pub ended: Option<Ended>,
+    /// Of a shadow.
+    pub shadow: Option<ShadowStatus>,
+    /// Of a canary.
+    pub canary: Option<CanaryStatus>,
+}
+
+/// What a canary has shown.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CanaryStatus {
+    /// The generation under which the candidate answers.
+    pub generation: u64,
+    /// Share of the requests that are its.
+    pub share: f64,
+    /// What requests stick to.
+    pub stick_to: StickTo,
+    /// Both arms, measure by measure.
+    pub measures: Vec<MeasureStatus>,
+}
+
+/// What a canary is started with that differs from `policies.canary`.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct CanaryChanges {
+    /// Share of the requests, above 0 and at most ½.
+    pub share: Option<f64>,
+    /// What requests stick to.
+    pub stick_to: Option<StickTo>,
+}
+
+/// A trial could not be started or ended.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TrialError {
+    /// The candidate was not admitted.
+    #[error("{0}")]
+    Refused(#[from] AdmissionError),
+    /// One at a time.
+    #[error("a {} of {policy} runs at {}: stop or promote it first", mode.as_str(), hook.as_str())]
+    Running {
+        /// Where.
+        hook: Hook,
+        /// What runs.
+        mode: TrialMode,
+        /// Whose.
+        policy: String,
+    },
+    /// There is nothing to end.
+    #[error("no {} runs at {}", .1.as_str(), .0.as_str())]
+    NoneRuns(Hook, TrialMode),
+    /// A number that cannot be.
+    #[error("{0}")]
+    Parameter(String),
+    /// The host has no thread for it.
+    #[error("a shadow cannot be started: {0}")]
+    Host(String),
+}
+
+/// A candidate at a hook.
+pub(crate) struct Trial {
+    /// With the powers that it has when it serves.
+    pub policy: Arc<Policy>,
+    pub kind: Kind,
+    since_unix_ms: u64,
+}
+
+pub(crate) enum Kind {
+    Shadow(Arc<Shadow>),
+    Canary(Canary),
+}
+
+impl Trial {
+    fn mode(&self) -> TrialMode {
+        match self.kind {
+            Kind::Shadow(_) => TrialMode::Shadow,
+            Kind::Canary(_) => TrialMode::Canary,
+        }
+    }
+
+    pub fn as_canary(&self) -> Option<&Canary> {
+        match &self.kind {
+            Kind::Canary(canary) => Some(canary),
+            Kind::Shadow(_) => None,
+        }
+    }
+
+    fn status(&self, hook: Hook, ended: Option<Ended>) -> TrialStatus {
+        let (shadow, canary) = match &self.kind {
+            Kind::Shadow(shadow) => (Some(shadow.status()), None),
+            Kind::Canary(canary) => (
+                None,
+                Some(CanaryStatus {
+                    generation: canary.candidate.number,
+                    share: canary.config.share,
+                    stick_to: canary.config.stick_to,
+                    measures: canary.measures(),
+                }),
+            ),
+        };
+        TrialStatus {
+            hook,
+            mode: self.mode(),
+            policy: self.policy.name().to_string(),
+            digest: self.policy.digest.clone(),
+            since_unix_ms: self.since_unix_ms,
+            ended,
+            shadow,
+            canary,
+        }
+    }
+}
+
+/// What a session tells a trial of a call that it has answered.
+pub(crate) struct Heard<'a> {
+    pub hook: Hook,
+    pub asked: &'a Arc<Asked>,
+    /// The generation that was asked; none = built-in.
+    pub by: Option<&'a Arc<Generation>>,
+    pub fault: bool,
+    pub left_alone: bool,
+    pub took: Duration,
+}
+
+impl Room {
+    /// A call was answered while this trial ran.
+    pub fn heard(
+        &self,
+        trial: &Arc<Trial>,
+        heard: &Heard<'_>,
+        kind: impl FnOnce() -> String,
+        question: impl FnOnce() -> Question,
+    ) {
+        match &trial.kind {
+            Kind::Shadow(shadow) => {
+                let busy = self.gate.used().saturating_mul(2) > self.config.instances;
+                shadow.offer(heard.asked, busy, kind, heard.took, question);
+            }
+            Kind::Canary(canary) => {
+                let arm = arm_of(canary, heard.by);
+                let judgement = if arm == Arm::Candidate && heard.left_alone {
+                    let text = "its breaker left it alone after faults in a row";
+                    Some(Judgement::RollBack(text.into()))
+                } else {
+                    canary.called(arm, heard.fault, heard.took)
+                };
+                if let Some(judgement) = judgement {
+                    self.conclude(heard.hook, trial, judgement);
+                }
+            }
+        }
+    }
+
+    /// A request has ended; canaries weigh what became of it.
+    pub fn request_ended(&self, table: &Table, outcome: &Outcome) {
+        for hook in Hook::ALL {
+            let Some(trial) = table.trial(hook) else {
+                continue;
+            };
+            if let Some(canary) = trial.as_canary()
+                && let Some(judgement) = canary.ended(arm_of(canary, table.get(hook)), outcome)
+            {
+                self.conclude(hook, trial, judgement);
+            }
+        }
+    }
+
+    fn conclude(&self, hook: Hook, trial: &Arc<Trial>, judgement: Judgement) {
+        let mut books = self.books();
+        let table = self.table.load();
+        // Of several requests that reach the judgement together, the first acts on it.
+        if !table.trial(hook).is_some_and(|t| Arc::ptr_eq(t, trial)) {
+            return;
+        }
+        let (how, reason) = match judgement {
+            Judgement::Promote(reason) => (TrialEnding::Promoted, reason),
+            Judgement::RollBack(reason) => (TrialEnding::RolledBack, reason),
+        };
+        self.end_trial(&mut books, hook, how, reason);
+        drop(books);
+        self.remember();
+    }
+
+    /// Takes a hook's trial out of the table; a promotion is the same exchange that any
+    /// swap is.
+    fn end_trial(&self, books: &mut [Book; 3], hook: Hook, how: TrialEnding, reason: String) {
+        let mut table = Table::clone(&self.table.load());
+        let Some(trial) = self.close_trial(books, &mut table, hook, how, reason) else {
+            return;
+        };
+        if how == TrialEnding::Promoted {
+            self.set_in(books, table, &[hook], Some(&trial.policy));
+        } else {
+            self.show(table);
+        }
+    }
+
+    /// Ends the trial of a hook in a table that is about to be shown.
+    pub fn close_trial(
+        &self,
+        books: &mut [Book; 3],
+        table: &mut Table,
+        hook: Hook,
+        how: TrialEnding,
+        reason: String,
+    ) -> Option<Arc<Trial>> {
+        let trial = table.take_trial(hook)?;
+        if let Kind::Shadow(shadow) = &trial.kind {
+            shadow.end();
+        }
+        let (mode, policy) = (trial.mode().as_str(), trial.policy.name());
+        let text = format!("{mode} of {policy} {}: {reason}", how.as_str());
+        if how == TrialEnding::RolledBack {
+            tracing::warn!(policy, hook = hook.as_str(), "{text}");
+        } else {
+            tracing::info!(policy, hook = hook.as_str(), "{text}");
+        }
+        let ended = Ended {
+            how,
+            reason,
+            unix_ms: unix_ms(),
+        };
+        let book = &mut books[hook as usize];
+        book.trials_ended[how as usize] += 1;
+        book.last_trial = Some(trial.status(hook, Some(ended)));
+        Some(trial)
+    }
+
+    /// Admits the candidate and starts a shadow of the hook.
+    pub fn start_shadow(&self, hook: Hook, offer: &Offer) -> Result<TrialStatus, TrialError> {
+        let config = &self.config.shadow;
+        if !(config.share > 0.0 && config.share <= 1.0) {
+            return Err(parameter("policies.shadow.share", config.share, "1"));
+        }
+        self.check_free(hook)?;
+        let policy = self.admit_candidate(offer)?;
+        let mut books = self.books();
+        self.check_free(hook)?;
+        let shadow = Shadow::start(
+            &policy.powers.models,
+            |models| self.harmless(&policy, models),
+            config,
+            Arc::clone(&self.spare),
+        )
+        .map_err(|error| TrialError::Host(error.to_string()))?;
+        Ok(self.begin_trial(&mut books, hook, policy, Kind::Shadow(shadow)))
+    }
+
+    /// Admits the candidate, or takes over the shadow's, and gives it a share of the
+    /// requests.
+    pub fn start_canary(
+        &self,
+        hook: Hook,
+        offer: Option<&Offer>,
+        changes: CanaryChanges,
+    ) -> Result<TrialStatus, TrialError> {
+        let mut config = self.config.canary;
+        config.share = changes.share.unwrap_or(config.share);
+        config.stick_to = changes.stick_to.unwrap_or(config.stick_to);
+        // The active policy must be seen as often, or there is nothing to compare with.
+        if !(config.share > 0.0 && config.share <= 0.5) {
+            return Err(parameter("share", config.share, "0.5"));
+        }
+        let policy = match offer {
+            Some(offer) => {
+                self.check_free(hook)?;
+                self.admit_candidate(offer)?
+            }
+            None => {
+                let mut books = self.books();
+                let mut table = Table::clone(&self.table.load());
+                let shadow = table
+                    .trial(hook)
+                    .filter(|t| t.mode() == TrialMode::Shadow)
+                    .map(|t| Arc::clone(&t.policy))
+                    .ok_or(TrialError::NoneRuns(hook, TrialMode::Shadow))?;
+                let reason = "it goes on as a canary".to_string();
+                self.close_trial(&mut books, &mut table, hook, TrialEnding::Stopped, reason);
+                self.show(table);
+                shadow
+            }
+        };
+        let mut books = self.books();
+        self.check_free(hook)?;
+        let active = self.table.load().get(hook).map(Arc::clone);
+        let candidate = self.generation(
+            hook,
+            &policy,
+            active.as_ref(),
+            &mut books[hook as usize],
+            true,
+        );
+        let canary = Canary::new(candidate, config);
+        Ok(self.begin_trial(&mut books, hook, policy, Kind::Canary(canary)))
+    }
+
+    fn begin_trial(
+        &self,
+        books: &mut [Book; 3],
+        hook: Hook,
+        policy: Arc<Policy>,
+        kind: Kind,
+    ) -> TrialStatus {
+        let trial = Arc::new(Trial {
+            policy,
+            kind,
+            since_unix_ms: unix_ms(),
+        });
+        let status = trial.status(hook, None);
+        books[hook as usize].last_trial = None;
+        let mut table = Table::clone(&self.table.load());
+        table.put_trial(hook, trial);
+        self.show(table);
+        status
+    }
+
+    fn admit_candidate(&self, offer: &Offer) -> Result<Arc<Policy>, TrialError> {
+        let _one = self.one_admission();
+        let (policy, report) = self.admit(offer, Admitted::Put)?;
+        migrate::take_over(&policy, &self.state)?;
+        self.keep_component(&policy);
+        Ok(self.accept_revision((policy, report))?.0)
+    }
+
+    fn check_free(&self, hook: Hook) -> Result<(), TrialError> {
+        match self.table.load().trial(hook) {
+            None => Ok(()),
+            Some(trial) => Err(TrialError::Running {
+                hook,
+                mode: trial.mode(),
+                policy: trial.policy.name().to_string(),
+            }),
+        }
+    }
+
+    /// The same code on a copy of its state and with these models.
+    fn harmless(&self, policy: &Policy, models: Arc<dyn Models>) -> Arc<Policy> {
+        let copy = self.state.scratch(&policy.powers.bucket);
+        Arc::new(policy.with_powers(Arc::new(Powers {
+            models,
+            ..policy.powers.on(copy)
+        })))
+    }
+
+    /// The operator's end of a trial: its candidate serves, or goes.
+    pub fn finish_trial(
+        &self,
+        hook: Hook,
+        mode: TrialMode,
+        how: TrialEnding,
+    ) -> Result<TrialStatus, TrialError> {
+        let none = TrialError::NoneRuns(hook, mode);
+        let mut books = self.books();
+        let running = self.table.load().trial(hook).map(|t| t.mode());
+        if running != Some(mode) {
+            return Err(none);
+        }
+        self.end_trial(&mut books, hook, how, "by the operator".into());
+        let ended = books[hook as usize].last_trial.clone();
+        drop(books);
+        self.remember();
+        ended.ok_or(none)
+    }
+
+    /// The trial that runs at a hook, or the last one that ran.
+    pub fn trial(&self, hook: Hook) -> Option<TrialStatus> {
+        let books = self.books();
+        self.trial_in(&books[hook as usize], hook)
+    }
+
+    pub fn trial_in(&self, book: &Book, hook: Hook) -> Option<TrialStatus> {
+        let table = self.table.load();
+        let running = table.trial(hook).map(|t| t.status(hook, None));
+        running.or_else(|| book.last_trial.clone())
+    }
+}
+
+fn arm_of(canary: &Canary, by: Option<&Arc<Generation>>) -> Arm {
+    if by.is_some_and(|g| Arc::ptr_eq(g, &canary.candidate)) {
+        Arm::Candidate
+    } else {
+        Arm::Active
+    }
+}
+
+fn parameter(name: &str, value: f64, most: &str) -> TrialError {
+    TrialError::Parameter(format!(
+        "{name} is {value}, expected above 0 and at most {most}"
+    ))
+}
+
+fn unix_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

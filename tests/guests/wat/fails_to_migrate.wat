@@ -1,0 +1,16 @@
+;; Spoils the state that it should take over, then gives up.
+(import "wasi:keyvalue/store@0.2.0-draft" "open" (func $open (param i32 i32 i32)))
+(import "wasi:keyvalue/atomics@0.2.0-draft" "increment" (func $increment (param i32 i32 i32 i64 i32)))
+(data (i32.const 3000) "calls")
+(func (export "homeostat:policy/state-migration@0.1.0#version") (result i32) (i32.const 2))
+(func (export "homeostat:policy/state-migration@0.1.0#migrate") (param $from i32) (result i32)
+  (call $open (i32.const 0) (i32.const 0) (i32.const 4096))
+  (call $increment (i32.load (i32.const 4100)) (i32.const 3000) (i32.const 5) (i64.const 1000) (i32.const 4128))
+  ;; result<_, error>: err 0, other 4, text 8.
+  (i32.store8 (i32.const 1024) (i32.const 1))
+  (i32.store8 (i32.const 1028) (i32.const 5))
+  (i32.store (i32.const 1032) (i32.const 2048))
+  (i32.store (i32.const 1036) (i32.const 4))
+  (i32.const 1024))
+(func (export "homeostat:policy/router@0.1.0#route") (param $request i32) (result i32)
+  (call $tell (i32.const 0)))
