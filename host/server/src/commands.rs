@@ -89,7 +89,7 @@ fn check_policy(
     hook: Option<Hook>,
     json: bool,
 ) -> Result<(), Failure> {
-    let file = &*author::component_at(path)?;
+    let file = &author::component_at(path)?;
     let models = HostModels::new(Vec::new(), Vec::new(), None).map_err(Failure::failed)?;
     let room = PolicyRoom::new(serve::room_config(config), Arc::new(models))
         .map_err(|e| Failure::Config(e.to_string()))?;

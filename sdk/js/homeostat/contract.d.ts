@@ -34,10 +34,7 @@ export type ContractError =
   /** Anything that a later version may add. */
   | { tag: 'other'; val: string };
 
-/**
- * ---- the request -------------------------------------------------------
- * Who speaks.
- */
+/** Who speaks. */
 export type Role =
   | 'system'
   | 'user'
@@ -94,10 +91,7 @@ export interface Request {
   attributes: Attribute[];
 }
 
-/**
- * ---- what the host can measure -----------------------------------------
- * Where a number comes from.
- */
+/** Where a number comes from. */
 export type Origin =
   | 'measured'
   | 'derived'
@@ -330,10 +324,7 @@ export interface Snapshot {
   attributes: Attribute[];
 }
 
-/**
- * ---- classification ----------------------------------------------------
- * The task types of NVIDIA's prompt classifier.
- */
+/** The task types of NVIDIA's prompt classifier. */
 export type Task =
   | 'open-qa'
   | 'closed-qa'
@@ -368,10 +359,7 @@ export interface Classification {
   attributes: Attribute[];
 }
 
-/**
- * ---- routing -----------------------------------------------------------
- * Where a tier runs.
- */
+/** Where a tier runs. */
 export type TierKind =
   | 'local'
   | 'remote'
@@ -486,10 +474,7 @@ export type Decision =
   /** Refuse. */
   | { tag: 'reject'; val: Rejection };
 
-/**
- * ---- validation --------------------------------------------------------
- * Why a tier stopped.
- */
+/** Why a tier stopped. */
 export type Finish =
   | 'unfinished'
   | 'stop'
@@ -612,6 +597,28 @@ export interface Validator {
 export interface Learner {
   /** Called once after the answer was sent, outside the client's time. */
   learn(request: Request, outcome: Outcome): void;
+}
+
+/**
+ * For policies whose state changes its form between versions. A component exports it
+ * beside its hooks. Each version has a state of its own under the policy's name, so an
+ * upgrade destroys nothing, and whoever goes back finds what was left.
+ */
+export interface StateMigration {
+  /**
+   * The version of the form in which this component keeps its state: 1 to 1000. What
+   * components without this interface keep is version 0.
+   */
+  version(): number;
+  /**
+   * Called before the component serves, where there is state of older versions only:
+   * `wasi:keyvalue` then holds a copy of the newest of them, and what this function makes
+   * of it becomes the state of this version. It is first tried before the golden inputs,
+   * which see its result. An error refuses the component; the older state stays as it
+   * was, and so does the policy that serves.
+   * @throws {ContractError}
+   */
+  migrate(fromVersion: number): void;
 }
 
 /** How a short text is generated. */
