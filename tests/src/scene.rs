@@ -75,11 +75,11 @@ pub fn offer(name: &str, bytes: &[u8]) -> Offer {
     Offer {
         name: name.into(),
         bytes: bytes.to_vec(),
-        hooks: None,
         options: PolicyOptions {
             grants: Some(vec![Grant::Models, Grant::Keyvalue, Grant::Config]),
             ..PolicyOptions::default()
         },
+        ..Offer::default()
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The pipeline is [`admit`]; each stage that can refuse has a name in [`Stage`]. Nothing
 //! that runs is touched until all of it has passed, and the bytes are read once: what was
-//! checked is what is compiled.
+//! signed and checked is what is compiled.
 
 use std::fmt;
 use std::io::Read;
@@ -13,17 +13,21 @@ use std::time::Instant;
 use homeostat_hooks::{Hook, Models};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use wasmtime::component::{Component, InstancePre};
 
-use crate::bindings::{classifier, learner, router, validator};
-use crate::call::{GuestNames, Policy};
-use crate::config::{Fallback, Limits, PolicyOptions, RoomConfig};
-use crate::engine::{MEMORIES_MAX, PolicyEngine, TABLES_MAX};
-use crate::fault;
-use crate::host::{self, HostState, Powers};
-use crate::inspect::{self, Shape};
+use crate::bundle;
+use crate::cache::CompileCache;
+use crate::call::Policy;
+use crate::candidate::Candidate;
+use crate::config::{Fallback, PolicyOptions, RoomConfig};
+use crate::cost::{self, CostCard};
+use crate::engine::PolicyEngine;
+use crate::grants::{self, Change};
+use crate::inspect;
 use crate::probe;
+use crate::revision::Revisions;
+use crate::signature::{self, Provenance, Sealed};
 use crate::state::StateStore;
+use crate::swap::Table;
 
 /// Where a component was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -31,6 +35,8 @@ use crate::state::StateStore;
 pub enum Stage {
     /// Getting the bytes.
     Read,
+    /// Who signed it, for what, until when, and after which revision.
+    Signature,
     /// The options that came with it.
     Options,
     /// Is it a component, and whole?
@@ -49,6 +55,8 @@ pub enum Stage {
     Instantiate,
     /// The golden inputs.
     Probe,
+    /// What it costs against what it may cost.
+    Budget,
     /// A newer component for the same hook came meanwhile.
     Superseded,
 }
@@ -58,6 +66,7 @@ impl Stage {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Read => "read",
+            Self::Signature => "signature",
             Self::Options => "options",
             Self::Component => "component",
             Self::Features => "features",
@@ -67,6 +76,7 @@ impl Stage {
             Self::Resources => "resources",
             Self::Instantiate => "instantiate",
             Self::Probe => "probe",
+            Self::Budget => "budget",
             Self::Superseded => "superseded",
         }
     }
@@ -113,10 +123,17 @@ impl std::error::Error for AdmissionError {}
 /// A component that somebody wants to put.
 #[derive(Debug, Clone, Default)]
 pub struct Offer {
-    /// Name of the policy: its state, its log lines and its metrics carry it.
+    /// Name of the policy: its state, its log lines and its metrics carry it. Where a
+    /// signature counts, the signed name wins.
     pub name: String,
-    /// The component.
+    /// The component, or a bundle.
     pub bytes: Vec<u8>,
+    /// Text of the manifest that lies beside a component.
+    pub manifest: Option<String>,
+    /// Text of its signature.
+    pub signature: Option<String>,
+    /// Take an older revision than one that was accepted before: an operator insists.
+    pub allow_downgrade: bool,
     /// Hooks that it shall serve; none = all that it exports.
     pub hooks: Option<Vec<Hook>>,
     /// Options that win over those of the config.
@@ -138,18 +155,22 @@ pub struct Report {
     pub imports: Vec<String>,
     /// Powers that it was granted and does not import.
     pub unused_grants: Vec<String>,
+    /// What it changes at each hook that a component serves now.
+    pub changes: Vec<Change>,
+    /// Who signed it; none where signatures do not count, or it has none.
+    pub provenance: Option<Provenance>,
     /// Size of the component.
     pub size_bytes: u64,
-    /// Time to compile.
+    /// Time to get its machine code.
     pub compile_micros: u64,
-    /// Median time to make an instance, over all probes.
-    pub instantiate_micros: u64,
-    /// Longest call of a probe.
-    pub slowest_call_micros: u64,
+    /// Whether the machine code was in the cache.
+    pub from_cache: bool,
     /// Most memory that an instance used in a probe.
     pub memory_bytes: u64,
     /// Probes passed.
     pub probes: u64,
+    /// What it costs on this machine.
+    pub cost: CostCard,
     /// Things that the operator should know.
     pub warnings: Vec<String>,
     /// Time of the exchange itself; none when it was only checked.
@@ -162,7 +183,27 @@ pub(crate) struct Admission<'a> {
     pub engine: &'a PolicyEngine,
     pub state: &'a StateStore,
     pub models: &'a Arc<dyn Models>,
+    pub cache: &'a Cache,
+    pub revisions: &'a Revisions,
+    /// Who serves now.
+    pub table: &'a Table,
+    pub kind: Kind,
 }
+
+/// What an admission is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// It shall serve.
+    Put,
+    /// It came with the host, so it is trusted as the host is.
+    Embedded,
+    /// Somebody wants to know everything.
+    Check,
+}
+
+/// The compile cache; none = there shall be none. An error = why there is none although
+/// there should be.
+pub(crate) type Cache = Result<Option<CompileCache>, String>;
 
 /// Reads a component, once, and no more than the limit.
 ///
@@ -195,62 +236,108 @@ pub(crate) fn admit(
     with: &Admission<'_>,
     offer: &Offer,
 ) -> Result<(Arc<Policy>, Report), AdmissionError> {
-    check_size(offer.bytes.len(), with.config.max_component_bytes)?;
-    let shape = inspect::inspect(&offer.bytes)?;
-    let hooks = inspect::check_exports(&shape, offer.hooks.as_deref())?;
+    let sealed = unseal(with.config, offer)?;
+    let provenance = check_signature(with, offer, &sealed)?;
+    let shape = inspect::inspect(&sealed.component)?;
+    let asked = asked_hooks(offer, provenance.as_ref());
+    let hooks = inspect::check_exports(&shape, asked.as_deref())?;
+    signature::check_claims(provenance.as_ref(), &inspect::needed_grants(&shape)?)?;
     let options = options_for(with.config, offer, &hooks)?;
     inspect::check_imports(&shape, &hooks, &options)?;
 
-    let started = Instant::now();
-    let component = compile(with, &offer.bytes)?;
-    let compile_micros = micros_since(started);
-
-    let limits = options.limits(with.config.limits);
-    check_resources(with, &component, &limits)?;
-    let pre = link(with, &component, &shape)?;
-    let policy = Policy {
-        digest: hex(&Sha256::digest(&offer.bytes)),
-        fallback: options.fallback.unwrap_or_default(),
-        guests: find_guests(&pre, &hooks, &shape)?,
-        pre,
-        powers: powers(with, offer, &options, limits),
+    let candidate = Candidate {
+        with,
+        name: provenance.as_ref().map_or(&*offer.name, |p| p.name()),
+        bytes: &sealed.component,
+        digest: Sha256::digest(&sealed.component).into(),
+        limits: options.limits(with.config.limits),
+        hooks: &hooks,
+        shape: &shape,
+        options: &options,
     };
-    let scratch = Arc::new(policy.with_powers(Arc::new(Powers {
-        name: Arc::clone(&policy.powers.name),
-        grants: policy.powers.grants.clone(),
-        settings: policy.powers.settings.clone(),
-        limits,
-        bucket: with.state.scratch(&offer.name),
-        models: Arc::clone(with.models),
-    })));
+    let compiled = candidate.compile(with.engine)?;
+    candidate.check_resources(&compiled.component)?;
+    let policy = candidate.link(with.engine, &compiled.component)?;
+    let scratch = candidate.scratch(&policy);
     let findings = probe::probe(&scratch, &hooks)?;
+    let cost = candidate.measure(&scratch, findings.memory_bytes)?;
 
+    let changes = grants::changes(with.table, &hooks, &policy);
     let report = Report {
-        policy: offer.name.clone(),
+        policy: policy.name().into(),
         digest: policy.digest.clone(),
-        unused_grants: unused_grants(&policy, &shape),
-        imports: shape.imports,
-        hooks,
+        unused_grants: grants::unused(&policy.powers.grants, &shape.imports),
+        warnings: [
+            compiled.warnings,
+            findings.warnings,
+            changes.iter().filter_map(Change::news).collect(),
+            warnings(with, provenance.as_ref(), &cost),
+        ]
+        .concat(),
+        changes,
+        provenance,
         generations: Vec::new(),
-        size_bytes: offer.bytes.len() as u64,
-        compile_micros,
-        instantiate_micros: findings.instantiate_micros,
-        slowest_call_micros: findings.slowest_call_micros,
+        size_bytes: sealed.component.len() as u64,
+        compile_micros: compiled.micros,
+        from_cache: compiled.from_cache,
         memory_bytes: findings.memory_bytes,
         probes: findings.probes,
-        warnings: findings.warnings,
+        cost,
         swap_micros: None,
+        imports: shape.imports,
+        hooks,
     };
     Ok((Arc::new(policy), report))
+}
+
+/// The parts of an offer: a bundle's own, or those that came side by side.
+fn unseal(config: &RoomConfig, offer: &Offer) -> Result<Sealed, AdmissionError> {
+    check_size(offer.bytes.len(), config.max_component_bytes)?;
+    if bundle::is_bundle(&offer.bytes) {
+        return bundle::unpack(&offer.bytes);
+    }
+    Ok(Sealed {
+        component: offer.bytes.clone(),
+        manifest: offer.manifest.clone(),
+        signature: offer.signature.clone(),
+        cases: None,
+    })
+}
+
+fn check_signature(
+    with: &Admission<'_>,
+    offer: &Offer,
+    sealed: &Sealed,
+) -> Result<Option<Provenance>, AdmissionError> {
+    if with.kind == Kind::Embedded {
+        return Ok(None);
+    }
+    let (hooks, downgrade) = (offer.hooks.as_deref(), offer.allow_downgrade);
+    signature::check(with.config, with.revisions, sealed, hooks, downgrade)
+}
+
+/// The hooks that somebody wants it to serve: the operator, else its signed manifest.
+fn asked_hooks(offer: &Offer, provenance: Option<&Provenance>) -> Option<Vec<Hook>> {
+    let signed = || Some(provenance?.manifest.hooks.clone());
+    offer.hooks.clone().or_else(signed)
+}
+
+/// What the operator should know of the host rather than of the policy.
+fn warnings(with: &Admission<'_>, provenance: Option<&Provenance>, cost: &CostCard) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Some(provenance) = provenance {
+        warnings.extend(provenance.warnings(signature::now()));
+    }
+    if let Err(why) = with.cache {
+        warnings.push(format!("there is no compile cache: {why}"));
+    }
+    warnings.extend(cost::advice(with.config, with.engine.pooled, cost));
+    warnings
 }
 
 /// Microseconds since then.
 pub(crate) fn micros_since(started: Instant) -> u64 {
     u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// The options that hold: those of the offer, completed by those of its hooks.
@@ -283,136 +370,4 @@ fn options_for(
         );
     }
     Ok(options)
-}
-
-fn compile(with: &Admission<'_>, bytes: &[u8]) -> Result<Component, AdmissionError> {
-    let refuse = |error: wasmtime::Error| {
-        let text = fault::chain(&error);
-        // Where instances are pooled, what can never fit into the pool ends here.
-        let stage = if text.contains("does not fit in pooling allocator") {
-            Stage::Resources
-        } else {
-            Stage::Compile
-        };
-        AdmissionError::new(stage, text)
-    };
-    let component = Component::from_binary(&with.engine.engine, bytes).map_err(refuse)?;
-    component.initialize_copy_on_write_image().map_err(refuse)?;
-    Ok(component)
-}
-
-/// What it declares fits into the limits, so that an instance can always be made.
-fn check_resources(
-    with: &Admission<'_>,
-    component: &Component,
-    limits: &Limits,
-) -> Result<(), AdmissionError> {
-    let refuse = |text: String| Err(AdmissionError::new(Stage::Resources, text));
-    let Some(needs) = component.resources_required() else {
-        return refuse("it imports modules or components, so its needs are unknown".into());
-    };
-    if needs.num_memories > MEMORIES_MAX || needs.num_tables > TABLES_MAX {
-        return refuse(format!(
-            "it has {} memories and {} tables, at most {MEMORIES_MAX} and {TABLES_MAX}",
-            needs.num_memories, needs.num_tables
-        ));
-    }
-    let pages = needs.max_initial_memory_size.unwrap_or(0);
-    let bytes = pages.saturating_mul(64 << 10);
-    if bytes > limits.memory_bytes {
-        return refuse(format!(
-            "a memory begins with {bytes} bytes, limit {} (limits.memory_bytes)",
-            limits.memory_bytes
-        ));
-    }
-    let elements = needs.max_initial_table_size.unwrap_or(0);
-    if elements > limits.table_elements.min(with.config.limits.table_elements) {
-        return refuse(format!(
-            "a table begins with {elements} elements, limit {} (limits.table_elements)",
-            limits.table_elements
-        ));
-    }
-    Ok(())
-}
-
-/// Links the imports; their types are compared here.
-fn link(
-    with: &Admission<'_>,
-    component: &Component,
-    shape: &Shape,
-) -> Result<InstancePre<HostState>, AdmissionError> {
-    host::linker(&with.engine.engine, shape.wasi)
-        .and_then(|linker| linker.instantiate_pre(component))
-        .map_err(|error| wrong_types(&error))
-}
-
-pub(crate) fn wrong_types(error: &wasmtime::Error) -> AdmissionError {
-    AdmissionError::new(Stage::World, fault::chain(error)).help(
-        "the names fit, the types do not: its copy of wit/ probably differs from this host's; \
-         build against this host's wit/",
-    )
-}
-
-/// Finds the functions of every hook by name; the first instance compares their types.
-fn find_guests(
-    pre: &InstancePre<HostState>,
-    hooks: &[Hook],
-    shape: &Shape,
-) -> Result<GuestNames, AdmissionError> {
-    let wanted = |hook| hooks.contains(&hook);
-    let learns = shape
-        .exports
-        .iter()
-        .any(|e| e.starts_with("homeostat:policy/learner@"));
-    let mut names = GuestNames::default();
-    let found: wasmtime::Result<()> = (|| {
-        if wanted(Hook::Classify) {
-            names.classifier = Some(classifier::GuestIndices::new(pre)?);
-        }
-        if wanted(Hook::Route) {
-            names.router = Some(router::GuestIndices::new(pre)?);
-        }
-        if wanted(Hook::Validate) {
-            names.validator = Some(validator::GuestIndices::new(pre)?);
-        }
-        if learns {
-            names.learner = Some(learner::GuestIndices::new(pre)?);
-        }
-        Ok(())
-    })();
-    found.map_err(|error| wrong_types(&error))?;
-    Ok(names)
-}
-
-fn powers(
-    with: &Admission<'_>,
-    offer: &Offer,
-    options: &PolicyOptions,
-    limits: Limits,
-) -> Arc<Powers> {
-    Arc::new(Powers {
-        name: offer.name.as_str().into(),
-        grants: options.grants.clone().unwrap_or_default(),
-        settings: options.settings.clone().unwrap_or_default(),
-        limits,
-        bucket: with.state.bucket(&offer.name),
-        models: Arc::clone(with.models),
-    })
-}
-
-fn unused_grants(policy: &Policy, shape: &Shape) -> Vec<String> {
-    let imported = |package: &str| shape.imports.iter().any(|i| i.starts_with(package));
-    policy
-        .powers
-        .grants
-        .iter()
-        .filter(|grant| {
-            !imported(match grant {
-                crate::config::Grant::Models => "homeostat:policy/models@",
-                crate::config::Grant::Keyvalue => "wasi:keyvalue/",
-                crate::config::Grant::Config => "wasi:config/",
-            })
-        })
-        .map(|grant| grant.as_str().to_string())
-        .collect()
 }

@@ -28,6 +28,10 @@ pub(crate) struct Policy {
     pub fallback: Fallback,
     pub guests: GuestNames,
     pub pre: InstancePre<HostState>,
+    /// Names of its outer imports.
+    pub imports: Arc<[String]>,
+    /// Whether its code counts fuel: only while admission measures it.
+    pub metered: bool,
 }
 
 /// Where the exported hooks are; looked up once.
@@ -56,6 +60,8 @@ impl Policy {
             fallback: self.fallback,
             guests: self.guests.clone(),
             pre: self.pre.clone(),
+            imports: Arc::clone(&self.imports),
+            metered: self.metered,
         }
     }
 
@@ -134,6 +140,11 @@ impl Instance {
         // the parts of a component pass among themselves.
         store.set_max_component_handles(2 * policy.limits().handles as usize);
         store.set_epoch_deadline(ticks_until(deadline));
+        if policy.metered {
+            // The deadline ends a call; fuel only counts.
+            let set = store.set_fuel(u64::MAX);
+            set.map_err(|error| Fault::new(FaultKind::Trap, error.to_string()))?;
+        }
         store.data_mut().begin_call(deadline);
         let raw = policy.pre.instantiate(&mut store).map_err(|error| {
             let refusal = store.data_mut().meter.take_refusal();
@@ -189,6 +200,11 @@ impl Instance {
     /// Memory in use, over all linear memories.
     pub fn memory_bytes(&self) -> u64 {
         self.store.data().meter.memory_bytes()
+    }
+
+    /// Fuel that is left; 0 where none is counted.
+    pub fn fuel_left(&self) -> u64 {
+        self.store.get_fuel().unwrap_or(0)
     }
 
     /// What was proposed during the last call, oldest first.

@@ -44,6 +44,20 @@ pub struct RoomConfig {
     pub max_component_bytes: u64,
     /// Earlier generations kept per hook for `rollback`.
     pub keep_generations: usize,
+    /// Whether a policy must be signed by one of `trusted_keys`.
+    pub signature: SignatureMode,
+    /// Who may sign policies: a name for people, and what `homeostat policy keygen` wrote
+    /// into the `.pub` file.
+    pub trusted_keys: BTreeMap<String, String>,
+    /// Where the highest accepted revision of every signed policy is remembered, so that an
+    /// older one is refused after a restart as well; none = in memory only.
+    pub revisions_file: Option<PathBuf>,
+    /// Where components become machine code, and what that may take.
+    pub compiler: CompilerConfig,
+    /// Machine code that was made before.
+    pub cache: CacheConfig,
+    /// What a policy may cost; a dearer one is refused.
+    pub budget: Budget,
     /// Limits of every call, unless a policy's own table says otherwise.
     pub limits: Limits,
     /// When a policy that keeps failing is left alone for a while.
@@ -69,6 +83,12 @@ impl Default for RoomConfig {
             stack_bytes: 512 << 10,
             max_component_bytes: 64 << 20,
             keep_generations: 3,
+            signature: SignatureMode::default(),
+            trusted_keys: BTreeMap::new(),
+            revisions_file: None,
+            compiler: CompilerConfig::default(),
+            cache: CacheConfig::default(),
+            budget: Budget::default(),
             limits: Limits::default(),
             breaker: BreakerConfig::default(),
             classify: PolicyOptions::default(),
@@ -163,6 +183,89 @@ impl LimitChanges {
             log_bytes: self.log_bytes.unwrap_or(base.log_bytes),
         }
     }
+}
+
+/// Whether signatures count.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SignatureMode {
+    /// Nobody looks at them.
+    #[default]
+    Off,
+    /// A policy without one is taken; one whose signature is wrong is not. This tells
+    /// mistakes, not attackers, who would leave the signature out.
+    Optional,
+    /// A policy without a good one is refused.
+    Required,
+}
+
+/// The process that compiles. Compiling hostile bytes can take any amount of time and
+/// memory, so it happens where running out of either ends nothing but itself.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CompilerConfig {
+    /// Address space beyond what the process begins with. CPython (19 MB of code) takes
+    /// about 500 MiB.
+    pub memory_bytes: u64,
+    /// Processor time. CPython takes some ten seconds on a slow core.
+    pub cpu_seconds: u64,
+    /// Wall-clock time: the child yields to the requests, so on a busy machine it takes
+    /// several times its processor time.
+    pub wall_seconds: u64,
+    /// Machine code of one component. CPython makes about 70 MB.
+    pub artifact_bytes: u64,
+    /// The program that compiles when it is called with [`crate::COMPILE_CHILD`]; none =
+    /// inside this process and without these limits, for trusted components only. It is no
+    /// key of the file: the server names itself.
+    #[serde(skip)]
+    pub program: Option<PathBuf>,
+}
+
+impl Default for CompilerConfig {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 2 << 30,
+            cpu_seconds: 60,
+            wall_seconds: 300,
+            artifact_bytes: 512 << 20,
+            program: None,
+        }
+    }
+}
+
+/// The compile cache.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CacheConfig {
+    /// Its folder, which belongs to this user alone; none = no cache.
+    pub dir: Option<PathBuf>,
+    /// All entries together; what was unused longest leaves first. 0 = no cache. A Rust
+    /// policy takes about 1 MB, a Python one about 70.
+    pub max_bytes: u64,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            max_bytes: 1 << 30,
+        }
+    }
+}
+
+/// What a policy may cost, as measured at admission. Not set = not limited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Budget {
+    /// 99 of 100 instances must be made within this.
+    pub instantiate_p99_micros: Option<u64>,
+    /// 99 of 100 calls of each hook must end within this.
+    pub call_p99_micros: Option<u64>,
+    /// Most memory that an instance may hold after the probes.
+    pub memory_bytes: Option<u64>,
+    /// Most fuel (about one a WebAssembly instruction) that a call of a hook may take. It
+    /// is the same on every machine; finding it out compiles the policy a second time.
+    pub fuel: Option<u64>,
 }
 
 /// A power beyond telemetry, proposing and logging.

@@ -35,6 +35,8 @@ pub(crate) struct PolicyEngine {
     pub engine: Engine,
     /// False when the pool could not be reserved, or was switched off.
     pub pooled: bool,
+    /// Whether its code counts fuel.
+    pub metered: bool,
 }
 
 impl PolicyEngine {
@@ -45,17 +47,25 @@ impl PolicyEngine {
     pub fn new(config: &RoomConfig) -> wasmtime::Result<Self> {
         if config.pooling {
             match Engine::new(&engine_config(config, true)) {
-                Ok(engine) => return Self::start(engine, true),
+                Ok(engine) => return Self::start(engine, true, false),
                 Err(error) => tracing::warn!(
                     "no pool for policy instances ({error:#}); they are allocated one by one, \
                      which is slower. Set policies.pooling = false to silence this"
                 ),
             }
         }
-        Self::start(Engine::new(&engine_config(config, false))?, false)
+        Self::start(Engine::new(&engine_config(config, false))?, false, false)
     }
 
-    fn start(engine: Engine, pooled: bool) -> wasmtime::Result<Self> {
+    /// An engine whose code counts fuel: for measuring, never for requests. It allocates
+    /// every instance anew, so that the pages which one touches can be counted.
+    pub fn metered(config: &RoomConfig) -> wasmtime::Result<Self> {
+        let mut metered = code_config(true);
+        metered.max_wasm_stack(config.stack_bytes);
+        Self::start(Engine::new(&metered)?, false, true)
+    }
+
+    fn start(engine: Engine, pooled: bool, metered: bool) -> wasmtime::Result<Self> {
         let weak = engine.weak();
         std::thread::Builder::new()
             .name("policy-ticker".into())
@@ -67,11 +77,17 @@ impl PolicyEngine {
                     std::thread::sleep(TICK);
                 }
             })?;
-        Ok(Self { engine, pooled })
+        Ok(Self {
+            engine,
+            pooled,
+            metered,
+        })
     }
 }
 
-fn engine_config(room: &RoomConfig, pooling: bool) -> Config {
+/// Everything that shapes machine code, and nothing else: the process that compiles knows
+/// this and no more of the configuration.
+pub(crate) fn code_config(metered: bool) -> Config {
     let mut config = Config::new();
     config
         .strategy(Strategy::Cranelift)
@@ -81,12 +97,18 @@ fn engine_config(room: &RoomConfig, pooling: bool) -> Config {
         // Compilation takes at most one core from the requests that are being served.
         .parallel_compilation(false)
         .epoch_interruption(true)
-        .max_wasm_stack(room.stack_bytes)
+        .consume_fuel(metered)
         .wasm_component_model(true)
         .concurrency_support(false)
         .wasm_memory64(false)
         .wasm_relaxed_simd(true)
         .relaxed_simd_deterministic(true);
+    config
+}
+
+fn engine_config(room: &RoomConfig, pooling: bool) -> Config {
+    let mut config = code_config(false);
+    config.max_wasm_stack(room.stack_bytes);
     if pooling {
         let live = room.instances + ADMISSION_INSTANCES;
         // Where the kernel can tell which pages were touched (Linux 6.7), these are

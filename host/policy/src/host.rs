@@ -28,6 +28,7 @@ use crate::bindings::{FullPolicy, types};
 use crate::config::{Grant, Limits};
 use crate::convert;
 use crate::engine::TICK;
+use crate::grants::{Import, Uses};
 use crate::limit::Meter;
 use crate::log::{GuestLog, Stream};
 use crate::state::Bucket;
@@ -53,6 +54,7 @@ pub(crate) struct Powers {
     pub limits: Limits,
     pub bucket: Arc<Bucket>,
     pub models: Arc<dyn Models>,
+    pub uses: Uses,
 }
 
 /// The request that an instance works on, converted at most once.
@@ -151,6 +153,7 @@ impl HostState {
     }
 
     fn models(&self) -> Result<&dyn Models, types::Error> {
+        self.powers.uses.count(Import::Models);
         if self.granted(Grant::Models) {
             return Ok(&*self.powers.models);
         }
@@ -160,6 +163,7 @@ impl HostState {
     }
 
     fn propose(&mut self, proposal: Proposal) {
+        self.powers.uses.count(Import::Propose);
         if self.proposals.len() == PROPOSALS_MAX {
             self.proposals.remove(0);
         }
@@ -200,6 +204,7 @@ impl types::Host for HostState {}
 
 impl telemetry::Host for HostState {
     fn current(&mut self) -> wasmtime::Result<types::Snapshot> {
+        self.powers.uses.count(Import::Telemetry);
         Ok(self.asked.snapshot_out().clone())
     }
 }
@@ -228,6 +233,7 @@ impl logging::logging::Host for HostState {
         context: String,
         message: String,
     ) -> wasmtime::Result<()> {
+        self.powers.uses.count(Import::Logging);
         self.log.message(level, &context, &message);
         Ok(())
     }
@@ -337,6 +343,7 @@ impl config::store::Host for HostState {
         &mut self,
         key: String,
     ) -> wasmtime::Result<Result<Option<String>, config::store::Error>> {
+        self.powers.uses.count(Import::Config);
         if !self.granted(Grant::Config) {
             return Ok(Err(config_denied()));
         }
@@ -344,6 +351,7 @@ impl config::store::Host for HostState {
     }
 
     fn get_all(&mut self) -> wasmtime::Result<Result<Vec<(String, String)>, config::store::Error>> {
+        self.powers.uses.count(Import::Config);
         if !self.granted(Grant::Config) {
             return Ok(Err(config_denied()));
         }
@@ -366,6 +374,7 @@ impl HostState {
         bucket: &Resource<BucketHandle>,
         call: impl FnOnce(&Bucket) -> Result<T, String>,
     ) -> KvResult<T> {
+        self.powers.uses.count(Import::Keyvalue);
         self.table.get(bucket)?;
         Ok(call(&self.powers.bucket).map_err(keyvalue::store::Error::Other))
     }

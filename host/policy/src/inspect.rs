@@ -181,6 +181,37 @@ pub(crate) fn check_imports(
     Ok(())
 }
 
+/// What a component is for, by itself: no operator has granted anything yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contents {
+    /// Hooks that it exports.
+    pub hooks: Vec<Hook>,
+    /// Powers that it imports.
+    pub grants: Vec<Grant>,
+}
+
+/// Reads what a component exports and imports.
+///
+/// # Errors
+/// It is no policy: damaged, without a hook, or with an import that no host has.
+pub fn contents(component: &[u8]) -> Result<Contents, AdmissionError> {
+    let shape = inspect(component)?;
+    let hooks = check_exports(&shape, None)?;
+    let grants = needed_grants(&shape)?;
+    Ok(Contents { hooks, grants })
+}
+
+/// The powers behind its imports.
+pub(crate) fn needed_grants(shape: &Shape) -> Result<Vec<Grant>, AdmissionError> {
+    let mut grants = Vec::new();
+    for import in &shape.imports {
+        grants.extend(known_import(import)?);
+    }
+    grants.sort_unstable();
+    grants.dedup();
+    Ok(grants)
+}
+
 fn not_granted(
     import: &str,
     grant: Grant,

@@ -28,15 +28,20 @@
 
 mod bindings;
 mod breaker;
+mod cache;
 mod call;
+mod candidate;
+mod compiler;
 mod convert;
 mod engine;
 mod fault;
+mod grants;
 mod host;
 mod inspect;
 mod limit;
 mod log;
 mod probe;
+mod revision;
 mod session;
 mod state;
 mod watch;
@@ -47,17 +52,26 @@ mod guests;
 mod tests;
 
 pub mod admit;
+pub mod bundle;
 pub mod config;
+pub mod cost;
 pub mod room;
+pub mod signature;
 pub mod stats;
 pub mod swap;
 
 pub use admit::{AdmissionError, Offer, Report, Stage, read_component};
+pub use cache::CacheStats;
+pub use compiler::{COMPILE_CHILD, compile_child};
 pub use config::{
-    BreakerConfig, Deny, Fallback, Grant, LimitChanges, Limits, PolicyOptions, RoomConfig,
+    BreakerConfig, Budget, CacheConfig, CompilerConfig, Deny, Fallback, Grant, LimitChanges,
+    Limits, PolicyOptions, RoomConfig, SignatureMode,
 };
-pub use inspect::CONTRACT_VERSION;
+pub use cost::{CostCard, Spread};
+pub use grants::Change;
+pub use inspect::{CONTRACT_VERSION, Contents, contents};
 pub use room::{NothingKept, PolicyRoom, RoomError};
+pub use signature::{Manifest, Provenance, Reason, Sealed, SignatureError, SigningKey};
 pub use stats::{CounterStats, GenerationStats, RoomStats, Times};
 pub use swap::{Attempt, GenerationInfo, SlotStatus};
 pub use watch::parse_options;

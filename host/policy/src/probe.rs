@@ -4,7 +4,6 @@
 //! fault or an answer that fails the checks refuses the component with the probe's name.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use homeostat_hooks::{
     Answer, Causes, Classification, Decision, Device, DeviceKind, Fault, FaultKind, Forecast,
@@ -12,8 +11,9 @@ use homeostat_hooks::{
     SpeculationHint, ThrottleReasons, TierView, builtin, check,
 };
 
-use crate::admit::{AdmissionError, Stage, wrong_types};
+use crate::admit::{AdmissionError, Stage};
 use crate::call::{Instance, Policy};
+use crate::candidate::wrong_types;
 use crate::convert;
 use crate::fault;
 use crate::host::Asked;
@@ -23,16 +23,14 @@ use crate::limit::Permit;
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     pub probes: u64,
-    pub instantiate_micros: u64,
-    pub slowest_call_micros: u64,
     pub memory_bytes: u64,
     pub warnings: Vec<String>,
 }
 
-struct Probe {
+pub(crate) struct Probe {
     name: &'static str,
-    request: Request,
-    snapshot: Snapshot,
+    pub request: Request,
+    pub snapshot: Snapshot,
     tiers: Vec<TierView>,
 }
 
@@ -40,7 +38,6 @@ struct Probe {
 pub(crate) fn probe(policy: &Arc<Policy>, hooks: &[Hook]) -> Result<Findings, AdmissionError> {
     check_types(policy, hooks)?;
     let mut findings = Findings::default();
-    let mut instantiations = Vec::new();
     for probe in probes() {
         let run = |findings: &mut Findings| run(policy, hooks, &probe, findings);
         // The first touch of cold pages on a busy machine may exceed a deadline that
@@ -50,8 +47,8 @@ pub(crate) fn probe(policy: &Arc<Policy>, hooks: &[Hook]) -> Result<Findings, Ad
             other => other,
         };
         match outcome {
-            Ok(instantiation) => instantiations.push(instantiation),
-            Err((hook, fault)) if fault.detail.starts_with(fault::UNAVAILABLE) => {
+            Ok(()) => {}
+            Err((hook, fault)) if is_unavailable(&fault) => {
                 findings.warnings.push(format!(
                     "probe {} of {hook}: {} (taken as passing)",
                     probe.name, fault.detail
@@ -61,15 +58,12 @@ pub(crate) fn probe(policy: &Arc<Policy>, hooks: &[Hook]) -> Result<Findings, Ad
         }
         findings.probes += 1;
     }
-    instantiations.sort_unstable();
-    if let Some(median) = instantiations.get(instantiations.len() / 2) {
-        findings.instantiate_micros = micros(*median);
-    }
     Ok(findings)
 }
 
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+/// Whether a policy found only that its model is not there.
+pub(crate) fn is_unavailable(fault: &Fault) -> bool {
+    fault.detail.starts_with(fault::UNAVAILABLE)
 }
 
 fn refused(probe: &str, hook: &'static str, fault: &Fault) -> AdmissionError {
@@ -99,40 +93,28 @@ fn check_types(policy: &Arc<Policy>, hooks: &[Hook]) -> Result<(), AdmissionErro
 
 type Refusal = (&'static str, Fault);
 
-/// One request through the hooks; answers how long the instance took to make.
+/// One request through the hooks.
 fn run(
     policy: &Arc<Policy>,
     hooks: &[Hook],
     probe: &Probe,
     findings: &mut Findings,
-) -> Result<Duration, Refusal> {
+) -> Result<(), Refusal> {
     let asked = Arc::new(Asked::new(
         Arc::new(probe.request.clone()),
         Arc::new(probe.snapshot.clone()),
     ));
-    let started = Instant::now();
     let mut instance = Instance::new(policy, &asked, Permit::admission(), policy.deadline())
         .map_err(|fault| (INITIALISATION, fault))?;
-    let instantiation = started.elapsed();
-
-    let mut timed = Instant::now();
-    let mut lap = |findings: &mut Findings| {
-        let slowest = findings.slowest_call_micros.max(micros(timed.elapsed()));
-        findings.slowest_call_micros = slowest;
-        timed = Instant::now();
-    };
     let mut classification = builtin::classify(&probe.request);
     if hooks.contains(&Hook::Classify) {
         classification = classify(&mut instance, policy).map_err(|f| ("classify", f))?;
-        lap(findings);
     }
     if hooks.contains(&Hook::Route) {
         route(&mut instance, policy, &classification, &probe.tiers).map_err(|f| ("route", f))?;
-        lap(findings);
     }
     if hooks.contains(&Hook::Validate) {
         validate(&mut instance, policy).map_err(|f| ("validate", f))?;
-        lap(findings);
     }
     if policy.guests.learner.is_some() {
         let outcome = convert::outcome(&Outcome::default());
@@ -141,7 +123,7 @@ fn run(
             .map_err(|f| ("learn", f))?;
     }
     findings.memory_bytes = findings.memory_bytes.max(instance.memory_bytes());
-    Ok(instantiation)
+    Ok(())
 }
 
 fn invalid(error: check::Invalid) -> Fault {
@@ -167,22 +149,70 @@ fn route(
     Ok(answer)
 }
 
+/// A plain answer.
+const PLAIN: &str = "Paris is the capital of France.";
+
 /// An empty answer, a plain one and a long one, as a first and as a last step.
 fn validate(instance: &mut Instance, policy: &Policy) -> Result<(), Fault> {
-    let plain = "Paris is the capital of France.";
-    for (text, steps_left) in [("", 1), (plain, 1), (plain, 0), (&*"long ".repeat(4096), 0)] {
-        let answer = Answer {
-            tier: "small".into(),
-            text: text.into(),
-            steps_left,
-            logprobs: vec![-0.3; text.len() / 4],
-            accept_threshold: 0.5,
-            ..Answer::default()
-        };
-        let verdict = instance.validate(policy.deadline(), &convert::answer(&answer))?;
-        check::verdict(&verdict, &answer).map_err(invalid)?;
+    let long = "long ".repeat(4096);
+    for (text, steps_left) in [("", 1), (PLAIN, 1), (PLAIN, 0), (&*long, 0)] {
+        validate_text(instance, policy, text, steps_left)?;
     }
     Ok(())
+}
+
+fn validate_text(
+    instance: &mut Instance,
+    policy: &Policy,
+    text: &str,
+    steps_left: u32,
+) -> Result<(), Fault> {
+    let answer = Answer {
+        tier: "small".into(),
+        text: text.into(),
+        steps_left,
+        logprobs: vec![-0.3; text.len() / 4],
+        accept_threshold: 0.5,
+        ..Answer::default()
+    };
+    let verdict = instance.validate(policy.deadline(), &convert::answer(&answer))?;
+    check::verdict(&verdict, &answer).map_err(invalid)
+}
+
+/// The request that costs are measured with.
+pub(crate) fn ordinary() -> Probe {
+    let mut snapshot = hot();
+    snapshot.metabolism = Default::default();
+    Probe {
+        name: "normal",
+        request: asked(&[
+            (Role::System, "You are helpful."),
+            (Role::User, "What is the capital of France?"),
+        ]),
+        snapshot,
+        tiers: vec![
+            tier("small", 0, true),
+            tier("medium", 1, true),
+            tier("large", 2, false),
+        ],
+    }
+}
+
+/// One question about a probe's request.
+pub(crate) fn ask(
+    instance: &mut Instance,
+    policy: &Policy,
+    hook: Hook,
+    probe: &Probe,
+) -> Result<(), Fault> {
+    match hook {
+        Hook::Classify => classify(instance, policy).map(drop),
+        Hook::Route => {
+            let classification = builtin::classify(&probe.request);
+            route(instance, policy, &classification, &probe.tiers).map(drop)
+        }
+        Hook::Validate => validate_text(instance, policy, PLAIN, 0),
+    }
 }
 
 fn asked(messages: &[(Role, &str)]) -> Request {
@@ -281,12 +311,10 @@ fn probes() -> Vec<Probe> {
         snapshot,
         tiers,
     };
-    let mut cool = hot();
-    cool.metabolism = Default::default();
     let huge = "x ".repeat(32 << 10);
     let foreign = "¿Qué hora es? 今何時ですか？ \u{202e}🙂 \0 e\u{301}";
     vec![
-        probe("normal", normal(), cool, several()),
+        ordinary(),
         probe("one-tier", normal(), Snapshot::default(), small()),
         probe("absent-telemetry", normal(), Snapshot::default(), several()),
         probe("hot-telemetry", normal(), hot(), several()),

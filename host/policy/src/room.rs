@@ -11,13 +11,18 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use homeostat_hooks::{Hook, Models, Policies, Request, Session, Snapshot};
 
-use crate::admit::{self, Admission, AdmissionError, Offer, Report, Stage, micros_since};
+use crate::admit::{
+    self, Admission, AdmissionError, Cache, Kind, Offer, Report, Stage, micros_since,
+};
 use crate::breaker::Breaker;
+use crate::cache::CompileCache;
 use crate::call::Policy;
-use crate::config::RoomConfig;
+use crate::config::{RoomConfig, SignatureMode};
 use crate::engine::PolicyEngine;
 use crate::limit::Gate;
+use crate::revision::Revisions;
 use crate::session::RoomSession;
+use crate::signature;
 use crate::state::StateStore;
 use crate::stats::{Counters, GenerationStats, Histogram, RoomStats};
 use crate::swap::{Attempt, Book, Generation, SlotStatus, Table};
@@ -32,6 +37,9 @@ pub enum RoomError {
     /// No engine: the limits make no sense to wasmtime.
     #[error("the WebAssembly engine cannot start: {0}")]
     Engine(String),
+    /// The memory of accepted revisions cannot be used.
+    #[error("policies.revisions_file: {0}")]
+    Revisions(String),
     /// The folder for state cannot be used.
     #[error("policies.state_dir cannot be used: {0}")]
     State(#[from] std::io::Error),
@@ -60,6 +68,8 @@ pub(crate) struct Room {
     pub waits: AtomicU64,
     pub waits_given_up: AtomicU64,
     engine: PolicyEngine,
+    cache: Cache,
+    revisions: Revisions,
     state: StateStore,
     models: Arc<dyn Models>,
     books: Mutex<[Book; 3]>,
@@ -93,6 +103,18 @@ impl PolicyRoom {
                 "instances is 0: no policy could run".into(),
             ));
         }
+        if config.signature == SignatureMode::Required && config.trusted_keys.is_empty() {
+            let text = "signature is \"required\" and trusted_keys is empty: nothing could serve";
+            return Err(RoomError::Config(text.into()));
+        }
+        for (name, key) in &config.trusted_keys {
+            signature::public_key(key)
+                .map_err(|why| RoomError::Config(format!("trusted_keys.{name}: {why}")))?;
+        }
+        let cache = CompileCache::open(&config.cache);
+        if let Err(why) = &cache {
+            tracing::warn!("no compile cache, every start compiles anew: {why}");
+        }
         let engine = PolicyEngine::new(&config).map_err(|e| RoomError::Engine(format!("{e:#}")))?;
         let room = Room {
             table: ArcSwap::default(),
@@ -101,6 +123,9 @@ impl PolicyRoom {
             waits: AtomicU64::new(0),
             waits_given_up: AtomicU64::new(0),
             engine,
+            cache,
+            revisions: Revisions::open(config.revisions_file.clone())
+                .map_err(RoomError::Revisions)?,
             state: StateStore::new(config.state_dir.clone())?,
             models,
             books: Mutex::default(),
@@ -142,7 +167,8 @@ impl PolicyRoom {
     /// Why it would be refused.
     pub fn check(&self, offer: &Offer) -> Result<Report, AdmissionError> {
         let _one = self.room.one_admission();
-        self.room.admit(offer).map(|(_, report)| report)
+        let checked = self.room.admit(offer, Kind::Check);
+        checked.map(|(_, report)| report)
     }
 
     /// Makes the latest kept generation of a hook active again, at once.
@@ -217,8 +243,13 @@ impl Room {
     }
 
     /// Runs the pipeline on a thread of its own, whose stack the compiler may use.
-    fn admit(&self, offer: &Offer) -> Result<(Arc<Policy>, Report), AdmissionError> {
+    fn admit(&self, offer: &Offer, kind: Kind) -> Result<(Arc<Policy>, Report), AdmissionError> {
+        let table = self.table.load_full();
         let with = Admission {
+            cache: &self.cache,
+            revisions: &self.revisions,
+            table: &table,
+            kind,
             config: &self.config,
             engine: &self.engine,
             state: &self.state,
@@ -242,7 +273,7 @@ impl Room {
 
     fn embed(&self, offer: &Offer) -> Result<Report, AdmissionError> {
         let _one = self.one_admission();
-        let (policy, mut report) = self.admit(offer)?;
+        let (policy, mut report) = self.admit(offer, Kind::Embedded)?;
         let mut free = Vec::new();
         {
             let table = self.table.load();
@@ -274,7 +305,8 @@ impl Room {
                 "a newer component for the same hook came before this one was compiled",
             ))
         } else {
-            self.admit(offer)
+            self.admit(offer, Kind::Put)
+                .and_then(|admitted| self.accept_revision(admitted))
         };
         match outcome {
             Ok((policy, mut report)) => {
@@ -282,8 +314,11 @@ impl Room {
                 report.generations = self.set(&report.hooks, Some(&policy));
                 report.swap_micros = Some(micros_since(started));
                 let text = format!("admitted in {} ms", report.compile_micros / 1000);
-                self.note(&report.hooks, &offer.name, true, &text);
-                tracing::info!(policy = offer.name, hooks = ?report.hooks, "{text}");
+                self.note(&report.hooks, &report.policy, true, &text);
+                tracing::info!(policy = report.policy, hooks = ?report.hooks, "{text}");
+                for warning in &report.warnings {
+                    tracing::warn!(policy = report.policy, "{warning}");
+                }
                 Ok(report)
             }
             Err(refusal) => {
@@ -292,6 +327,19 @@ impl Room {
                 Err(refusal)
             }
         }
+    }
+
+    /// Writes the revision of a signed policy down before it serves: a host that dies in
+    /// between has refused nothing too much.
+    fn accept_revision<T>(
+        &self,
+        (policy, report): (T, Report),
+    ) -> Result<(T, Report), AdmissionError> {
+        if let Some(provenance) = &report.provenance {
+            let accepted = self.revisions.accept(&provenance.manifest);
+            accepted.map_err(|why| AdmissionError::new(Stage::Signature, why.to_string()))?;
+        }
+        Ok((policy, report))
     }
 
     /// Remembers an attempt.
@@ -428,6 +476,10 @@ impl Room {
             swaps: self.swaps.summary(),
             refused: self.refused.load(Relaxed),
             pooled: self.engine.pooled,
+            compile_cache: match &self.cache {
+                Ok(Some(cache)) => Some(cache.stats()),
+                Ok(None) | Err(_) => None,
+            },
         }
     }
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 use homeostat_hooks::{FaultKind, Hook};
 use serde::Serialize;
 
+use crate::cache::CacheStats;
+
 const KINDS: [FaultKind; 5] = [
     FaultKind::Trap,
     FaultKind::Deadline,
@@ -43,6 +45,10 @@ impl Histogram {
         let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.buckets[bucket_of(nanos)].fetch_add(1, Relaxed);
         self.sum_nanos.fetch_add(nanos, Relaxed);
+    }
+
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(|b| b.load(Relaxed)).sum()
     }
 
     pub fn summary(&self) -> Times {
@@ -192,6 +198,8 @@ pub struct RoomStats {
     pub refused: u64,
     /// Whether instances come from the pool.
     pub pooled: bool,
+    /// What the compile cache did; none = there is none.
+    pub compile_cache: Option<CacheStats>,
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! it, and a policy that serves several hooks takes all of them at once. What was active
 //! is kept, a few generations deep.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use homeostat_hooks::Hook;
@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::breaker::Breaker;
 use crate::call::Policy;
+use crate::grants;
 use crate::stats::Counters;
 
 /// One policy at one hook, from a swap to the next.
@@ -93,6 +94,10 @@ pub struct GenerationInfo {
     pub digest: String,
     /// Left alone by its breaker.
     pub breaker_open: bool,
+    /// How often it called each interface that it imports.
+    pub uses: BTreeMap<&'static str, u64>,
+    /// Powers that could be taken away from it.
+    pub hints: Vec<String>,
 }
 
 impl Generation {
@@ -102,6 +107,8 @@ impl Generation {
             generation: self.number,
             digest: self.policy.digest.clone(),
             breaker_open: self.breaker.is_open(),
+            uses: self.policy.powers.uses.read(&self.policy.imports),
+            hints: grants::hints(&self.policy, self.counters.times.count()),
         }
     }
 }

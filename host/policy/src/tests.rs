@@ -1,6 +1,10 @@
 //! The room, seen from its doors: what serves, what is refused, what happens when a guest
 //! misbehaves.
 
+mod cost;
+mod machine_code;
+mod trust;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

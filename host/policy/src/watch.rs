@@ -1,7 +1,9 @@
 //! A folder whose files are the policies.
 //!
-//! The rule, for people: `<hook>.wasm` or `<hook>-<name>.wasm` serves that hook;
-//! `<same stem>.toml` beside it holds its options, and may name several hooks. Copying a
+//! The rule, for people: `<hook>.wasm` or `<hook>-<name>.wasm` serves that hook, and so
+//! does a bundle, `.policy`; `<same stem>.toml` beside it holds its options, and may name
+//! several hooks. `.policy.toml` and `.sig` hold a component's manifest and its signature;
+//! a bundle holds them itself. Copying a
 //! file in loads it, replacing it swaps it, removing it brings back what the host came
 //! with, unless something else was put there since. Where two files name one hook, the
 //! one that changed last wins.
@@ -22,10 +24,11 @@ use homeostat_hooks::Hook;
 use sha2::{Digest, Sha256};
 
 use crate::admit::{AdmissionError, Offer, Stage, read_component};
+use crate::bundle;
 use crate::config::PolicyOptions;
 use crate::room::Room;
 
-/// Longest options file.
+/// Longest of the texts beside a component.
 const OPTIONS_BYTES_MAX: u64 = 64 << 10;
 
 /// A folder being watched; dropping it ends the watch.
@@ -84,16 +87,17 @@ struct Stamp {
     file: u64,
 }
 
-/// The content of a component and its options.
+/// Digests of what a file and those beside it hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Content {
-    wasm: [u8; 32],
+    policy: [u8; 32],
     options: [u8; 32],
 }
 
 #[derive(Debug, Default)]
 struct Seen {
-    stamps: Option<(Stamp, Option<Stamp>)>,
+    /// Of the file and of those beside it.
+    stamps: Option<(Stamp, [Option<Stamp>; 3])>,
     /// What the last look read; taken when the next look reads the same.
     candidate: Option<Content>,
     /// What was last offered to the room, accepted or not.
@@ -158,8 +162,7 @@ impl Folder {
     fn give_back(&mut self, room: &Room, hook: Hook, files: &[(PathBuf, Hook)]) {
         tracing::info!(hook = hook.as_str(), "the policy's file was removed");
         for (path, _) in files.iter().rev().filter(|(_, h)| *h == hook) {
-            let options_path = path.with_extension("toml");
-            let read = read(path, &options_path, room.config.max_component_bytes);
+            let read = read(path, room.config.max_component_bytes);
             if self.offer(room, path, hook, read) {
                 return;
             }
@@ -190,10 +193,9 @@ impl Folder {
     }
 
     fn look_at(&mut self, room: &Room, path: &Path, hook: Hook) {
-        let options_path = path.with_extension("toml");
         let seen = self.seen.entry(path.to_path_buf()).or_default();
         let Some(stamp) = stamp_of(path) else { return };
-        let stamps = Some((stamp, stamp_of(&options_path)));
+        let stamps = Some((stamp, beside(path).map(|path| stamp_of(&path))));
         // Settled long ago: the same stamps as when it was offered.
         if seen.stamps == stamps && seen.candidate == seen.offered && seen.offered.is_some() {
             return;
@@ -205,11 +207,11 @@ impl Folder {
         if seen.stamps.is_some() && seen.stamps != stamps && !serves {
             seen.offered = None;
         }
-        let read = read(path, &options_path, room.config.max_component_bytes);
+        let read = read(path, room.config.max_component_bytes);
         let content = match &read {
             Ok((content, _, _)) => content.clone(),
             Err(refusal) => Content {
-                wasm: Sha256::digest(refusal.to_string()).into(),
+                policy: Sha256::digest(refusal.to_string()).into(),
                 options: [0; 32],
             },
         };
@@ -226,13 +228,13 @@ impl Folder {
     /// Offers a file to the room; answers whether it serves now.
     fn offer(&mut self, room: &Room, path: &Path, hook: Hook, read: Reading) -> bool {
         let name = stem(path).to_string();
-        let offer = read.and_then(|(_, bytes, text)| {
+        let offer = read.and_then(|(_, offer, text)| {
             let options = parse_options(&text)?;
             Ok(Offer {
                 hooks: Some(options.hooks.clone().unwrap_or_else(|| vec![hook])),
                 name: name.clone(),
-                bytes,
                 options,
+                ..offer
             })
         });
         match offer {
@@ -254,26 +256,47 @@ impl Folder {
     }
 }
 
-type Reading = Result<(Content, Vec<u8>, String), AdmissionError>;
+/// Digests, what there is to offer, and the text of the options.
+type Reading = Result<(Content, Offer, String), AdmissionError>;
 
-fn read(path: &Path, options_path: &Path, max_bytes: u64) -> Reading {
+/// What belongs to a file: options, manifest, signature.
+fn beside(path: &Path) -> [PathBuf; 3] {
+    ["toml", "policy.toml", "sig"].map(|extension| path.with_extension(extension))
+}
+
+fn read(path: &Path, max_bytes: u64) -> Reading {
     let bytes = read_component(path, max_bytes)?;
-    let text = if options_path.exists() {
-        let raw = read_component(options_path, OPTIONS_BYTES_MAX)?;
-        String::from_utf8(raw).map_err(|_| {
-            AdmissionError::new(
-                Stage::Options,
-                format!("{} is not UTF-8", options_path.display()),
-            )
-        })?
-    } else {
-        String::new()
+    let [options, manifest, signature] = beside(path);
+    let offer = Offer {
+        manifest: read_text(&manifest)?,
+        signature: read_text(&signature)?,
+        bytes,
+        ..Offer::default()
     };
+    let options = read_text(&options)?.unwrap_or_default();
+    let mut policy = Sha256::new();
+    policy.update(&offer.bytes);
+    for text in [&offer.manifest, &offer.signature].into_iter().flatten() {
+        policy.update(Sha256::digest(text));
+    }
     let content = Content {
-        wasm: Sha256::digest(&bytes).into(),
-        options: Sha256::digest(&text).into(),
+        policy: policy.finalize().into(),
+        options: Sha256::digest(&options).into(),
     };
-    Ok((content, bytes, text))
+    Ok((content, offer, options))
+}
+
+/// A file that need not be there.
+fn read_text(path: &Path) -> Result<Option<String>, AdmissionError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = String::from_utf8(read_component(path, OPTIONS_BYTES_MAX)?);
+    let text = text.map_err(|_| {
+        let text = format!("{} is not UTF-8", path.display());
+        AdmissionError::new(Stage::Options, text)
+    });
+    text.map(Some)
 }
 
 /// The options in the text of a `.toml`.
@@ -292,7 +315,8 @@ fn stem(path: &Path) -> &str {
 
 /// The hook that a file's name says.
 fn hook_of(path: &Path) -> Option<Hook> {
-    if path.extension()? != "wasm" {
+    let extension = path.extension()?;
+    if extension != "wasm" && extension != bundle::EXTENSION {
         return None;
     }
     let word = stem(path).split('-').next()?;

@@ -34,6 +34,7 @@ pub fn load(room: &PolicyRoom, config: &Config) {
             bytes: bytes.to_vec(),
             hooks: Some(vec![hook]),
             options: options(hook, config),
+            ..Offer::default()
         };
         match room.embed(offer) {
             Ok(report) => tracing::info!(

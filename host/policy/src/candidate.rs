@@ -1,0 +1,220 @@
+//! A component that has passed every check of its bytes, and is now tried out: compiled,
+//! linked, measured. Nothing here decides whether it serves; [`crate::admit`] does.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use homeostat_hooks::Hook;
+use wasmtime::component::{Component, InstancePre};
+
+use crate::admit::{Admission, AdmissionError, Kind, Stage, micros_since};
+use crate::bindings::{classifier, learner, router, validator};
+use crate::cache::{self, Artifact};
+use crate::call::{GuestNames, Policy};
+use crate::compiler;
+use crate::config::{Limits, PolicyOptions};
+use crate::cost::{self, CostCard};
+use crate::engine::{MEMORIES_MAX, PolicyEngine, TABLES_MAX};
+use crate::fault;
+use crate::grants::Uses;
+use crate::host::{self, HostState, Powers};
+use crate::inspect::Shape;
+use crate::state::Bucket;
+
+/// A component that may be tried out.
+pub(crate) struct Candidate<'a> {
+    pub with: &'a Admission<'a>,
+    pub name: &'a str,
+    pub bytes: &'a [u8],
+    pub digest: [u8; 32],
+    pub limits: Limits,
+    pub hooks: &'a [Hook],
+    pub shape: &'a Shape,
+    pub options: &'a PolicyOptions,
+}
+
+/// Machine code, loaded.
+pub(crate) struct Compiled {
+    pub component: Component,
+    pub micros: u64,
+    pub from_cache: bool,
+    pub warnings: Vec<String>,
+}
+
+impl Candidate<'_> {
+    /// Machine code from the cache if it is there and good, else from the compiler.
+    pub fn compile(&self, engine: &PolicyEngine) -> Result<Compiled, AdmissionError> {
+        let started = Instant::now();
+        let id = cache::Id::new(&engine.engine, &self.digest);
+        let cache = self.with.cache.as_ref().ok().and_then(Option::as_ref);
+        let done = |component, from_cache, warnings| Compiled {
+            component,
+            micros: micros_since(started),
+            from_cache,
+            warnings,
+        };
+        if let Some((cache, artifact)) = cache.and_then(|c| Some((c, c.get(id)?))) {
+            match load(engine, &artifact) {
+                Ok(component) => return Ok(done(component, true, Vec::new())),
+                Err(refusal) if refusal.stage == Stage::Resources => return Err(refusal),
+                // It is what this host wrote, and yet not what it can run.
+                Err(_) => cache.put_aside(id),
+            }
+        }
+        let artifact = compiler::compile(&self.with.config.compiler, engine, self.bytes)?;
+        let component = load(engine, &artifact)?;
+        let kept = cache.map_or(Ok(()), |cache| cache.put(id, &artifact));
+        let not_kept = |why| format!("its code is not kept for the next start: {why}");
+        let warnings = kept.err().map(not_kept).into_iter().collect();
+        Ok(done(component, false, warnings))
+    }
+
+    /// What it declares fits into the limits, so that an instance can always be made.
+    pub fn check_resources(&self, component: &Component) -> Result<(), AdmissionError> {
+        let refuse = |text: String| Err(AdmissionError::new(Stage::Resources, text));
+        let Some(needs) = component.resources_required() else {
+            return refuse("it imports modules or components, so its needs are unknown".into());
+        };
+        if needs.num_memories > MEMORIES_MAX || needs.num_tables > TABLES_MAX {
+            return refuse(format!(
+                "it has {} memories and {} tables, at most {MEMORIES_MAX} and {TABLES_MAX}",
+                needs.num_memories, needs.num_tables
+            ));
+        }
+        let pages = needs.max_initial_memory_size.unwrap_or(0);
+        let bytes = pages.saturating_mul(64 << 10);
+        if bytes > self.limits.memory_bytes {
+            return refuse(format!(
+                "a memory begins with {bytes} bytes, limit {} (limits.memory_bytes)",
+                self.limits.memory_bytes
+            ));
+        }
+        let elements = needs.max_initial_table_size.unwrap_or(0);
+        let room = self.with.config.limits.table_elements;
+        if elements > self.limits.table_elements.min(room) {
+            return refuse(format!(
+                "a table begins with {elements} elements, limit {} (limits.table_elements)",
+                self.limits.table_elements
+            ));
+        }
+        Ok(())
+    }
+
+    /// Links the imports; their types are compared here.
+    pub fn link(
+        &self,
+        engine: &PolicyEngine,
+        component: &Component,
+    ) -> Result<Policy, AdmissionError> {
+        let pre = host::linker(&engine.engine, self.shape.wasi)
+            .and_then(|linker| linker.instantiate_pre(component))
+            .map_err(|error| wrong_types(&error))?;
+        Ok(Policy {
+            digest: cache::hex(&self.digest),
+            fallback: self.options.fallback.unwrap_or_default(),
+            guests: find_guests(&pre, self.hooks, self.shape)?,
+            pre,
+            powers: self.powers(self.with.state.bucket(self.name)),
+            imports: self.shape.imports.clone().into(),
+            metered: engine.metered,
+        })
+    }
+
+    /// The same policy on a copy of its state, for trying it out.
+    pub fn scratch(&self, policy: &Policy) -> Arc<Policy> {
+        let copy = self.with.state.scratch(self.name);
+        Arc::new(policy.with_powers(self.powers(copy)))
+    }
+
+    fn powers(&self, bucket: Arc<Bucket>) -> Arc<Powers> {
+        Arc::new(Powers {
+            name: self.name.into(),
+            grants: self.options.grants.clone().unwrap_or_default(),
+            settings: self.options.settings.clone().unwrap_or_default(),
+            limits: self.limits,
+            bucket,
+            models: Arc::clone(self.with.models),
+            uses: Uses::default(),
+        })
+    }
+
+    /// The cost card, within the budget. Fuel takes a second compilation, so only who
+    /// needs it pays for it.
+    pub fn measure(&self, policy: &Arc<Policy>, memory: u64) -> Result<CostCard, AdmissionError> {
+        let budget = &self.with.config.budget;
+        let mut card = cost::times(policy, self.hooks)?;
+        if self.with.kind == Kind::Check || budget.fuel.is_some() {
+            let engine = PolicyEngine::metered(self.with.config).map_err(no_engine)?;
+            let component = self.compile(&engine)?.component;
+            let metered = self.scratch(&self.link(&engine, &component)?);
+            cost::fuel_and_pages(&metered, self.hooks, &mut card)?;
+        }
+        if cost::over(budget, &card, memory).is_some() {
+            card = card.better_of(cost::times(policy, self.hooks)?);
+        }
+        match cost::over(budget, &card, memory) {
+            None => Ok(card),
+            Some(text) => Err(AdmissionError::new(Stage::Budget, text)
+                .help("make it cheaper, or raise the budget if it is worth that")),
+        }
+    }
+}
+
+fn load(engine: &PolicyEngine, artifact: &Artifact) -> Result<Component, AdmissionError> {
+    let refuse = |error: wasmtime::Error| {
+        let text = fault::chain(&error);
+        // Where instances are pooled, what can never fit into the pool ends here.
+        let stage = if text.contains("does not fit in pooling allocator") {
+            Stage::Resources
+        } else {
+            Stage::Compile
+        };
+        AdmissionError::new(stage, text)
+    };
+    let component = cache::load(&engine.engine, artifact).map_err(refuse)?;
+    component.initialize_copy_on_write_image().map_err(refuse)?;
+    Ok(component)
+}
+
+pub(crate) fn wrong_types(error: &wasmtime::Error) -> AdmissionError {
+    AdmissionError::new(Stage::World, fault::chain(error)).help(
+        "the names fit, the types do not: its copy of wit/ probably differs from this host's; \
+         build against this host's wit/",
+    )
+}
+
+/// Finds the functions of every hook by name; the first instance compares their types.
+fn find_guests(
+    pre: &InstancePre<HostState>,
+    hooks: &[Hook],
+    shape: &Shape,
+) -> Result<GuestNames, AdmissionError> {
+    let wanted = |hook| hooks.contains(&hook);
+    let learns = shape
+        .exports
+        .iter()
+        .any(|e| e.starts_with("homeostat:policy/learner@"));
+    let mut names = GuestNames::default();
+    let found: wasmtime::Result<()> = (|| {
+        if wanted(Hook::Classify) {
+            names.classifier = Some(classifier::GuestIndices::new(pre)?);
+        }
+        if wanted(Hook::Route) {
+            names.router = Some(router::GuestIndices::new(pre)?);
+        }
+        if wanted(Hook::Validate) {
+            names.validator = Some(validator::GuestIndices::new(pre)?);
+        }
+        if learns {
+            names.learner = Some(learner::GuestIndices::new(pre)?);
+        }
+        Ok(())
+    })();
+    found.map_err(|error| wrong_types(&error))?;
+    Ok(names)
+}
+
+fn no_engine(error: wasmtime::Error) -> AdmissionError {
+    let text = format!("no engine to measure it: {}", fault::chain(&error));
+    AdmissionError::new(Stage::Budget, text)
+}
