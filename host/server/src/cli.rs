@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand};
 use homeostat_engine::LoadQuantization;
 use homeostat_hooks::Hook;
 
+use crate::commands::BundleCommand;
+
 /// An LLM inference host whose judgement can be swapped while it runs.
 #[derive(Debug, Parser)]
 #[command(
@@ -117,14 +119,20 @@ pub enum PolicyCommand {
         /// classify, route or validate.
         #[arg(value_parser = hook)]
         hook: Hook,
-        /// A WebAssembly component.
+        /// A WebAssembly component, or a bundle.
         file: PathBuf,
-        /// Name of the policy [default: the file's name].
+        /// Name of the policy [default: the file's name; a signed name wins].
         #[arg(long)]
         name: Option<String>,
+        /// Take an older revision of a signed policy than one that was accepted before.
+        #[arg(long)]
+        allow_downgrade: bool,
         #[command(flatten)]
         host: HostArgs,
     },
+    /// Sign policies, pack them, and exchange them with a registry.
+    #[command(flatten)]
+    Bundle(BundleCommand),
     /// Go back to the generation before the present one.
     Rollback {
         /// classify, route or validate.
@@ -214,7 +222,7 @@ pub enum ConfigCommand {
     Print,
 }
 
-fn hook(word: &str) -> Result<Hook, String> {
+pub fn hook(word: &str) -> Result<Hook, String> {
     let known = Hook::ALL.into_iter().find(|h| h.as_str() == word);
     known.ok_or_else(|| "expected classify, route or validate".into())
 }

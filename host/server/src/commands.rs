@@ -2,6 +2,7 @@
 //!
 //! Results go to standard output, everything else to standard error.
 
+mod bundle;
 mod models;
 
 use std::path::{Path, PathBuf};
@@ -9,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use homeostat_hooks::Hook;
-use homeostat_policy::{Offer, PolicyRoom, read_component};
+use homeostat_policy::bundle::read_policy;
+use homeostat_policy::{Offer, PolicyRoom};
 use serde_json::Value;
 
 use crate::admin_client::ask;
@@ -18,6 +20,7 @@ use crate::config::{Config, DEFAULT_FILE};
 use crate::tiers::HostModels;
 use crate::{Failure, serve};
 
+pub use bundle::BundleCommand;
 pub use models::models;
 
 pub fn policy(command: PolicyCommand) -> Result<(), Failure> {
@@ -38,16 +41,20 @@ pub fn policy(command: PolicyCommand) -> Result<(), Failure> {
             hook,
             file,
             name,
+            allow_downgrade,
             host,
         } => {
-            let bytes = std::fs::read(&file)
-                .map_err(|e| Failure::Failed(format!("{}: {e}", file.display())))?;
+            let bytes = bundle::body_of(bundle::read(&file)?);
             let stem = file.file_stem().and_then(|s| s.to_str());
             let name = name.or(stem.map(str::to_string));
-            let query = name.map_or(String::new(), |n| format!("?name={}", escaped(&n)));
-            let path = format!("/admin/v1/policies/{}{query}", hook.as_str());
+            let name = escaped(name.as_deref().unwrap_or(hook.as_str()));
+            let path = format!(
+                "/admin/v1/policies/{}?name={name}&allow-downgrade={allow_downgrade}",
+                hook.as_str()
+            );
             print_json(&ask(&host, "PUT", &path, bytes)?)
         }
+        PolicyCommand::Bundle(command) => bundle::run(command),
         PolicyCommand::Rollback { hook, host } => {
             let path = format!("/admin/v1/policies/{}/rollback", hook.as_str());
             print_slot(&ask(&host, "POST", &path, Vec::new())?);
@@ -81,14 +88,15 @@ fn build_policy(crate_dir: &Path, output: Option<PathBuf>) -> Result<(), Failure
 
 fn check_policy(config: &Config, file: &Path, hook: Option<Hook>) -> Result<(), Failure> {
     let models = HostModels::new(Vec::new(), Vec::new(), None).map_err(Failure::failed)?;
-    let room = PolicyRoom::new(config.policies.clone(), Arc::new(models))
+    let room = PolicyRoom::new(serve::room_config(config), Arc::new(models))
         .map_err(|e| Failure::Config(e.to_string()))?;
-    let bytes =
-        read_component(file, config.policies.max_component_bytes).map_err(Failure::failed)?;
+    let sealed = read_policy(file, config.policies.max_component_bytes).map_err(Failure::failed)?;
     let stem = file.file_stem().and_then(|s| s.to_str());
     let offer = Offer {
         name: stem.unwrap_or("policy").into(),
-        bytes,
+        bytes: sealed.component,
+        manifest: sealed.manifest,
+        signature: sealed.signature,
         hooks: hook.map(|h| vec![h]),
         ..Offer::default()
     };
@@ -97,7 +105,7 @@ fn check_policy(config: &Config, file: &Path, hook: Option<Hook>) -> Result<(), 
 }
 
 /// A name as a query can carry it.
-fn escaped(name: &str) -> String {
+pub fn escaped(name: &str) -> String {
     let each = name.bytes().map(|b| match b {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => char::from(b).to_string(),
         other => format!("%{other:02X}"),
@@ -126,6 +134,9 @@ fn print_slot(slot: &Value) {
         generation => shown(generation),
     };
     println!("{:9} {active}", slot["hook"].as_str().unwrap_or("?"));
+    for hint in slot["active"]["hints"].as_array().into_iter().flatten() {
+        println!("          {}", hint.as_str().unwrap_or("?"));
+    }
     for kept in slot["kept"].as_array().into_iter().flatten() {
         println!("          kept: {}", shown(kept));
     }

@@ -4,7 +4,7 @@
 //! What is where: [`cli`] the command line · [`config`] homeostat.toml · [`serve`] wiring,
 //! door, drain · [`house`] what requests share · [`http`] paths · [`openai`] the wire ·
 //! [`tiers`] local engine and remote servers · [`models`] model files · [`embedded`]
-//! policies in the binary · [`metrics`], [`log`] what watches · [`commands`] everything
+//! policies in the binary · [`registry`] bundles in OCI registries · [`metrics`], [`log`] what watches · [`commands`] everything
 //! else that can be asked for.
 //!
 //! It refuses to infer, to judge, and to let a wire type go below [`openai`].
@@ -21,6 +21,9 @@ mod log;
 mod metrics;
 mod models;
 mod openai;
+mod registry;
+#[cfg(test)]
+mod registry_tests;
 mod serve;
 mod tiers;
 
@@ -54,6 +57,10 @@ impl From<config::ConfigError> for Failure {
 }
 
 fn main() -> ExitCode {
+    // Not for people, so no command of the command line: see homeostat_policy's compiler.
+    if std::env::args().skip(1).eq(homeostat_policy::COMPILE_CHILD) {
+        return homeostat_policy::compile_child();
+    }
     let done = match Cli::parse().command {
         Command::Serve(args) => serve::serve(args),
         Command::Policy(command) => commands::policy(command),

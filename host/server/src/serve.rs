@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use axum::serve::ListenerExt;
 use homeostat_cascade::{Cascade, CascadeConfig, DecisionRecord, Tier};
 use homeostat_engine::{Encoder, Engine, EngineConfig, Shutdown, SpeculationConfig};
 use homeostat_hooks::{Origin, Sample, TierKind as ViewKind, TierView};
-use homeostat_policy::{PolicyRoom, RoomConfig};
+use homeostat_policy::{CacheConfig, CompilerConfig, PolicyRoom, RoomConfig};
 use homeostat_telemetry::Telemetry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,7 +20,7 @@ use crate::cli::ServeArgs;
 use crate::config::{Config, TierConfig, TierKind};
 use crate::house::{Door, House, Snapshots, unix_seconds};
 use crate::metrics::Metrics;
-use crate::models::{Shelf, is_path};
+use crate::models::{Shelf, cache_root, is_path};
 use crate::openai::request::SamplingDefaults;
 use crate::tiers::{
     Embedder, HostModels, LocalEncoder, LocalTier, RemoteConfig, RemoteTier, Wishes,
@@ -289,13 +289,37 @@ fn remote_config(tier: &TierConfig) -> Result<RemoteConfig, Failure> {
     })
 }
 
-fn room_config(config: &Config) -> RoomConfig {
+pub fn room_config(config: &Config) -> RoomConfig {
     let given = &config.policies;
     let dir = given.dir.clone().unwrap_or_else(|| "policies".into());
+    let revisions = given.revisions_file.clone();
+    let revisions = revisions.unwrap_or_else(|| "policy-revisions.toml".into());
     RoomConfig {
         dir: Some(config.path(&dir)),
+        revisions_file: Some(config.path(&revisions)),
+        compiler: CompilerConfig {
+            program: own_program(),
+            ..given.compiler.clone()
+        },
+        cache: CacheConfig {
+            dir: match &given.cache.dir {
+                Some(dir) => Some(config.path(dir)),
+                None => cache_root().map(|root| root.join("policies")),
+            },
+            ..given.cache
+        },
         state_dir: given.state_dir.as_ref().map(|d| config.path(d)),
         ..given.clone()
+    }
+}
+
+/// This very program, which compiles policies in a process of its own. On Linux by a name
+/// that stays right when the file is replaced while the host runs.
+fn own_program() -> Option<PathBuf> {
+    let own = Path::new("/proc/self/exe");
+    match own.exists() {
+        true => Some(own.to_path_buf()),
+        false => std::env::current_exe().ok(),
     }
 }
 

@@ -55,7 +55,8 @@ pub async fn list(State(house): State<Arc<House>>) -> Json<Policies> {
     })
 }
 
-/// `PUT /admin/v1/policies/{hook}?name=…` with a component as its body.
+/// `PUT /admin/v1/policies/{hook}?name=…` with a component or a bundle as its body;
+/// `&allow-downgrade=true` takes an older revision of a signed one.
 pub async fn put(
     State(house): State<Arc<House>>,
     Path(word): Path<String>,
@@ -79,6 +80,7 @@ pub async fn put(
         Offer {
             name,
             bytes: bytes.into(),
+            allow_downgrade: query.get("allow-downgrade").is_some_and(|v| v == "true"),
             hooks: Some(vec![hook]),
             ..Offer::default()
         }

@@ -45,21 +45,25 @@ pub struct ModelCache {
     folder: PathBuf,
 }
 
+/// Where this user's caches lie: `$HOMEOSTAT_CACHE`, `$XDG_CACHE_HOME/homeostat` or
+/// `~/.cache/homeostat`.
+pub fn root() -> Option<PathBuf> {
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
+    let root = var("HOMEOSTAT_CACHE").map(PathBuf::from);
+    let root = root.or_else(|| Some(Path::new(&var("XDG_CACHE_HOME")?).join("homeostat")));
+    root.or_else(|| Some(Path::new(&var("HOME")?).join(".cache/homeostat")))
+}
+
 impl ModelCache {
-    /// `folder` if given; else `models` in `$HOMEOSTAT_CACHE`, in
-    /// `$XDG_CACHE_HOME/homeostat` or in `~/.cache/homeostat`.
+    /// `folder` if given; else `models` below [`root`].
     pub fn open(folder: Option<&Path>) -> Result<Self, CacheError> {
         if let Some(folder) = folder {
             return Ok(Self {
                 folder: folder.to_path_buf(),
             });
         }
-        let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty());
-        let root = var("HOMEOSTAT_CACHE").map(PathBuf::from);
-        let root = root.or_else(|| Some(Path::new(&var("XDG_CACHE_HOME")?).join("homeostat")));
-        let root = root.or_else(|| Some(Path::new(&var("HOME")?).join(".cache/homeostat")));
         Ok(Self {
-            folder: root.ok_or(CacheError::NoFolder)?.join("models"),
+            folder: root().ok_or(CacheError::NoFolder)?.join("models"),
         })
     }
 

@@ -14,7 +14,7 @@ mod pull;
 mod shelf;
 mod transfer;
 
-pub use cache::{CacheError, ModelCache};
+pub use cache::{CacheError, ModelCache, root as cache_root};
 pub use hub::pulled;
 pub use manifest::{Manifest, ModelKind};
 pub use memory::{Demand, Footprint, Room};
