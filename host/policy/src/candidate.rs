@@ -21,6 +21,10 @@ use crate::host::{self, HostState, Powers};
 use crate::inspect::Shape;
 use crate::state::Bucket;
 
+/// How much longer than its deadline a call may take while its fuel is counted: code that
+/// counts is two to three times slower, and the machine may be busy.
+const METERED_PATIENCE: u32 = 20;
+
 /// A component that may be tried out.
 pub(crate) struct Candidate<'a> {
     pub with: &'a Admission<'a>,
@@ -114,24 +118,29 @@ impl Candidate<'_> {
             fallback: self.options.fallback.unwrap_or_default(),
             guests: find_guests(&pre, self.hooks, self.shape)?,
             pre,
-            powers: self.powers(self.with.state.bucket(self.name)),
+            powers: self.powers(self.limits, self.with.state.bucket(self.name)),
             imports: self.shape.imports.clone().into(),
             metered: engine.metered,
         })
     }
 
-    /// The same policy on a copy of its state, for trying it out.
+    /// The same policy on a copy of its state, for trying it out. Where fuel is counted its
+    /// code is slower, and what it counts must not depend on the clock.
     pub fn scratch(&self, policy: &Policy) -> Arc<Policy> {
+        let mut limits = self.limits;
+        if policy.metered {
+            limits.deadline_ms = limits.deadline_ms.saturating_mul(METERED_PATIENCE);
+        }
         let copy = self.with.state.scratch(self.name);
-        Arc::new(policy.with_powers(self.powers(copy)))
+        Arc::new(policy.with_powers(self.powers(limits, copy)))
     }
 
-    fn powers(&self, bucket: Arc<Bucket>) -> Arc<Powers> {
+    fn powers(&self, limits: Limits, bucket: Arc<Bucket>) -> Arc<Powers> {
         Arc::new(Powers {
             name: self.name.into(),
             grants: self.options.grants.clone().unwrap_or_default(),
             settings: self.options.settings.clone().unwrap_or_default(),
-            limits: self.limits,
+            limits,
             bucket,
             models: Arc::clone(self.with.models),
             uses: Uses::default(),

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use homeostat_hooks::{Fault, Hook};
+use homeostat_hooks::{Fault, FaultKind, Hook};
 use serde::Serialize;
 
 use crate::admit::{AdmissionError, Stage};
@@ -150,38 +150,48 @@ pub(crate) fn fuel_and_pages(
         if let (Some(before), Some(after)) = (before, faults_of_this_thread()) {
             touched.push(after.saturating_sub(before) * page_bytes());
         }
-        let fuel = run.calls.into_iter();
-        card.fuel = Some(fuel.map(|(hook, _, fuel)| (hook, fuel)).collect());
+        // A policy that draws random numbers may differ from run to run.
+        let most = card.fuel.get_or_insert_default();
+        for (hook, _, fuel) in run.calls {
+            let before = most.entry(hook).or_default();
+            *before = fuel.max(*before);
+        }
     }
     // The first runs also touch what belongs to the host.
     card.touched_bytes = touched.into_iter().min();
     Ok(())
 }
 
-/// One request through an instance of its own.
+/// One request through an instance of its own. A deadline that passes is a time like any
+/// other here, and ends the request: the probes have judged it, and this machine is busy.
 fn run(policy: &Arc<Policy>, hooks: &[Hook], probe: &Probe) -> Result<Run, Fault> {
     let asked = Arc::new(Asked::new(
         Arc::new(probe.request.clone()),
         Arc::new(probe.snapshot.clone()),
     ));
     let started = Instant::now();
-    let mut instance = Instance::new(policy, &asked, Permit::admission(), policy.deadline())?;
-    let instantiation = started.elapsed();
-    let mut calls = Vec::new();
+    let made = Instance::new(policy, &asked, Permit::admission(), policy.deadline());
+    let mut run = Run {
+        instantiation: started.elapsed(),
+        calls: Vec::new(),
+    };
+    let mut instance = match made {
+        Err(fault) if fault.kind == FaultKind::Deadline => return Ok(run),
+        other => other?,
+    };
     for hook in hooks {
         let (started, before) = (Instant::now(), instance.fuel_left());
-        match probe::ask(&mut instance, policy, *hook, probe) {
-            // A model that is not ready yet says nothing against the policy.
-            Err(fault) if probe::is_unavailable(&fault) => {}
-            other => other?,
-        }
+        let answer = probe::ask(&mut instance, policy, *hook, probe);
         let fuel = before.saturating_sub(instance.fuel_left());
-        calls.push((hook.as_str(), started.elapsed(), fuel));
+        run.calls.push((hook.as_str(), started.elapsed(), fuel));
+        match answer {
+            Err(fault) if fault.kind == FaultKind::Deadline => break,
+            // A model that is not ready yet says nothing against the policy.
+            Err(fault) if !probe::is_unavailable(&fault) => return Err(fault),
+            _ => {}
+        }
     }
-    Ok(Run {
-        instantiation,
-        calls,
-    })
+    Ok(run)
 }
 
 /// Minor page faults of this thread so far; none where the kernel does not tell.
