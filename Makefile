@@ -3,6 +3,8 @@
 # make bench   set up what is missing, then the benchmarks, each beside its rivals
 #              (BENCH="--quick" for a look)
 # make models  fetch the models into the user's cache
+# make sanitize  the kernels' tests under AddressSanitizer, in target/sanitize: everything is
+#              built once more for it, so it is no part of `make test`
 #
 # run and test share one profile (release) and one target folder: nothing is built twice.
 
@@ -10,7 +12,7 @@ CARGO ?= cargo
 HOMEOSTAT = $(or $(CARGO_TARGET_DIR),target)/release/homeostat
 PYTEST = target/venv/bin/python -m pytest
 
-.PHONY: run test bench models build setup fmt lint unit e2e clean
+.PHONY: run test bench sanitize models build setup fmt lint unit e2e clean
 
 run: models
 	$(HOMEOSTAT) serve
@@ -48,6 +50,13 @@ bench: models
 	@.ci/setup bench
 	$(CARGO) build --release --locked --workspace --exclude homeostat-tests --examples
 	target/bench-venv/bin/python tests/bench/run.py $(BENCH)
+
+# The sanitizer is in the stable toolchain, its flag is not stable. With a target named,
+# build scripts and macros, which run in the compiler, are built without it.
+sanitize: setup
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/sanitize \
+		$(CARGO) test --release --locked --target $(shell rustc -vV | sed -n 's/^host: //p') \
+		-p homeostat-engine --lib kernels::
 
 clean:
 	$(CARGO) clean

@@ -23,7 +23,7 @@
 //!
 //! Blocks and `unsafe impl`s, by what they are for (a test counts them; another demands an argument at
 //! each). All run under AddressSanitizer in the tests of this module, except for the one instruction
-//! of inline assembly, which a sanitizer does not see. Miri has not been run: it
+//! of inline assembly, which a sanitizer does not see (`make sanitize`). Miri has not been run: it
 //! comes with rustup's nightly alone, which was not at hand, and knows only the portable path.
 //!
 //! | file | blocks | for |
