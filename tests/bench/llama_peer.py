@@ -8,6 +8,7 @@ neither Python nor the choice of the next token is held against llama.cpp.
 
 import ctypes
 import json
+import os
 import sys
 import time
 
@@ -28,14 +29,28 @@ def memory():
     }
 
 
+def can_repack(*arguments) -> bool:
+    """Some builds of llama.cpp die on some processors when weights are repacked for them
+    (seen with AMX and 0.3.36): a child tries it, so that only the child dies."""
+    child = os.fork()
+    if child == 0:
+        # A dying child's stack trace is no news.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        llama = Llama(*arguments, repack=True)
+        llama.generate([[1] * 64] * MAX_STREAMS, 2)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return status == 0
+
+
 class Llama:
-    def __init__(self, path: str, threads: int, context: int):
+    def __init__(self, path: str, threads: int, context: int, *, repack: bool):
         C.llama_backend_init()
         self.silent = C.llama_log_callback(lambda *_: None)
         C.llama_log_set(self.silent, ctypes.c_void_p(0))
-        self.model = C.llama_model_load_from_file(
-            path.encode(), C.llama_model_default_params()
-        )
+        weights = C.llama_model_default_params()
+        weights.use_extra_bufts = repack
+        self.model = C.llama_model_load_from_file(path.encode(), weights)
         assert self.model, f"llama.cpp cannot load {path}"
         params = C.llama_context_default_params()
         params.n_ctx = context
@@ -149,11 +164,13 @@ def obey(llama: Llama, command: dict):
 
 def main():
     path, threads, context = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    repack = can_repack(path, threads, context)
     before = memory()["resident"]
-    llama = Llama(path, threads, context)
+    llama = Llama(path, threads, context, repack=repack)
     system = C.llama_print_system_info().decode()
     # What Python and its libraries held before is no part of llama.cpp.
-    print(json.dumps({"before": before, "system": system}), flush=True)
+    ready = {"before": before, "system": system, "repack": repack}
+    print(json.dumps(ready), flush=True)
     for line in sys.stdin:
         print(json.dumps(obey(llama, json.loads(line))), flush=True)
 

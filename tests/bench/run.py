@@ -91,6 +91,10 @@ class Run:
         say(text)
         self.notes.append(text)
 
+    def note_once(self, text: str):
+        if text not in self.notes:
+            self.note(text)
+
     def keep(self, measure, engine, threads, round_, **values):
         self.samples.append(
             {"measure": measure, "engine": engine, "threads": threads, "round": round_, **values}
@@ -99,7 +103,13 @@ class Run:
     def attempt(self, start, *arguments):
         """A peer that does not start is left out, and the table says so."""
         try:
-            return start(*arguments)
+            worker = start(*arguments)
+            if worker.ready.get("repack") is False:
+                self.note_once(
+                    "llama.cpp crashes here when it repacks weights for this processor, so it "
+                    "runs without (use_extra_bufts = false)"
+                )
+            return worker
         except (Failed, OSError) as error:
             self.note(f"left out: {error}")
             return None
