@@ -214,6 +214,7 @@ pub(crate) fn admit(
         guests: find_guests(&pre, &hooks, &shape)?,
         pre,
         powers: powers(with, offer, &options, limits),
+        fuel: None,
     };
     let scratch = Arc::new(policy.with_powers(Arc::new(Powers {
         name: Arc::clone(&policy.powers.name),

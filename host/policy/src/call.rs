@@ -28,6 +28,8 @@ pub(crate) struct Policy {
     pub fallback: Fallback,
     pub guests: GuestNames,
     pub pre: InstancePre<HostState>,
+    /// Fuel of every instance; only where the engine is metered.
+    pub fuel: Option<u64>,
 }
 
 /// Where the exported hooks are; looked up once.
@@ -56,6 +58,7 @@ impl Policy {
             fallback: self.fallback,
             guests: self.guests.clone(),
             pre: self.pre.clone(),
+            fuel: self.fuel,
         }
     }
 
@@ -134,6 +137,11 @@ impl Instance {
         // the parts of a component pass among themselves.
         store.set_max_component_handles(2 * policy.limits().handles as usize);
         store.set_epoch_deadline(ticks_until(deadline));
+        if let Some(fuel) = policy.fuel {
+            store.set_fuel(fuel).map_err(|error| {
+                Fault::new(FaultKind::Invalid, format!("host: no fuel can be given: {error}"))
+            })?;
+        }
         store.data_mut().begin_call(deadline);
         let raw = policy.pre.instantiate(&mut store).map_err(|error| {
             let refusal = store.data_mut().meter.take_refusal();
@@ -189,6 +197,13 @@ impl Instance {
     /// Memory in use, over all linear memories.
     pub fn memory_bytes(&self) -> u64 {
         self.store.data().meter.memory_bytes()
+    }
+
+    /// Fuel used since the instance was made, initialisation included; none without a
+    /// metered engine.
+    pub fn fuel_used(&self) -> Option<u64> {
+        let given = self.guests.policy.fuel?;
+        Some(given - self.store.get_fuel().ok()?)
     }
 
     /// What was proposed during the last call, oldest first.

@@ -30,6 +30,10 @@ const CORE_INSTANCES_MAX: u32 = 128;
 /// probed at a time.
 const ADMISSION_INSTANCES: u32 = 1;
 
+/// Fuel of one instance on a metered engine, about one unit an instruction. Ten billion are
+/// some seconds: a hundred times what the default deadline lets a policy do.
+pub(crate) const FUEL_MAX: u64 = 10_000_000_000;
+
 /// An engine with its ticker.
 pub(crate) struct PolicyEngine {
     pub engine: Engine,
@@ -53,6 +57,21 @@ impl PolicyEngine {
             }
         }
         Self::start(Engine::new(&engine_config(config, false))?, false)
+    }
+
+    /// An engine that counts fuel and has no clock: the same component with the same
+    /// arguments and answers ends at the same instruction, whatever else the machine does.
+    ///
+    /// For replays and cost cards. Counting slows a guest down, so no request is served on
+    /// it; instances are allocated one by one, and each is given its fuel
+    /// ([`crate::call::Policy::fuel`]), without which it stops at once.
+    pub fn metered(config: &RoomConfig) -> wasmtime::Result<Self> {
+        let mut metered = engine_config(config, false);
+        metered.epoch_interruption(false).consume_fuel(true);
+        Ok(Self {
+            engine: Engine::new(&metered)?,
+            pooled: false,
+        })
     }
 
     fn start(engine: Engine, pooled: bool) -> wasmtime::Result<Self> {
