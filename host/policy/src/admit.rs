@@ -355,7 +355,7 @@ pub(crate) fn wrong_types(error: &wasmtime::Error) -> AdmissionError {
 }
 
 /// Finds the functions of every hook by name; the first instance compares their types.
-fn find_guests(
+pub(crate) fn find_guests(
     pre: &InstancePre<HostState>,
     hooks: &[Hook],
     shape: &Shape,

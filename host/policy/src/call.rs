@@ -19,6 +19,7 @@ use crate::engine::TICK;
 use crate::fault;
 use crate::host::{Asked, HostState, Powers, Proposal};
 use crate::limit::Permit;
+use crate::tape::Tape;
 
 /// What admission has accepted: compiled, linked, checked.
 pub(crate) struct Policy {
@@ -127,7 +128,21 @@ impl Instance {
         permit: Permit,
         deadline: Instant,
     ) -> Result<Self, Fault> {
-        let state = HostState::new(Arc::clone(&policy.powers), Arc::clone(asked));
+        Self::taped(policy, asked, permit, deadline, None)
+    }
+
+    /// As [`Self::new`]; what it asks the host goes through this tape.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn taped(
+        policy: &Arc<Policy>,
+        asked: &Arc<Asked>,
+        permit: Permit,
+        deadline: Instant,
+        tape: Option<Arc<Tape>>,
+    ) -> Result<Self, Fault> {
+        let state = HostState::new(Arc::clone(&policy.powers), Arc::clone(asked), tape);
         let mut store = Store::new(policy.engine(), state);
         store.limiter(|state| &mut state.meter);
         store.set_hostcall_fuel(
@@ -139,7 +154,10 @@ impl Instance {
         store.set_epoch_deadline(ticks_until(deadline));
         if let Some(fuel) = policy.fuel {
             store.set_fuel(fuel).map_err(|error| {
-                Fault::new(FaultKind::Invalid, format!("host: no fuel can be given: {error}"))
+                Fault::new(
+                    FaultKind::Invalid,
+                    format!("host: no fuel can be given: {error}"),
+                )
             })?;
         }
         store.data_mut().begin_call(deadline);
@@ -204,6 +222,11 @@ impl Instance {
     pub fn fuel_used(&self) -> Option<u64> {
         let given = self.guests.policy.fuel?;
         Some(given - self.store.get_fuel().ok()?)
+    }
+
+    /// The tape that takes notes of it.
+    pub fn tape(&self) -> Option<&Arc<Tape>> {
+        self.store.data().tape()
     }
 
     /// What was proposed during the last call, oldest first.

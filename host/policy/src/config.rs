@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use homeostat_hooks::Hook;
 use serde::{Deserialize, Serialize};
 
+use crate::record::RecordConfig;
+
 /// The policy room.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -48,6 +50,8 @@ pub struct RoomConfig {
     pub limits: Limits,
     /// When a policy that keeps failing is left alone for a while.
     pub breaker: BreakerConfig,
+    /// What is kept of decisions, to explain and replay them.
+    pub record: RecordConfig,
     /// Options of whatever policy serves `classify`.
     pub classify: PolicyOptions,
     /// Options of whatever policy serves `route`.
@@ -71,6 +75,7 @@ impl Default for RoomConfig {
             keep_generations: 3,
             limits: Limits::default(),
             breaker: BreakerConfig::default(),
+            record: RecordConfig::default(),
             classify: PolicyOptions::default(),
             route: PolicyOptions::default(),
             validate: PolicyOptions::default(),

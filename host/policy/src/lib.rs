@@ -29,6 +29,7 @@
 mod bindings;
 mod breaker;
 mod call;
+mod candidate;
 mod convert;
 mod engine;
 mod fault;
@@ -36,18 +37,27 @@ mod host;
 mod inspect;
 mod limit;
 mod log;
+mod paths;
 mod probe;
 mod session;
 mod state;
+mod tape;
 mod watch;
+mod wave;
 
 #[cfg(test)]
 mod guests;
+#[cfg(test)]
+mod replay_tests;
 #[cfg(test)]
 mod tests;
 
 pub mod admit;
 pub mod config;
+pub mod explain;
+pub mod record;
+pub mod recording;
+pub mod replay;
 pub mod room;
 pub mod stats;
 pub mod swap;
@@ -56,7 +66,11 @@ pub use admit::{AdmissionError, Offer, Report, Stage, read_component};
 pub use config::{
     BreakerConfig, Deny, Fallback, Grant, LimitChanges, Limits, PolicyOptions, RoomConfig,
 };
+pub use explain::{ExplainError, Explained, explain};
 pub use inspect::CONTRACT_VERSION;
+pub use record::{RecordConfig, RecordLog, RecordStats};
+pub use recording::{Asking, Recording};
+pub use replay::{Candidate, CandidateReport, Replayer};
 pub use room::{NothingKept, PolicyRoom, RoomError};
 pub use stats::{CounterStats, GenerationStats, RoomStats, Times};
 pub use swap::{Attempt, GenerationInfo, SlotStatus};

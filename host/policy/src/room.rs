@@ -5,7 +5,7 @@
 //! wait for each other, since one component is admitted at a time.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -16,7 +16,10 @@ use crate::breaker::Breaker;
 use crate::call::Policy;
 use crate::config::RoomConfig;
 use crate::engine::PolicyEngine;
+use crate::explain::{ExplainError, Explained, explain};
 use crate::limit::Gate;
+use crate::record::{RecordLog, Recorder};
+use crate::replay::Replayer;
 use crate::session::RoomSession;
 use crate::state::StateStore;
 use crate::stats::{Counters, GenerationStats, Histogram, RoomStats};
@@ -49,6 +52,8 @@ pub struct NothingKept(pub Hook);
 pub struct PolicyRoom {
     room: Arc<Room>,
     watch: Mutex<Option<Watch>>,
+    /// Made when somebody first asks for an explanation.
+    replayer: OnceLock<Result<Replayer, String>>,
 }
 
 /// What sessions, the watcher and the room share.
@@ -59,6 +64,7 @@ pub(crate) struct Room {
     pub totals: [Counters; 3],
     pub waits: AtomicU64,
     pub waits_given_up: AtomicU64,
+    pub recorder: Option<Arc<Recorder>>,
     engine: PolicyEngine,
     state: StateStore,
     models: Arc<dyn Models>,
@@ -94,7 +100,9 @@ impl PolicyRoom {
             ));
         }
         let engine = PolicyEngine::new(&config).map_err(|e| RoomError::Engine(format!("{e:#}")))?;
+        let recorder = Recorder::start(&config.record).map_err(RoomError::Config)?;
         let room = Room {
+            recorder,
             table: ArcSwap::default(),
             gate: Arc::new(Gate::new(config.instances)),
             totals: Default::default(),
@@ -115,6 +123,7 @@ impl PolicyRoom {
         Ok(Self {
             room: Arc::new(room),
             watch: Mutex::new(None),
+            replayer: OnceLock::new(),
         })
     }
 
@@ -173,6 +182,29 @@ impl PolicyRoom {
     /// All hooks: who serves, who did, what was tried last.
     pub fn status(&self) -> Vec<SlotStatus> {
         Hook::ALL.map(|hook| self.room.status(hook)).to_vec()
+    }
+
+    /// Explains a recorded request, with values changed for the replay. Compiles what it
+    /// needs, so seconds at first.
+    ///
+    /// # Errors
+    /// It was not recorded; a path or value of `set` is wrong.
+    pub fn explain(&self, id: &str, set: &[(String, String)]) -> Result<Explained, ExplainError> {
+        let (Some(recorder), Some(dir)) = (&self.room.recorder, &self.room.config.record.dir)
+        else {
+            let why = "no decisions are recorded: policies.record.dir is not set";
+            return Err(ExplainError::NotRecorded(why.into()));
+        };
+        recorder.flush();
+        let log = RecordLog::open(dir).map_err(ExplainError::NotRecorded)?;
+        let recording = log.find(id).map_err(ExplainError::NotRecorded)?;
+        let replayer = self
+            .replayer
+            .get_or_init(|| Replayer::new(&self.room.config));
+        let replayer = replayer
+            .as_ref()
+            .map_err(|e| ExplainError::Refused(e.clone()))?;
+        explain(&log, replayer, &recording, set).map_err(ExplainError::Refused)
     }
 
     /// All counters.
@@ -234,6 +266,9 @@ impl Room {
                 .join()
                 .unwrap_or_else(|_| Err(broken("the compiler failed on this component".into())))
         });
+        if let (Ok((policy, _)), Some(recorder)) = (&outcome, &self.recorder) {
+            recorder.keep_component(&policy.digest, &offer.bytes);
+        }
         if outcome.is_err() {
             self.refused.fetch_add(1, Relaxed);
         }
@@ -428,6 +463,7 @@ impl Room {
             swaps: self.swaps.summary(),
             refused: self.refused.load(Relaxed),
             pooled: self.engine.pooled,
+            recorded: self.recorder.as_ref().map(|recorder| recorder.stats()),
         }
     }
 }

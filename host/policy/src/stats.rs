@@ -7,6 +7,8 @@ use std::time::Duration;
 use homeostat_hooks::{FaultKind, Hook};
 use serde::Serialize;
 
+use crate::record::RecordStats;
+
 const KINDS: [FaultKind; 5] = [
     FaultKind::Trap,
     FaultKind::Deadline,
@@ -192,6 +194,8 @@ pub struct RoomStats {
     pub refused: u64,
     /// Whether instances come from the pool.
     pub pooled: bool,
+    /// What the recorder wrote and dropped; none where nothing is recorded.
+    pub recorded: Option<RecordStats>,
 }
 
 #[cfg(test)]

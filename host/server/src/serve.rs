@@ -10,7 +10,7 @@ use axum::serve::ListenerExt;
 use homeostat_cascade::{Cascade, CascadeConfig, DecisionRecord, Tier};
 use homeostat_engine::{Encoder, Engine, EngineConfig, Shutdown, SpeculationConfig};
 use homeostat_hooks::{Origin, Sample, TierKind as ViewKind, TierView};
-use homeostat_policy::{PolicyRoom, RoomConfig};
+use homeostat_policy::{PolicyRoom, RecordConfig, RoomConfig};
 use homeostat_telemetry::Telemetry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -295,6 +295,10 @@ fn room_config(config: &Config) -> RoomConfig {
     RoomConfig {
         dir: Some(config.path(&dir)),
         state_dir: given.state_dir.as_ref().map(|d| config.path(d)),
+        record: RecordConfig {
+            dir: given.record.dir.as_ref().map(|d| config.path(d)),
+            ..given.record.clone()
+        },
         ..given.clone()
     }
 }
