@@ -3,13 +3,14 @@
 //! Results go to standard output, everything else to standard error.
 
 mod models;
+mod replay;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use homeostat_hooks::Hook;
-use homeostat_policy::{Offer, PolicyRoom, read_component};
+use homeostat_policy::{Offer, PolicyRoom, RecordConfig, RoomConfig, read_component};
 use serde_json::Value;
 
 use crate::admin_client::ask;
@@ -19,6 +20,7 @@ use crate::tiers::HostModels;
 use crate::{Failure, serve};
 
 pub use models::models;
+pub use replay::explain_from_log;
 
 pub fn policy(command: PolicyCommand) -> Result<(), Failure> {
     match command {
@@ -27,6 +29,12 @@ pub fn policy(command: PolicyCommand) -> Result<(), Failure> {
             let config = Config::load(config.config.as_deref())?;
             check_policy(&config, &file, hook)
         }
+        PolicyCommand::Replay {
+            candidate,
+            log,
+            hook,
+            json,
+        } => replay::candidate(&candidate, &log, hook, json),
         PolicyCommand::List { host } => {
             let answer = ask(&host, "GET", "/admin/v1/policies", Vec::new())?;
             for slot in answer["policies"].as_array().into_iter().flatten() {
@@ -81,8 +89,12 @@ fn build_policy(crate_dir: &Path, output: Option<PathBuf>) -> Result<(), Failure
 
 fn check_policy(config: &Config, file: &Path, hook: Option<Hook>) -> Result<(), Failure> {
     let models = HostModels::new(Vec::new(), Vec::new(), None).map_err(Failure::failed)?;
-    let room = PolicyRoom::new(config.policies.clone(), Arc::new(models))
-        .map_err(|e| Failure::Config(e.to_string()))?;
+    let limits = RoomConfig {
+        record: RecordConfig::default(),
+        ..config.policies.clone()
+    };
+    let room =
+        PolicyRoom::new(limits, Arc::new(models)).map_err(|e| Failure::Config(e.to_string()))?;
     let bytes =
         read_component(file, config.policies.max_component_bytes).map_err(Failure::failed)?;
     let stem = file.file_stem().and_then(|s| s.to_str());
@@ -165,7 +177,12 @@ pub fn config(command: ConfigCommand) -> Result<(), Failure> {
     Ok(())
 }
 
-pub fn explain(id: Option<&str>, json: bool, host: &HostArgs) -> Result<(), Failure> {
+pub fn explain(
+    id: Option<&str>,
+    set: &[(String, String)],
+    json: bool,
+    host: &HostArgs,
+) -> Result<(), Failure> {
     let Some(id) = id else {
         let answer = ask(host, "GET", "/admin/v1/decisions", Vec::new())?;
         if json {
@@ -182,11 +199,25 @@ pub fn explain(id: Option<&str>, json: bool, host: &HostArgs) -> Result<(), Fail
         return Ok(());
     };
     let path = format!("/admin/v1/decisions/{}", escaped(id));
-    let record = ask(host, "GET", &path, Vec::new())?;
+    let pairs = set
+        .iter()
+        .map(|(path, value)| escaped(&format!("{path}={value}")));
+    let query: Vec<String> = pairs.map(|pair| format!("set={pair}")).collect();
+    let explanation = format!("{path}/explanation?{}", query.join("&"));
+    let mut record = ask(host, "GET", &path, Vec::new())?;
+    let explained = ask(host, "GET", &explanation, Vec::new());
+    // Whoever wants a value changed wants to know why it cannot be.
+    let explained = match (explained, set.is_empty()) {
+        (Ok(explained), _) => explained,
+        (Err(failure), false) => return Err(failure),
+        (Err(failure), true) => serde_json::json!({ "text": format!("{failure}\n") }),
+    };
     if json {
+        record["explanation"] = explained["explanation"].clone();
         return print_json(&record);
     }
     print!("{}", story(&record));
+    print!("\n{}", explained["text"].as_str().unwrap_or_default());
     Ok(())
 }
 

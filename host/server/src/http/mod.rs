@@ -68,6 +68,10 @@ pub fn router(house: Arc<House>) -> Router {
         .route("/admin/v1/policies/{hook}/rollback", post(admin::rollback))
         .route("/admin/v1/decisions", get(admin::decisions))
         .route("/admin/v1/decisions/{id}", get(admin::decision))
+        .route(
+            "/admin/v1/decisions/{id}/explanation",
+            get(admin::explanation),
+        )
         .route("/admin/v1/telemetry", get(admin::telemetry))
         .layer(middleware::from_fn_with_state(house.clone(), admin::guard));
     let for_machines = Router::new()
