@@ -9,7 +9,7 @@ from homeostat_process import ROOT, TARGET
 
 SOURCES = pathlib.Path(__file__).resolve().parent / "policies"
 BUILT = TARGET / "e2e-policies"
-NAMES = ["answers-a", "answers-b", "asks-models", "climbs"]
+NAMES = ["answers-a", "answers-b", "asks-models", "climbs", "cool-below-90"]
 
 CORE_MODULE = b"\0asm\x01\0\0\0"
 
