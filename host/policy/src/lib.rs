@@ -29,7 +29,6 @@
 mod bindings;
 mod breaker;
 mod call;
-mod candidate;
 mod convert;
 mod engine;
 mod fault;
@@ -39,6 +38,7 @@ mod limit;
 mod log;
 mod paths;
 mod probe;
+mod rerun;
 mod session;
 mod state;
 mod tape;

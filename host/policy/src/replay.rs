@@ -33,7 +33,7 @@ use crate::recording::{Asking, RecordedHook, Recording, hex};
 use crate::tape::{Event, HostCall, Miss, Tape};
 use crate::wave::{self, Spoken};
 
-pub use crate::candidate::{Candidate, CandidateReport, Change, Figures, Moves};
+pub use crate::rerun::{Candidate, CandidateReport, Change, Figures, Moves};
 
 /// Compiled components that are kept for the next replay.
 const LOADED_MAX: usize = 8;
