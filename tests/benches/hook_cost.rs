@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use homeostat_hooks::{Hook, Policies, Request, Session, Snapshot};
-use homeostat_policy::{Offer, PolicyRoom};
+use homeostat_policy::{Offer, PolicyRoom, RecordConfig, RoomConfig};
 use homeostat_tests::scene;
 use homeostat_tests::{POLICIES, text_guest};
 
@@ -88,6 +88,69 @@ pub fn measure(mut one: impl FnMut()) -> Vec<u64> {
             u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX)
         })
         .collect()
+}
+
+/// Two kinds of calls in turn, so that what else the machine does hits both alike. `settle`
+/// comes between rounds.
+fn measure_in_turn(
+    mut one: impl FnMut(),
+    mut other: impl FnMut(),
+    mut settle: impl FnMut(u64),
+) -> [Vec<u64>; 2] {
+    const ROUND: usize = 20;
+    let mut times = [Vec::new(), Vec::new()];
+    for round in 0..CALLS / ROUND {
+        for _ in 0..ROUND {
+            for (calls, times) in [&mut one as &mut dyn FnMut(), &mut other]
+                .into_iter()
+                .zip(&mut times)
+            {
+                let started = Instant::now();
+                calls();
+                times.push(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX));
+            }
+        }
+        settle(((round + 1) * ROUND) as u64);
+    }
+    // The first tenth warms up.
+    times.map(|times| times[CALLS / 10..].to_vec())
+}
+
+/// A fresh call with and without a recorder. The writer's thread is let finish between
+/// rounds, as it does on any machine that is not asked 20,000 times a second.
+fn with_a_recorder(subject: &Subject, asked: &Asked, results: &mut Results) {
+    let folder = tempfile::tempdir().unwrap_or_else(|e| panic!("no folder: {e}"));
+    let plain = scene::room();
+    let recorded = scene::room_with(RoomConfig {
+        record: RecordConfig {
+            dir: Some(folder.path().to_path_buf()),
+            ..RecordConfig::default()
+        },
+        ..RoomConfig::default()
+    });
+    put(&plain, subject);
+    put(&recorded, subject);
+    let settle = |sent| {
+        let done = || {
+            recorded
+                .stats()
+                .recorded
+                .map_or(0, |r| r.written + r.dropped)
+        };
+        while done() < sent {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    };
+    let times = measure_in_turn(
+        || call(&mut *asked.begin(&plain), subject.hook),
+        || call(&mut *asked.begin(&recorded), subject.hook),
+        settle,
+    );
+    let dropped = recorded.stats().recorded.map_or(0, |r| r.dropped);
+    assert_eq!(dropped, 0, "a dropped recording is cheaper than a kept one");
+    for (how, times) in ["room, in turn", "room, recorded"].into_iter().zip(times) {
+        results.add(Row::new(subject.name, subject.hook.as_str(), how, times));
+    }
 }
 
 /// What every call is asked about.
@@ -176,6 +239,7 @@ fn main() {
     let mut results = Results::default();
     for subject in &subjects {
         through_the_room(subject, &asked, &mut results);
+        with_a_recorder(subject, &asked, &mut results);
         bare::through_wasmtime(subject, &asked, &mut results)
             .unwrap_or_else(|e| panic!("{}: {e:#}", subject.name));
     }

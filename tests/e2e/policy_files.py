@@ -9,7 +9,15 @@ from homeostat_process import ROOT, TARGET
 
 SOURCES = pathlib.Path(__file__).resolve().parent / "policies"
 BUILT = TARGET / "e2e-policies"
-NAMES = ["answers-a", "answers-b", "asks-models", "climbs", "counts", "falls-often"]
+NAMES = [
+    "answers-a",
+    "answers-b",
+    "asks-models",
+    "climbs",
+    "cool-below-90",
+    "counts",
+    "falls-often",
+]
 
 CORE_MODULE = b"\0asm\x01\0\0\0"
 

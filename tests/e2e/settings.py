@@ -31,6 +31,10 @@ def telemetry(**fields) -> str:
     return _table("telemetry", **fields)
 
 
+def record(dir: str = "recordings", **fields) -> str:
+    return _table("policies.record", dir=dir, **fields)
+
+
 def no_encoder() -> str:
     """For servers that only chat: half the memory and a quicker start."""
     return _table("encoder", enabled=False)

@@ -22,6 +22,7 @@ use crate::fault;
 use crate::history::Stored;
 use crate::host::{Asked, HostState, Powers, Proposal};
 use crate::limit::Permit;
+use crate::tape::Tape;
 
 /// What admission has accepted: compiled, linked, checked.
 pub(crate) struct Policy {
@@ -33,8 +34,8 @@ pub(crate) struct Policy {
     pub pre: InstancePre<HostState>,
     /// Names of its outer imports.
     pub imports: Arc<[String]>,
-    /// Whether its code counts fuel: only while admission measures it.
-    pub metered: bool,
+    /// Fuel of every instance; only where the engine is metered.
+    pub fuel: Option<u64>,
     pub cost: Cost,
     /// How it can be admitted again after a restart.
     pub stored: Arc<Stored>,
@@ -96,7 +97,7 @@ impl Policy {
             guests: self.guests.clone(),
             pre: self.pre.clone(),
             imports: Arc::clone(&self.imports),
-            metered: self.metered,
+            fuel: self.fuel,
             cost: Cost::default(),
             stored: Arc::clone(&self.stored),
             takes_over: self.takes_over,
@@ -174,7 +175,21 @@ impl Instance {
         permit: Permit,
         deadline: Instant,
     ) -> Result<Self, Fault> {
-        let state = HostState::new(Arc::clone(&policy.powers), Arc::clone(asked));
+        Self::taped(policy, asked, permit, deadline, None)
+    }
+
+    /// As [`Self::new`]; what it asks the host goes through this tape.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn taped(
+        policy: &Arc<Policy>,
+        asked: &Arc<Asked>,
+        permit: Permit,
+        deadline: Instant,
+        tape: Option<Arc<Tape>>,
+    ) -> Result<Self, Fault> {
+        let state = HostState::new(Arc::clone(&policy.powers), Arc::clone(asked), tape);
         let mut store = Store::new(policy.engine(), state);
         store.limiter(|state| &mut state.meter);
         store.set_hostcall_fuel(
@@ -184,10 +199,13 @@ impl Instance {
         // the parts of a component pass among themselves.
         store.set_max_component_handles(2 * policy.limits().handles as usize);
         store.set_epoch_deadline(ticks_until(deadline));
-        if policy.metered {
-            // The deadline ends a call; fuel only counts.
-            let set = store.set_fuel(u64::MAX);
-            set.map_err(|error| Fault::new(FaultKind::Trap, error.to_string()))?;
+        if let Some(fuel) = policy.fuel {
+            store.set_fuel(fuel).map_err(|error| {
+                Fault::new(
+                    FaultKind::Invalid,
+                    format!("host: no fuel can be given: {error}"),
+                )
+            })?;
         }
         store.data_mut().begin_call(deadline);
         let raw = policy.pre.instantiate(&mut store).map_err(|error| {
@@ -285,9 +303,16 @@ impl Instance {
         self.store.data().meter.memory_bytes()
     }
 
-    /// Fuel that is left; 0 where none is counted.
-    pub fn fuel_left(&self) -> u64 {
-        self.store.get_fuel().unwrap_or(0)
+    /// Fuel used since the instance was made, initialisation included; none without a
+    /// metered engine.
+    pub fn fuel_used(&self) -> Option<u64> {
+        let given = self.guests.policy.fuel?;
+        Some(given - self.store.get_fuel().ok()?)
+    }
+
+    /// The tape that takes notes of it.
+    pub fn tape(&self) -> Option<&Arc<Tape>> {
+        self.store.data().tape()
     }
 
     /// What was proposed during the last call, oldest first.

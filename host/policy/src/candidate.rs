@@ -14,7 +14,7 @@ use crate::call::{Cost, GuestNames, Policy};
 use crate::compiler;
 use crate::config::{Limits, PolicyOptions};
 use crate::cost::{self, CostCard};
-use crate::engine::{MEMORIES_MAX, PolicyEngine, TABLES_MAX};
+use crate::engine::{FUEL_MAX, MEMORIES_MAX, PolicyEngine, TABLES_MAX};
 use crate::fault;
 use crate::grants::Uses;
 use crate::host::{self, HostState, Powers};
@@ -104,25 +104,23 @@ impl Candidate<'_> {
         Ok(())
     }
 
-    /// Links the imports; their types are compared here.
+    /// Links it, and gives it what it was granted.
     pub fn link(
         &self,
         engine: &PolicyEngine,
         component: &Component,
     ) -> Result<Policy, AdmissionError> {
-        let pre = host::linker(&engine.engine, self.shape.wasi)
-            .and_then(|linker| linker.instantiate_pre(component))
-            .map_err(|error| wrong_types(&error))?;
+        let (pre, guests) = link(engine, component, self.hooks, self.shape)?;
         Ok(Policy {
             digest: cache::hex(&self.digest),
             fallback: self.options.fallback.unwrap_or_default(),
-            guests: find_guests(&pre, self.hooks, self.shape)?,
+            guests,
             pre,
             powers: self.powers(self.limits, self.with.state.bucket(self.name, 0)),
             stored: Arc::default(),
             takes_over: None,
             imports: self.shape.imports.clone().into(),
-            metered: engine.metered,
+            fuel: engine.metered.then_some(FUEL_MAX),
             cost: Cost::default(),
             ensemble: None,
         })
@@ -132,7 +130,7 @@ impl Candidate<'_> {
     /// code is slower, and what it counts must not depend on the clock.
     pub fn scratch(&self, policy: &Policy, state: &Bucket) -> Arc<Policy> {
         let mut limits = self.limits;
-        if policy.metered {
+        if policy.fuel.is_some() {
             limits.deadline_ms = limits.deadline_ms.saturating_mul(METERED_PATIENCE);
         }
         let copy = self.with.state.scratch(state);
@@ -173,7 +171,25 @@ impl Candidate<'_> {
     }
 }
 
-fn load(engine: &PolicyEngine, artifact: &Artifact) -> Result<Component, AdmissionError> {
+/// Links the imports, whose types are compared here, and finds the functions of the hooks.
+pub(crate) fn link(
+    engine: &PolicyEngine,
+    component: &Component,
+    hooks: &[Hook],
+    shape: &Shape,
+) -> Result<(InstancePre<HostState>, GuestNames), AdmissionError> {
+    let pre = host::linker(&engine.engine, shape.wasi)
+        .and_then(|linker| linker.instantiate_pre(component))
+        .map_err(|error| wrong_types(&error))?;
+    let guests = find_guests(&pre, hooks, shape)?;
+    Ok((pre, guests))
+}
+
+/// Machine code that this engine can run.
+pub(crate) fn load(
+    engine: &PolicyEngine,
+    artifact: &Artifact,
+) -> Result<Component, AdmissionError> {
     let refuse = |error: wasmtime::Error| {
         let text = fault::chain(&error);
         // Where instances are pooled, what can never fit into the pool ends here.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::canary::StickTo;
 use crate::compose::Compose;
+use crate::record::RecordConfig;
 
 /// The policy room.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
@@ -79,6 +80,8 @@ pub struct RoomConfig {
     pub canary: CanaryConfig,
     /// How much a policy may keep, and when it is told that it is kept.
     pub state: StateConfig,
+    /// What is kept of decisions, to explain and replay them.
+    pub record: RecordConfig,
     /// Options of whatever policy serves `classify`.
     pub classify: PolicyOptions,
     /// Options of whatever policy serves `route`.
@@ -113,6 +116,7 @@ impl Default for RoomConfig {
             shadow: ShadowConfig::default(),
             canary: CanaryConfig::default(),
             state: StateConfig::default(),
+            record: RecordConfig::default(),
             classify: PolicyOptions::default(),
             route: PolicyOptions::default(),
             validate: PolicyOptions::default(),

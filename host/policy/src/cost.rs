@@ -180,9 +180,10 @@ fn run(policy: &Arc<Policy>, hooks: &[Hook], probe: &Probe) -> Result<Run, Fault
         other => other?,
     };
     for hook in hooks {
-        let (started, before) = (Instant::now(), instance.fuel_left());
+        let (started, before) = (Instant::now(), instance.fuel_used());
         let answer = probe::ask(&mut instance, policy, *hook, probe);
-        let fuel = before.saturating_sub(instance.fuel_left());
+        let used = before.zip(instance.fuel_used());
+        let fuel = used.map_or(0, |(before, after)| after - before);
         run.calls.push((hook.as_str(), started.elapsed(), fuel));
         match answer {
             Err(fault) if fault.kind == FaultKind::Deadline => break,

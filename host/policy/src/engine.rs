@@ -30,6 +30,10 @@ const CORE_INSTANCES_MAX: u32 = 128;
 /// shadow asked at a time, and one is on its way to being ready.
 const SPARE_INSTANCES: u32 = 3;
 
+/// Fuel of one instance on a metered engine, about one unit an instruction. Ten billion are
+/// some seconds: a hundred times what the default deadline lets a policy do.
+pub(crate) const FUEL_MAX: u64 = 10_000_000_000;
+
 /// An engine with its ticker.
 pub(crate) struct PolicyEngine {
     pub engine: Engine,
@@ -57,8 +61,12 @@ impl PolicyEngine {
         Self::start(Engine::new(&engine_config(config, false))?, false, false)
     }
 
-    /// An engine whose code counts fuel: for measuring, never for requests. It allocates
-    /// every instance anew, so that the pages which one touches can be counted.
+    /// An engine whose code counts fuel: for cost cards and replays, never for requests, since
+    /// counting slows a guest down. It allocates every instance anew, so that the pages which
+    /// one touches can be counted; each is given its fuel ([`crate::call::Policy::fuel`]),
+    /// without which it stops at once. With a deadline beyond that fuel the same component
+    /// with the same arguments and answers ends at the same instruction, whatever else the
+    /// machine does.
     pub fn metered(config: &RoomConfig) -> wasmtime::Result<Self> {
         let mut metered = code_config(true);
         metered.max_wasm_stack(config.stack_bytes);

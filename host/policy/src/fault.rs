@@ -31,6 +31,11 @@ pub(crate) fn of_error(
             FaultKind::Deadline,
             format!("no answer within {deadline_ms} ms (limits.deadline_ms)"),
         )
+    } else if trap == Some(Trap::OutOfFuel) {
+        (
+            FaultKind::Deadline,
+            "no answer within the fuel of a metered engine".into(),
+        )
     } else if let Some(refusal) = refusal {
         (FaultKind::Memory, refusal)
     } else if let Some(exit) = error.downcast_ref::<wasmtime_wasi::I32Exit>() {

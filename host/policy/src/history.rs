@@ -69,10 +69,14 @@ impl Stored {
         }
     }
 
+    /// The bytes, until somebody has taken them.
+    pub fn bytes(&self) -> MutexGuard<'_, Option<Vec<u8>>> {
+        self.bytes.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The bytes, for whoever asks first.
     pub fn take_bytes(&self) -> Option<Vec<u8>> {
-        let mut bytes = self.bytes.0.lock().unwrap_or_else(PoisonError::into_inner);
-        bytes.take()
+        self.bytes().take()
     }
 }
 

@@ -14,7 +14,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use homeostat_hooks::{ModelError, Models, Request, Snapshot};
-use rand::SeedableRng;
 use wasmtime::Engine;
 use wasmtime::component::{HasData, HasSelf, Linker, Resource, ResourceTable, ResourceTableError};
 use wasmtime_wasi::clocks::WasiClocksView;
@@ -32,6 +31,8 @@ use crate::grants::{Import, Uses};
 use crate::limit::Meter;
 use crate::log::{GuestLog, Stream};
 use crate::state::Bucket;
+use crate::tape::{Tape, TapedRng, nanos};
+use crate::wave::Spoken;
 
 /// Most tokens that a policy may have generated at once; what the contract says.
 const GENERATE_TOKENS_MAX: u32 = 256;
@@ -121,12 +122,13 @@ pub(crate) struct HostState {
     pub meter: Meter,
     table: ResourceTable,
     wasi: Option<WasiCtx>,
+    tape: Option<Arc<Tape>>,
     deadline: Instant,
     proposals: Vec<Proposal>,
 }
 
 impl HostState {
-    pub fn new(powers: Arc<Powers>, asked: Arc<Asked>) -> Self {
+    pub fn new(powers: Arc<Powers>, asked: Arc<Asked>, tape: Option<Arc<Tape>>) -> Self {
         let mut table = ResourceTable::new();
         table.set_max_capacity(powers.limits.handles as usize);
         Self {
@@ -137,6 +139,7 @@ impl HostState {
             meter: Meter::new(&powers.limits),
             table,
             wasi: None,
+            tape,
             deadline: Instant::now(),
             proposals: Vec::new(),
             powers,
@@ -158,6 +161,10 @@ impl HostState {
     /// The proposals of the call that has ended, oldest first.
     pub fn take_proposals(&mut self) -> Vec<Proposal> {
         std::mem::take(&mut self.proposals)
+    }
+
+    pub fn tape(&self) -> Option<&Arc<Tape>> {
+        self.tape.as_ref()
     }
 
     fn time_left(&self) -> Duration {
@@ -182,6 +189,31 @@ impl HostState {
         ))
     }
 
+    /// Copies of arguments, where somebody takes notes.
+    fn noted<T>(&self, args: impl FnOnce() -> T) -> Option<T> {
+        self.tape.is_some().then(args)
+    }
+
+    /// A host call: answered by `live`, or in a replay as it was recorded.
+    fn witness<A: Spoken + Clone + 'static>(
+        &self,
+        call: &'static str,
+        args: Option<impl Spoken + 'static>,
+        live: impl FnOnce(&Self) -> A,
+    ) -> wasmtime::Result<A> {
+        match (&self.tape, args) {
+            (Some(tape), Some(args)) => Ok(tape.witness(call, args, || live(self))?),
+            _ => Ok(live(self)),
+        }
+    }
+
+    /// A host call that only says something.
+    fn note(&self, call: &'static str, args: Option<impl Spoken + 'static>) {
+        if let (Some(tape), Some(args)) = (&self.tape, args) {
+            tape.note(call, args, ());
+        }
+    }
+
     fn propose(&mut self, proposal: Proposal) {
         self.powers.uses.count(Import::Propose);
         if self.proposals.len() == PROPOSALS_MAX {
@@ -190,17 +222,25 @@ impl HostState {
         self.proposals.push(proposal);
     }
 
-    /// A host call on a handle of the guest; a handle that does not exist traps, since
-    /// only a broken binding can have one.
-    fn on_model<T>(
+    /// A call of a model by a handle of the guest; a handle that does not exist traps,
+    /// since only a broken binding can have one.
+    fn on_model<T, S>(
         &self,
+        call: &'static str,
         handle: &Resource<ModelHandle>,
-        call: impl FnOnce(&dyn Models, &str, u32) -> Result<T, ModelError>,
-    ) -> wasmtime::Result<Result<T, types::Error>> {
+        args: impl FnOnce(String) -> S,
+        live: impl FnOnce(&dyn Models, &str, u32) -> Result<T, ModelError>,
+    ) -> wasmtime::Result<Result<T, types::Error>>
+    where
+        T: Spoken + Clone + 'static,
+        S: Spoken + 'static,
+    {
         let name = &self.table.get(handle)?.0;
-        Ok(self
-            .models()
-            .and_then(|models| call(models, name, self.timeout_ms()).map_err(convert::model_error)))
+        let args = self.noted(|| args(name.clone()));
+        self.witness(call, args, |host| {
+            let models = host.models()?;
+            live(models, name, host.timeout_ms()).map_err(convert::model_error)
+        })
     }
 }
 
@@ -225,22 +265,29 @@ impl types::Host for HostState {}
 impl telemetry::Host for HostState {
     fn current(&mut self) -> wasmtime::Result<types::Snapshot> {
         self.powers.uses.count(Import::Telemetry);
+        self.note("homeostat:policy/telemetry#current", Some(()));
         Ok(self.asked.snapshot_out().clone())
     }
 }
 
 impl propose::Host for HostState {
     fn propose_classification(&mut self, p: types::Classification) -> wasmtime::Result<()> {
+        let args = self.noted(|| convert::classification_in(p.clone()));
+        self.note("homeostat:policy/propose#propose-classification", args);
         self.propose(Proposal::Classification(p));
         Ok(())
     }
 
     fn propose_decision(&mut self, p: types::Decision) -> wasmtime::Result<()> {
+        let args = self.noted(|| convert::decision_in(p.clone()));
+        self.note("homeostat:policy/propose#propose-decision", args);
         self.propose(Proposal::Decision(p));
         Ok(())
     }
 
     fn propose_verdict(&mut self, p: types::Verdict) -> wasmtime::Result<()> {
+        let args = self.noted(|| convert::verdict_in(p.clone()));
+        self.note("homeostat:policy/propose#propose-verdict", args);
         self.propose(Proposal::Verdict(p));
         Ok(())
     }
@@ -254,9 +301,24 @@ impl logging::logging::Host for HostState {
         message: String,
     ) -> wasmtime::Result<()> {
         self.powers.uses.count(Import::Logging);
+        let args = self.noted(|| (level_name(level), context.clone(), message.clone()));
+        self.note("wasi:logging/logging#log", args);
         self.log.message(level, &context, &message);
         Ok(())
     }
+}
+
+fn level_name(level: logging::logging::Level) -> String {
+    use logging::logging::Level;
+    let name = match level {
+        Level::Trace => "trace",
+        Level::Debug => "debug",
+        Level::Info => "info",
+        Level::Warn => "warn",
+        Level::Error => "error",
+        Level::Critical => "critical",
+    };
+    name.to_string()
 }
 
 // ---- models ----------------------------------------------------------------------------
@@ -266,9 +328,9 @@ impl models::HostModel for HostState {
         &mut self,
         model: Resource<ModelHandle>,
     ) -> wasmtime::Result<Result<types::Tier, types::Error>> {
-        self.on_model(&model, |models, name, _| {
-            models.info(name).map(|tier| convert::tier(&tier))
-        })
+        let info = |models: &dyn Models, name: &str, _| models.info(name);
+        let tier = self.on_model("homeostat:policy/models#info", &model, |name| name, info)?;
+        Ok(tier.map(|tier| convert::tier(&tier)))
     }
 
     fn count_tokens(
@@ -276,7 +338,12 @@ impl models::HostModel for HostState {
         model: Resource<ModelHandle>,
         text: String,
     ) -> wasmtime::Result<Result<u32, types::Error>> {
-        self.on_model(&model, |models, name, _| models.count_tokens(name, &text))
+        self.on_model(
+            "homeostat:policy/models#count-tokens",
+            &model,
+            |name| (name, text.clone()),
+            |models, name, _| models.count_tokens(name, &text),
+        )
     }
 
     fn embed(
@@ -284,9 +351,12 @@ impl models::HostModel for HostState {
         model: Resource<ModelHandle>,
         text: String,
     ) -> wasmtime::Result<Result<Vec<f32>, types::Error>> {
-        self.on_model(&model, |models, name, timeout_ms| {
-            models.embed(name, &text, timeout_ms)
-        })
+        self.on_model(
+            "homeostat:policy/models#embed",
+            &model,
+            |name| (name, text.clone()),
+            |models, name, timeout_ms| models.embed(name, &text, timeout_ms),
+        )
     }
 
     fn score(
@@ -295,9 +365,12 @@ impl models::HostModel for HostState {
         prompt: String,
         continuation: String,
     ) -> wasmtime::Result<Result<Vec<f32>, types::Error>> {
-        self.on_model(&model, |models, name, timeout_ms| {
-            models.score(name, &prompt, &continuation, timeout_ms)
-        })
+        self.on_model(
+            "homeostat:policy/models#score",
+            &model,
+            |name| (name, prompt.clone(), continuation.clone()),
+            |models, name, timeout_ms| models.score(name, &prompt, &continuation, timeout_ms),
+        )
     }
 
     fn generate(
@@ -313,11 +386,13 @@ impl models::HostModel for HostState {
             ))));
         }
         let options = convert::generate_options(options);
-        self.on_model(&model, |models, name, timeout_ms| {
-            models
-                .generate(name, &prompt, &options, timeout_ms)
-                .map(convert::generated)
-        })
+        let generated = self.on_model(
+            "homeostat:policy/models#generate",
+            &model,
+            |name| (name, prompt.clone(), options.clone()),
+            |models, name, timeout_ms| models.generate(name, &prompt, &options, timeout_ms),
+        )?;
+        Ok(generated.map(convert::generated))
     }
 
     fn drop(&mut self, model: Resource<ModelHandle>) -> wasmtime::Result<()> {
@@ -328,23 +403,29 @@ impl models::HostModel for HostState {
 
 impl models::Host for HostState {
     fn names(&mut self) -> wasmtime::Result<Result<Vec<String>, types::Error>> {
-        Ok(self.models().map(Models::names))
+        self.witness("homeostat:policy/models#names", Some(()), |host| {
+            host.models().map(Models::names)
+        })
     }
 
     fn open(
         &mut self,
         name: String,
     ) -> wasmtime::Result<Result<Resource<ModelHandle>, types::Error>> {
-        let known = match self.models() {
-            Ok(models) => models.names(),
-            Err(denied) => return Ok(Err(denied)),
-        };
-        if !known.contains(&name) {
+        let args = self.noted(|| name.clone());
+        let opened = self.witness("homeostat:policy/models#open", args, |host| {
+            let known = host.models()?.names();
+            if known.contains(&name) {
+                return Ok(());
+            }
             let name: String = name.chars().take(80).collect();
-            return Ok(Err(types::Error::InvalidArgument(format!(
+            Err(types::Error::InvalidArgument(format!(
                 "no model {name:?}; there are {}",
                 known.join(", ")
-            ))));
+            )))
+        })?;
+        if let Err(refused) = opened {
+            return Ok(Err(refused));
         }
         match self.table.push(ModelHandle(name)) {
             Ok(handle) => Ok(Ok(handle)),
@@ -364,18 +445,23 @@ impl config::store::Host for HostState {
         key: String,
     ) -> wasmtime::Result<Result<Option<String>, config::store::Error>> {
         self.powers.uses.count(Import::Config);
-        if !self.granted(Grant::Config) {
-            return Ok(Err(config_denied()));
-        }
-        Ok(Ok(self.powers.settings.get(&key).cloned()))
+        let args = self.noted(|| key.clone());
+        self.witness("wasi:config/store#get", args, |host| {
+            if !host.granted(Grant::Config) {
+                return Err(config_denied());
+            }
+            Ok(host.powers.settings.get(&key).cloned())
+        })
     }
 
     fn get_all(&mut self) -> wasmtime::Result<Result<Vec<(String, String)>, config::store::Error>> {
         self.powers.uses.count(Import::Config);
-        if !self.granted(Grant::Config) {
-            return Ok(Err(config_denied()));
-        }
-        Ok(Ok(self.powers.settings.clone().into_iter().collect()))
+        self.witness("wasi:config/store#get-all", Some(()), |host| {
+            if !host.granted(Grant::Config) {
+                return Err(config_denied());
+            }
+            Ok(host.powers.settings.clone().into_iter().collect())
+        })
     }
 }
 
@@ -389,34 +475,53 @@ fn config_denied() -> config::store::Error {
 type KvResult<T> = wasmtime::Result<Result<T, keyvalue::store::Error>>;
 
 impl HostState {
-    fn on_bucket<T>(
+    fn on_bucket<T: Spoken + Clone + 'static>(
         &self,
+        call: &'static str,
         bucket: &Resource<BucketHandle>,
-        call: impl FnOnce(&Bucket) -> Result<T, String>,
+        args: Option<impl Spoken + 'static>,
+        live: impl FnOnce(&Bucket) -> Result<T, String>,
     ) -> KvResult<T> {
         self.powers.uses.count(Import::Keyvalue);
         self.table.get(bucket)?;
-        Ok(call(&self.powers.bucket).map_err(keyvalue::store::Error::Other))
+        self.witness(call, args, |host| {
+            live(&host.powers.bucket).map_err(keyvalue::store::Error::Other)
+        })
     }
 }
 
 impl keyvalue::store::HostBucket for HostState {
     fn get(&mut self, bucket: Resource<BucketHandle>, key: String) -> KvResult<Option<Vec<u8>>> {
-        self.on_bucket(&bucket, |b| Ok(b.get(&key)))
+        let args = self.noted(|| key.clone());
+        self.on_bucket(
+            "wasi:keyvalue/store#get",
+            &bucket,
+            args,
+            |b| Ok(b.get(&key)),
+        )
     }
 
     fn set(&mut self, bucket: Resource<BucketHandle>, key: String, value: Vec<u8>) -> KvResult<()> {
         let left = self.time_left();
-        self.on_bucket(&bucket, |b| b.set(key, value, left))
+        let args = self.noted(|| (key.clone(), value.clone()));
+        self.on_bucket("wasi:keyvalue/store#set", &bucket, args, |b| {
+            b.set(key, value, left)
+        })
     }
 
     fn delete(&mut self, bucket: Resource<BucketHandle>, key: String) -> KvResult<()> {
         let left = self.time_left();
-        self.on_bucket(&bucket, |b| b.delete(&key, left))
+        let args = self.noted(|| key.clone());
+        self.on_bucket("wasi:keyvalue/store#delete", &bucket, args, |b| {
+            b.delete(&key, left)
+        })
     }
 
     fn exists(&mut self, bucket: Resource<BucketHandle>, key: String) -> KvResult<bool> {
-        self.on_bucket(&bucket, |b| Ok(b.exists(&key)))
+        let args = self.noted(|| key.clone());
+        self.on_bucket("wasi:keyvalue/store#exists", &bucket, args, |b| {
+            Ok(b.exists(&key))
+        })
     }
 
     fn list_keys(
@@ -424,13 +529,18 @@ impl keyvalue::store::HostBucket for HostState {
         bucket: Resource<BucketHandle>,
         cursor: Option<u64>,
     ) -> KvResult<keyvalue::store::KeyResponse> {
-        self.on_bucket(&bucket, |b| {
-            let page = b.list(cursor);
-            Ok(keyvalue::store::KeyResponse {
-                keys: page.keys,
-                cursor: page.next,
-            })
-        })
+        self.on_bucket(
+            "wasi:keyvalue/store#list-keys",
+            &bucket,
+            Some(cursor),
+            |b| {
+                let page = b.list(cursor);
+                Ok(keyvalue::store::KeyResponse {
+                    keys: page.keys,
+                    cursor: page.next,
+                })
+            },
+        )
     }
 
     fn drop(&mut self, bucket: Resource<BucketHandle>) -> wasmtime::Result<()> {
@@ -441,11 +551,18 @@ impl keyvalue::store::HostBucket for HostState {
 
 impl keyvalue::store::Host for HostState {
     fn open(&mut self, identifier: String) -> KvResult<Resource<BucketHandle>> {
-        if !self.granted(Grant::Keyvalue) {
-            return Ok(Err(keyvalue::store::Error::AccessDenied));
-        }
-        if !matches!(identifier.as_str(), "" | "default") {
-            return Ok(Err(keyvalue::store::Error::NoSuchStore));
+        let args = self.noted(|| identifier.clone());
+        let opened = self.witness("wasi:keyvalue/store#open", args, |host| {
+            if !host.granted(Grant::Keyvalue) {
+                return Err(keyvalue::store::Error::AccessDenied);
+            }
+            match identifier.as_str() {
+                "" | "default" => Ok(()),
+                _ => Err(keyvalue::store::Error::NoSuchStore),
+            }
+        })?;
+        if let Err(refused) = opened {
+            return Ok(Err(refused));
         }
         match self.table.push(BucketHandle) {
             Ok(handle) => Ok(Ok(handle)),
@@ -465,7 +582,10 @@ impl keyvalue::atomics::Host for HostState {
         delta: u64,
     ) -> KvResult<u64> {
         let left = self.time_left();
-        self.on_bucket(&bucket, |b| b.increment(key, delta, left))
+        let args = self.noted(|| (key.clone(), delta));
+        self.on_bucket("wasi:keyvalue/atomics#increment", &bucket, args, |b| {
+            b.increment(key, delta, left)
+        })
     }
 }
 
@@ -474,7 +594,9 @@ impl keyvalue::atomics::Host for HostState {
 impl WasiView for HostState {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         // Most instances never ask, so this is made at the first question.
-        let ctx = self.wasi.get_or_insert_with(|| empty_world(&self.log));
+        let ctx = self
+            .wasi
+            .get_or_insert_with(|| empty_world(&self.log, &self.tape));
         WasiCtxView {
             ctx,
             table: &mut self.table,
@@ -484,33 +606,37 @@ impl WasiView for HostState {
 
 /// No files, no environment, no arguments, no network; output goes to the bounded log.
 /// All random numbers of an instance come from one seed, so that one value records them.
-fn empty_world(log: &Arc<GuestLog>) -> WasiCtx {
-    let seed: [u8; 32] = rand::random();
-    let random = rand::rngs::StdRng::from_seed(seed);
+fn empty_world(log: &Arc<GuestLog>, tape: &Option<Arc<Tape>>) -> WasiCtx {
+    let seed: [u8; 32] = tape.as_ref().map_or_else(rand::random, |tape| tape.seed);
     let mut insecure = seed;
     insecure.reverse();
-    let origin = Instant::now();
+    let stream = |name| Stream {
+        log: Arc::clone(log),
+        tape: tape.clone(),
+        name,
+    };
+    let random = |seed, call| TapedRng::new(seed, tape, call);
     WasiCtx::builder()
-        .stdout(Stream {
-            log: Arc::clone(log),
-            name: "stdout",
-        })
-        .stderr(Stream {
-            log: Arc::clone(log),
-            name: "stderr",
-        })
-        .secure_random(random)
-        .insecure_random(rand::rngs::StdRng::from_seed(insecure))
+        .stdout(stream("stdout"))
+        .stderr(stream("stderr"))
+        .secure_random(random(seed, "wasi:random/random#get-random-bytes"))
+        .insecure_random(random(
+            insecure,
+            "wasi:random/insecure#get-insecure-random-bytes",
+        ))
         .insecure_random_seed(u128::from_le_bytes(
             seed[..16].try_into().unwrap_or([0; 16]),
         ))
         .max_random_size(RANDOM_BYTES_MAX)
-        .wall_clock(WallClock)
-        .monotonic_clock(MonotonicClock(origin))
+        .wall_clock(WallClock(tape.clone()))
+        .monotonic_clock(MonotonicClock {
+            origin: Instant::now(),
+            tape: tape.clone(),
+        })
         .build()
 }
 
-struct WallClock;
+struct WallClock(Option<Arc<Tape>>);
 
 impl HostWallClock for WallClock {
     fn resolution(&self) -> Duration {
@@ -518,14 +644,25 @@ impl HostWallClock for WallClock {
     }
 
     fn now(&self) -> Duration {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
+        let live = || {
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+        };
+        match &self.0 {
+            None => live(),
+            Some(tape) => Duration::from_nanos(
+                tape.witness_time("wasi:clocks/wall-clock#now", || nanos(live())),
+            ),
+        }
     }
 }
 
 /// Nanoseconds since the instance asked first.
-struct MonotonicClock(Instant);
+struct MonotonicClock {
+    origin: Instant,
+    tape: Option<Arc<Tape>>,
+}
 
 impl HostMonotonicClock for MonotonicClock {
     fn resolution(&self) -> u64 {
@@ -533,7 +670,11 @@ impl HostMonotonicClock for MonotonicClock {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        let live = || nanos(self.origin.elapsed());
+        match &self.tape {
+            None => live(),
+            Some(tape) => tape.witness_time("wasi:clocks/monotonic-clock#now", live),
+        }
     }
 }
 
@@ -562,6 +703,10 @@ impl monotonic_clock::Host for Bounded<'_> {
     }
 
     fn subscribe_duration(&mut self, nanos: u64) -> wasmtime::Result<Resource<DynPollable>> {
+        // Nobody waits in a replay: what the guest waited for has happened.
+        if self.0.tape.as_ref().is_some_and(|tape| tape.is_replay()) {
+            return self.0.clocks().subscribe_duration(0);
+        }
         let longest = (self.0.time_left() + TICK).as_nanos();
         let longest = u64::try_from(longest).unwrap_or(u64::MAX);
         self.0.clocks().subscribe_duration(nanos.min(longest))

@@ -45,17 +45,23 @@ mod inspect;
 mod limit;
 mod log;
 mod migrate;
+mod paths;
 mod probe;
 mod ready;
 mod recall;
+mod rerun;
 mod revision;
 mod session;
 mod shadow;
 mod state;
+mod tape;
 mod watch;
+mod wave;
 
 #[cfg(test)]
 mod guests;
+#[cfg(test)]
+mod replay_tests;
 #[cfg(test)]
 mod tests;
 
@@ -63,6 +69,10 @@ pub mod admit;
 pub mod bundle;
 pub mod config;
 pub mod cost;
+pub mod explain;
+pub mod record;
+pub mod recording;
+pub mod replay;
 pub mod room;
 pub mod signature;
 pub mod stats;
@@ -80,8 +90,12 @@ pub use config::{
     StateConfig,
 };
 pub use cost::{CostCard, Spread};
+pub use explain::{ExplainError, Explained, explain};
 pub use grants::Change;
 pub use inspect::{CONTRACT_VERSION, Contents, contents};
+pub use record::{RecordConfig, RecordLog, RecordStats};
+pub use recording::{Asking, Recording};
+pub use replay::{Candidate, CandidateReport, Replayer};
 pub use room::{NothingKept, PolicyRoom, RoomError};
 pub use shadow::{Difference, ShadowStatus};
 pub use signature::{Manifest, Provenance, Reason, Sealed, SignatureError, SigningKey};

@@ -12,6 +12,7 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
 use crate::bindings::wasi::logging::logging::Level;
+use crate::tape::Tape;
 
 /// What one `write` of a standard stream may bring: the size WASI streams use elsewhere.
 const WRITE_BYTES: usize = 4096;
@@ -95,6 +96,7 @@ fn cut(text: &str, bytes: usize) -> &str {
 /// Stdout or stderr of a guest.
 pub(crate) struct Stream {
     pub log: Arc<GuestLog>,
+    pub tape: Option<Arc<Tape>>,
     pub name: &'static str,
 }
 
@@ -113,6 +115,7 @@ impl StdoutStream for Stream {
     fn p2_stream(&self) -> Box<dyn OutputStream> {
         Box::new(Stream {
             log: Arc::clone(&self.log),
+            tape: self.tape.clone(),
             name: self.name,
         })
     }
@@ -121,6 +124,13 @@ impl StdoutStream for Stream {
 impl OutputStream for Stream {
     fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
         let text = String::from_utf8_lossy(&bytes);
+        if let Some(tape) = &self.tape {
+            let call = match self.name {
+                "stdout" => "wasi:cli/stdout#write",
+                _ => "wasi:cli/stderr#write",
+            };
+            tape.note(call, text.to_string(), ());
+        }
         self.log
             .message(Level::Info, self.name, text.trim_end_matches('\n'));
         Ok(())

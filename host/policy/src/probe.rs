@@ -340,6 +340,13 @@ fn probes() -> Vec<Probe> {
     ]
 }
 
+/// The inputs of all probes, for tests of other modules.
+#[cfg(test)]
+pub(crate) fn scenes() -> Vec<(Request, Snapshot, Vec<TierView>)> {
+    let each = probes().into_iter();
+    each.map(|p| (p.request, p.snapshot, p.tiers)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,8 @@
 //! an interpreter's heap and thousands of table entries, costs hundreds. Where admission
 //! and the calls since have measured that a policy is dear, one thread keeps a few of its
 //! instances ready and takes the used ones to pieces, so that a request pays the call
-//! alone. An instance is still used by one request and no other.
+//! alone. An instance is still used by one request and no other. Requests that are recorded
+//! make their own, since what an instance asks while it is made belongs to the recording.
 //!
 //! Bounds: `policies.ready_instances` over all policies, each within its memory limit; the
 //! pool has slots for them besides those of the requests. When a policy leaves the table,

@@ -21,10 +21,13 @@ use crate::call::Policy;
 use crate::compose::{Compose, Ensemble, MEMBERS_MAX, Member};
 use crate::config::{PolicyOptions, RoomConfig, SignatureMode};
 use crate::engine::PolicyEngine;
+use crate::explain::{ExplainError, Explained, explain};
 use crate::history::History;
 use crate::limit::Gate;
 use crate::migrate;
 use crate::ready::Filler;
+use crate::record::{RecordLog, Recorder};
+use crate::replay::Replayer;
 use crate::revision::Revisions;
 use crate::session::RoomSession;
 use crate::signature;
@@ -73,6 +76,8 @@ pub enum NothingKept {
 pub struct PolicyRoom {
     room: Arc<Room>,
     watch: Mutex<Option<Watch>>,
+    /// Made when somebody first asks for an explanation.
+    replayer: OnceLock<Result<Replayer, String>>,
 }
 
 /// What sessions, the watcher and the room share.
@@ -89,6 +94,7 @@ pub(crate) struct Room {
     pub state: StateStore,
     /// Open from [`PolicyRoom::recall`] on.
     pub history: OnceLock<History>,
+    pub recorder: Option<Arc<Recorder>>,
     engine: PolicyEngine,
     cache: Cache,
     revisions: Revisions,
@@ -139,7 +145,9 @@ impl PolicyRoom {
         let engine = PolicyEngine::new(&config).map_err(|e| RoomError::Engine(format!("{e:#}")))?;
         let filler = Filler::start(config.ready_instances, config.ready_above_micros)
             .map_err(|e| RoomError::Engine(e.to_string()))?;
+        let recorder = Recorder::start(&config.record).map_err(RoomError::Config)?;
         let room = Room {
+            recorder,
             table: ArcSwap::default(),
             gate: Arc::new(Gate::new(config.instances)),
             totals: Default::default(),
@@ -166,6 +174,7 @@ impl PolicyRoom {
         Ok(Self {
             room: Arc::new(room),
             watch: Mutex::new(None),
+            replayer: OnceLock::new(),
         })
     }
 
@@ -309,6 +318,29 @@ impl PolicyRoom {
     /// What is wrong with them, or why they could not be kept; nothing has changed then.
     pub fn import_state(&self, state: &StateExport) -> Result<StateStatus, String> {
         self.room.state.import(state)
+    }
+
+    /// Explains a recorded request, with values changed for the replay. Compiles what it
+    /// needs, so seconds at first.
+    ///
+    /// # Errors
+    /// It was not recorded; a path or value of `set` is wrong.
+    pub fn explain(&self, id: &str, set: &[(String, String)]) -> Result<Explained, ExplainError> {
+        let (Some(recorder), Some(dir)) = (&self.room.recorder, &self.room.config.record.dir)
+        else {
+            let why = "no decisions are recorded: policies.record.dir is not set";
+            return Err(ExplainError::NotRecorded(why.into()));
+        };
+        recorder.flush();
+        let log = RecordLog::open(dir).map_err(ExplainError::NotRecorded)?;
+        let recording = log.find(id).map_err(ExplainError::NotRecorded)?;
+        let replayer = self
+            .replayer
+            .get_or_init(|| Replayer::new(&self.room.config));
+        let replayer = replayer
+            .as_ref()
+            .map_err(|e| ExplainError::Refused(e.clone()))?;
+        explain(&log, replayer, &recording, set).map_err(ExplainError::Refused)
     }
 
     /// All counters.
@@ -461,6 +493,12 @@ impl Room {
                 .join()
                 .unwrap_or_else(|_| Err(broken("the compiler failed on this component".into())))
         });
+        if kind != Kind::Check
+            && let (Ok((policy, _)), Some(recorder)) = (&outcome, &self.recorder)
+            && let Some(bytes) = &*policy.stored.bytes()
+        {
+            recorder.keep_component(&policy.digest, bytes);
+        }
         if outcome.is_err() {
             self.refused.fetch_add(1, Relaxed);
         }
@@ -769,6 +807,7 @@ impl Room {
                     })
                 })
                 .collect(),
+            recorded: self.recorder.as_ref().map(|recorder| recorder.stats()),
         }
     }
 }

@@ -26,10 +26,14 @@ use crate::compose::Abstain;
 use crate::config::Fallback;
 use crate::convert;
 use crate::host::{Asked, Proposal};
+use crate::record::{Notebook, Recorder};
+use crate::recording::Asking;
 use crate::room::Room;
 use crate::shadow;
 use crate::swap::{Generation, Table};
+use crate::tape::Tape;
 use crate::trial::Heard;
+use crate::wave::Spoken;
 
 /// Digits of the digest that a reply shows.
 const DIGEST_DIGITS: usize = 12;
@@ -39,11 +43,18 @@ pub(crate) struct RoomSession {
     table: Arc<Table>,
     asked: Arc<Asked>,
     instances: Vec<Instance>,
+    notebook: Option<Notebook>,
 }
+
+/// An answer of a hook: a trial compares it, a composition weighs it, a recording keeps it.
+trait Answers: shadow::Kind + Abstain + Spoken + Clone + 'static {}
+
+impl<T: shadow::Kind + Abstain + Spoken + Clone + 'static> Answers for T {}
 
 /// One question: how to ask it, and how to judge the answer.
 struct Question<'a, T> {
     hook: Hook,
+    args: &'a dyn Fn() -> Vec<Box<dyn Spoken>>,
     ask: &'a mut dyn FnMut(&mut Instance, Instant) -> Result<T, Fault>,
     check: &'a dyn Fn(&T) -> Result<(), Invalid>,
     proposal: fn(Proposal) -> Option<T>,
@@ -59,6 +70,9 @@ struct Failure<T> {
     why: Why,
 }
 
+/// Why there is no instance, and what it asked before it failed.
+type NoInstance = (Fault, Why, Option<Arc<Tape>>);
+
 /// Whose doing a failure is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Why {
@@ -73,16 +87,24 @@ enum Why {
 impl RoomSession {
     pub fn new(room: Arc<Room>, request: Arc<Request>, snapshot: Arc<Snapshot>) -> Self {
         let table = Table::for_request(room.table.load_full(), &request);
+        let asked = Arc::new(Asked::new(request, snapshot));
         Self {
+            notebook: Recorder::begin(&room.recorder, &asked),
             room,
             table,
-            asked: Arc::new(Asked::new(request, snapshot)),
+            asked,
             instances: Vec::new(),
         }
     }
 
-    fn answer<T: shadow::Kind + Abstain>(&mut self, mut question: Question<'_, T>) -> HookReply<T> {
+    fn answer<T: Answers>(&mut self, mut question: Question<'_, T>) -> HookReply<T> {
+        if let Some(notebook) = &mut self.notebook {
+            notebook.asks(question.hook.into(), (question.args)());
+        }
         let (reply, why) = self.answered(&mut question);
+        if let Some(notebook) = &mut self.notebook {
+            notebook.replied(&reply);
+        }
         if let Some(trial) = self.table.trial(question.hook) {
             let heard = Heard {
                 hook: question.hook,
@@ -100,7 +122,7 @@ impl RoomSession {
     }
 
     /// The answer, and why it is not the policy's if it is not.
-    fn answered<T: shadow::Kind + Abstain>(
+    fn answered<T: Answers>(
         &mut self,
         question: &mut Question<'_, T>,
     ) -> (HookReply<T>, Option<Why>) {
@@ -147,7 +169,7 @@ impl RoomSession {
     }
 
     /// Asks the policy, if its breaker lets us, and tells the breaker how it went.
-    fn try_generation<T: shadow::Kind + Abstain>(
+    fn try_generation<T: Answers>(
         &mut self,
         generation: &Generation,
         question: &mut Question<'_, T>,
@@ -187,13 +209,22 @@ impl RoomSession {
     }
 
     /// One call with everything around it: instance, deadline, checks, proposals.
-    fn try_policy<T>(
+    fn try_policy<T: Answers>(
         &mut self,
         policy: &Arc<Policy>,
         question: &mut Question<'_, T>,
         counted: Option<&Generation>,
     ) -> Result<T, Failure<T>> {
-        let (index, deadline) = self.instance(policy).map_err(|(fault, why)| Failure {
+        let started = Instant::now();
+        let number = counted.map(|generation| generation.number);
+        let instance = self.instance(policy).map_err(|(fault, why, tape)| {
+            if let (Some(notebook), Some(tape)) = (&mut self.notebook, tape) {
+                let failed = Err::<T, _>(fault.clone());
+                notebook.attempted(policy, number, &tape, &failed, started.elapsed());
+            }
+            (fault, why)
+        });
+        let (index, deadline) = instance.map_err(|(fault, why)| Failure {
             fault,
             proposal: None,
             why,
@@ -203,6 +234,9 @@ impl RoomSession {
             (question.check)(&answer).map_err(|error| Fault::new(FaultKind::Invalid, error.0))?;
             Ok(answer)
         });
+        if let (Some(notebook), Some(tape)) = (&mut self.notebook, instance.tape()) {
+            notebook.attempted(policy, number, tape, &answer, started.elapsed());
+        }
         let dropped = instance.take_dropped_log_bytes();
         if let Some(generation) = counted.filter(|_| dropped > 0) {
             self.count(generation, |c| {
@@ -223,7 +257,7 @@ impl RoomSession {
     }
 
     /// The instance of this policy, made if there is none, and the deadline of the call.
-    fn instance(&mut self, policy: &Arc<Policy>) -> Result<(usize, Instant), (Fault, Why)> {
+    fn instance(&mut self, policy: &Arc<Policy>) -> Result<(usize, Instant), NoInstance> {
         if let Some(index) = self.instances.iter().position(|i| i.is_of(policy)) {
             return Ok((index, policy.deadline()));
         }
@@ -235,7 +269,7 @@ impl RoomSession {
                 "no instance free within {wait_ms} ms: {} are at work (policies.instances)",
                 self.room.config.instances
             );
-            return Err((Fault::new(FaultKind::Deadline, text), Why::Full));
+            return Err((Fault::new(FaultKind::Deadline, text), Why::Full, None));
         };
         if waited {
             self.room.waits.fetch_add(1, Relaxed);
@@ -243,16 +277,19 @@ impl RoomSession {
         // The time to make the instance is the policy's: its initialisation runs in it.
         let started = Instant::now();
         let deadline = policy.deadline_from(started);
+        let tape = self.notebook.as_mut().map(Notebook::tape);
         let filler = &self.room.filler;
-        let ready = filler.is_for(policy).then(|| filler.take(policy)).flatten();
-        let instance = match ready {
+        // What a recorded instance asks while it is made belongs to the recording too, and one
+        // that was kept ready has asked it already, of nobody.
+        let ready = tape.is_none() && filler.is_for(policy);
+        let instance = match ready.then(|| filler.take(policy)).flatten() {
             Some(mut instance) => {
                 instance.adopt(&self.asked, permit);
                 instance
             }
             None => {
-                let made = Instance::new(policy, &self.asked, permit, deadline)
-                    .map_err(|fault| (fault, Why::Policy))?;
+                let made = Instance::taped(policy, &self.asked, permit, deadline, tape.clone());
+                let made = made.map_err(|fault| (fault, Why::Policy, tape))?;
                 policy.cost.measured(started.elapsed());
                 made
             }
@@ -279,7 +316,7 @@ impl RoomSession {
     }
 
     /// The answer in place of the one that did not come.
-    fn instead<T>(
+    fn instead<T: Answers>(
         &mut self,
         generation: &Generation,
         question: &mut Question<'_, T>,
@@ -341,6 +378,7 @@ impl Session for RoomSession {
         let asked = Arc::clone(&self.asked);
         self.answer(Question {
             hook: Hook::Classify,
+            args: &Vec::new,
             ask: &mut |instance, deadline| instance.classify(deadline),
             check: &check::classification,
             proposal: |p| match p {
@@ -360,6 +398,7 @@ impl Session for RoomSession {
         let asked = Arc::clone(&self.asked);
         self.answer(Question {
             hook: Hook::Route,
+            args: &|| vec![Box::new(classification.clone()), Box::new(tiers.to_vec())],
             ask: &mut |instance, deadline| {
                 let views: Vec<_> = tiers.iter().map(convert::tier).collect();
                 instance.route(deadline, &convert::classification(classification), &views)
@@ -377,6 +416,7 @@ impl Session for RoomSession {
     fn validate(&mut self, answer: &Answer) -> HookReply<Verdict> {
         self.answer(Question {
             hook: Hook::Validate,
+            args: &|| vec![Box::new(answer.clone())],
             ask: &mut |instance, deadline| instance.validate(deadline, &convert::answer(answer)),
             check: &|verdict| check::verdict(verdict, answer),
             proposal: |p| match p {
@@ -400,6 +440,9 @@ impl Session for RoomSession {
     fn learn(&mut self, outcome: &Outcome) {
         let mut told: Vec<Arc<Policy>> = Vec::new();
         let table = Arc::clone(&self.table);
+        if let Some(notebook) = &mut self.notebook {
+            notebook.asks(Asking::Learn, vec![Box::new(outcome.clone())]);
+        }
         for generation in Hook::ALL.iter().filter_map(|hook| table.get(*hook)) {
             let policy = &generation.policy;
             let known = told.iter().any(|p| Arc::ptr_eq(p, policy));
@@ -407,12 +450,19 @@ impl Session for RoomSession {
                 continue;
             }
             told.push(Arc::clone(policy));
-            let learned = match self.instance(policy) {
+            let started = Instant::now();
+            let (learned, tape) = match self.instance(policy) {
                 Ok((index, deadline)) => {
-                    self.instances[index].learn(deadline, &convert::outcome(outcome))
+                    let instance = &mut self.instances[index];
+                    let learned = instance.learn(deadline, &convert::outcome(outcome));
+                    (learned, instance.tape().cloned())
                 }
-                Err((fault, _)) => Err(fault),
+                Err((fault, _, tape)) => (Err(fault), tape),
             };
+            if let (Some(notebook), Some(tape)) = (&mut self.notebook, tape) {
+                let number = Some(generation.number);
+                notebook.attempted(policy, number, &tape, &learned, started.elapsed());
+            }
             if let Err(fault) = learned {
                 self.count(generation, |c| c.fault(fault.kind));
                 tracing::warn!(policy = policy.name(), "it could not learn: {fault}");

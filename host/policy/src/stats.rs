@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::cache::CacheStats;
 use crate::compose::MemberStats;
+use crate::record::RecordStats;
 use crate::trial::{TrialEnding, TrialStatus};
 
 const KINDS: [FaultKind; 5] = [
@@ -220,6 +221,8 @@ pub struct RoomStats {
     pub trials: Vec<TrialStatus>,
     /// Trials that have ended, by hook and how.
     pub trials_ended: Vec<(Hook, TrialEnding, u64)>,
+    /// What the recorder wrote and dropped; none where nothing is recorded.
+    pub recorded: Option<RecordStats>,
 }
 
 #[cfg(test)]

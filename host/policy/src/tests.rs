@@ -805,7 +805,7 @@ fn a_hook_that_is_not_exported_is_refused_with_what_is() {
 }
 
 /// A copy of the contract in which `from` stands as `to`.
-fn changed_contract(from: &str, to: &str) -> tempfile::TempDir {
+pub(crate) fn changed_contract(from: &str, to: &str) -> tempfile::TempDir {
     fn copy(from: &std::path::Path, to: &std::path::Path, change: &dyn Fn(String) -> String) {
         std::fs::create_dir_all(to).unwrap();
         for entry in std::fs::read_dir(from).unwrap() {

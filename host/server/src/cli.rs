@@ -43,11 +43,20 @@ pub enum Command {
     Config(ConfigCommand),
     /// Tell why a request was answered as it was.
     ///
-    /// The id is in every answer: the field `id`, and the header x-request-id.
+    /// The id is in every answer: the field `id`, and the header x-request-id. Where decisions
+    /// are recorded ([policies.record]), also what every policy was given, asked the host and
+    /// answered, and what it would have answered had a value been another.
     Explain {
         /// Id of the request; without it, the latest requests are listed.
         id: Option<String>,
-        /// Print the whole record as JSON.
+        /// Decide again with this value changed, like gpu.0.temperature-celsius=95, tiers.small.ready=false
+        /// or metabolism.state=critical; may be repeated.
+        #[arg(long, value_name = "PATH=VALUE", value_parser = assignment, requires = "id")]
+        set: Vec<(String, String)>,
+        /// Folder of recordings to look in, instead of asking a running host.
+        #[arg(long, value_name = "DIR", requires = "id")]
+        log: Option<PathBuf>,
+        /// Print everything as JSON.
         #[arg(long)]
         json: bool,
         #[command(flatten)]
@@ -140,6 +149,25 @@ pub enum PolicyCommand {
         hook: Option<Hook>,
         #[command(flatten)]
         config: ConfigArgs,
+    },
+    /// Decide recorded traffic again with another component, and tell what changes.
+    ///
+    /// It gets the recorded inputs and the recorded answers of the host; a question that nobody
+    /// recorded is a miss. Options come from the .toml beside it, if there is one, else from the
+    /// policy that it would replace.
+    Replay {
+        /// A WebAssembly component.
+        #[arg(long, value_name = "FILE")]
+        candidate: PathBuf,
+        /// Folder of recordings: policies.record.dir of the host that wrote them.
+        #[arg(long, value_name = "DIR")]
+        log: PathBuf,
+        /// Only this hook [default: those that it exports].
+        #[arg(long, value_parser = hook)]
+        hook: Option<Hook>,
+        /// Print everything as JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// List the policies of a running host.
     List {
@@ -358,6 +386,12 @@ pub fn hook(word: &str) -> Result<Hook, String> {
 fn language(word: &str) -> Result<Language, String> {
     let known = Language::ALL.into_iter().find(|l| l.as_str() == word);
     known.ok_or_else(|| "expected rust, js, python or c".into())
+}
+
+fn assignment(word: &str) -> Result<(String, String), String> {
+    let parts = word.split_once('=').filter(|(path, _)| !path.is_empty());
+    let (path, value) = parts.ok_or("expected PATH=VALUE, like gpu.0.temperature-celsius=95")?;
+    Ok((path.trim().to_string(), value.trim().to_string()))
 }
 
 /// A number above 0; `k` is 1,024.

@@ -5,6 +5,7 @@
 mod author;
 mod bundle;
 mod models;
+mod replay;
 mod state;
 mod trials;
 
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use homeostat_hooks::Hook;
 use homeostat_policy::bundle::read_policy;
-use homeostat_policy::{Offer, PolicyRoom};
+use homeostat_policy::{Offer, PolicyRoom, RecordConfig, RoomConfig};
 use serde_json::Value;
 
 use crate::admin_client::ask;
@@ -25,6 +26,7 @@ use crate::{Failure, serve};
 
 pub use bundle::BundleCommand;
 pub use models::models;
+pub use replay::explain_from_log;
 
 pub fn policy(command: PolicyCommand) -> Result<(), Failure> {
     match command {
@@ -41,6 +43,12 @@ pub fn policy(command: PolicyCommand) -> Result<(), Failure> {
             let config = Config::load(config.config.as_deref())?;
             check_policy(&config, &file, hook, json)
         }
+        PolicyCommand::Replay {
+            candidate,
+            log,
+            hook,
+            json,
+        } => replay::candidate(&candidate, &log, hook, json),
         PolicyCommand::List { host } => {
             let answer = ask(&host, "GET", "/admin/v1/policies", Vec::new())?;
             for slot in answer["policies"].as_array().into_iter().flatten() {
@@ -91,8 +99,12 @@ fn check_policy(
 ) -> Result<(), Failure> {
     let file = &author::component_at(path)?;
     let models = HostModels::new(Vec::new(), Vec::new(), None).map_err(Failure::failed)?;
-    let room = PolicyRoom::new(serve::room_config(config), Arc::new(models))
-        .map_err(|e| Failure::Config(e.to_string()))?;
+    let limits = RoomConfig {
+        record: RecordConfig::default(),
+        ..serve::room_config(config)
+    };
+    let room =
+        PolicyRoom::new(limits, Arc::new(models)).map_err(|e| Failure::Config(e.to_string()))?;
     let sealed = read_policy(file, config.policies.max_component_bytes).map_err(Failure::failed)?;
     let stem = file.file_stem().and_then(|s| s.to_str());
     let offer = Offer {
@@ -188,7 +200,12 @@ pub fn config(command: ConfigCommand) -> Result<(), Failure> {
     Ok(())
 }
 
-pub fn explain(id: Option<&str>, json: bool, host: &HostArgs) -> Result<(), Failure> {
+pub fn explain(
+    id: Option<&str>,
+    set: &[(String, String)],
+    json: bool,
+    host: &HostArgs,
+) -> Result<(), Failure> {
     let Some(id) = id else {
         let answer = ask(host, "GET", "/admin/v1/decisions", Vec::new())?;
         if json {
@@ -205,11 +222,25 @@ pub fn explain(id: Option<&str>, json: bool, host: &HostArgs) -> Result<(), Fail
         return Ok(());
     };
     let path = format!("/admin/v1/decisions/{}", escaped(id));
-    let record = ask(host, "GET", &path, Vec::new())?;
+    let pairs = set
+        .iter()
+        .map(|(path, value)| escaped(&format!("{path}={value}")));
+    let query: Vec<String> = pairs.map(|pair| format!("set={pair}")).collect();
+    let explanation = format!("{path}/explanation?{}", query.join("&"));
+    let mut record = ask(host, "GET", &path, Vec::new())?;
+    let explained = ask(host, "GET", &explanation, Vec::new());
+    // Whoever wants a value changed wants to know why it cannot be.
+    let explained = match (explained, set.is_empty()) {
+        (Ok(explained), _) => explained,
+        (Err(failure), false) => return Err(failure),
+        (Err(failure), true) => serde_json::json!({ "text": format!("{failure}\n") }),
+    };
     if json {
+        record["explanation"] = explained["explanation"].clone();
         return print_json(&record);
     }
     print!("{}", story(&record));
+    print!("\n{}", explained["text"].as_str().unwrap_or_default());
     Ok(())
 }
 

@@ -67,7 +67,16 @@ fn main() -> ExitCode {
         Command::Models(command) => commands::models(command),
         Command::Telemetry(args) => commands::telemetry(&args),
         Command::Config(command) => commands::config(command),
-        Command::Explain { id, json, host } => commands::explain(id.as_deref(), json, &host),
+        Command::Explain {
+            id,
+            set,
+            log,
+            json,
+            host,
+        } => match (id, log) {
+            (Some(id), Some(log)) => commands::explain_from_log(&log, &id, &set, json),
+            (id, _) => commands::explain(id.as_deref(), &set, json, &host),
+        },
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -619,6 +619,13 @@ fn policies(now: &mut Moment, room: &RoomStats) -> Result<()> {
             *count as f64,
         )?;
     }
+    if let Some(recorded) = room.recorded {
+        let written = "homeostat_policy_recordings_written";
+        now.set(written, "Decisions recorded.", &[], recorded.written as f64)?;
+        let dropped = "homeostat_policy_recordings_dropped";
+        let help = "Recordings lost: too many waited, or the disk failed.";
+        now.set(dropped, help, &[], recorded.dropped as f64)?;
+    }
     for active in room.generations.iter().filter(|g| g.active) {
         let labels = [("hook", active.hook.as_str()), ("policy", &active.policy)];
         let help = "Generation that serves a hook.";

@@ -10,7 +10,7 @@ use axum::serve::ListenerExt;
 use homeostat_cascade::{Cascade, CascadeConfig, DecisionRecord, Tier};
 use homeostat_engine::{Encoder, Engine, EngineConfig, Shutdown, SpeculationConfig};
 use homeostat_hooks::{Origin, Sample, TierKind as ViewKind, TierView};
-use homeostat_policy::{CacheConfig, CompilerConfig, PolicyRoom, RoomConfig};
+use homeostat_policy::{CacheConfig, CompilerConfig, PolicyRoom, RecordConfig, RoomConfig};
 use homeostat_telemetry::Telemetry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -315,6 +315,10 @@ pub fn room_config(config: &Config) -> RoomConfig {
             ..given.cache
         },
         state_dir: given.state_dir.as_ref().map(|d| config.path(d)),
+        record: RecordConfig {
+            dir: given.record.dir.as_ref().map(|d| config.path(d)),
+            ..given.record.clone()
+        },
         ..given.clone()
     }
 }

@@ -14,7 +14,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use homeostat_hooks::{Hook, Snapshot};
 use homeostat_policy::{
-    AdmissionError, NothingKept, Offer, Report, SlotStatus, StateExport, StateStatus,
+    AdmissionError, ExplainError, NothingKept, Offer, Report, SlotStatus, StateExport, StateStatus,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -231,6 +231,36 @@ pub async fn decision(
     })?;
     let value = serde_json::to_value(&*record);
     value.map(Json).map_err(|e| ApiError::host(e.to_string()))
+}
+
+/// `GET …/explanation?set=path=value&set=…`: what every policy was given, asked and answered,
+/// and the same from a replay, with these values changed.
+pub async fn explanation(
+    State(house): State<Arc<House>>,
+    Path(id): Path<String>,
+    Query(query): Query<Vec<(String, String)>>,
+) -> Result<Json<Value>, ApiError> {
+    let mut set = Vec::new();
+    for (key, pair) in query {
+        let parts = pair.split_once('=').filter(|_| key == "set");
+        let (path, value) = parts.ok_or_else(|| {
+            ApiError::invalid("set", "expected set=path=value, with the = in it escaped")
+        })?;
+        set.push((path.to_string(), value.to_string()));
+    }
+    // A component may have to be compiled for the replay.
+    let policies = house.policies.clone();
+    let explained = tokio::task::spawn_blocking(move || policies.explain(&id, &set)).await;
+    let explained = explained.map_err(|e| ApiError::host(format!("the replay failed: {e}")))?;
+    let explained = explained.map_err(|refused| match refused {
+        ExplainError::NotRecorded(why) => {
+            ApiError::new(StatusCode::NOT_FOUND, "not_found_error", why).code("not_recorded")
+        }
+        ExplainError::Refused(why) => ApiError::invalid("set", why),
+    })?;
+    Ok(Json(
+        json!({ "text": explained.text(), "explanation": explained }),
+    ))
 }
 
 /// The newest snapshot of the machine, as policies see it.

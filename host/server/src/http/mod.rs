@@ -79,6 +79,10 @@ pub fn router(house: Arc<House>) -> Router {
         )
         .route("/admin/v1/decisions", get(admin::decisions))
         .route("/admin/v1/decisions/{id}", get(admin::decision))
+        .route(
+            "/admin/v1/decisions/{id}/explanation",
+            get(admin::explanation),
+        )
         .route("/admin/v1/telemetry", get(admin::telemetry))
         .layer(middleware::from_fn_with_state(house.clone(), admin::guard));
     let for_machines = Router::new()
