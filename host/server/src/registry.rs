@@ -230,6 +230,7 @@ impl Registry {
     }
 
     /// One request; asked again with what the registry wants, if it wants to know who asks.
+    /// A token is for what was asked then: writing takes another than reading.
     fn ask(
         &mut self,
         method: &str,
@@ -237,12 +238,16 @@ impl Registry {
         body: Option<(&str, &[u8])>,
     ) -> Result<Response<Body>, String> {
         let answer = self.send(method, url, body)?;
-        if answer.status() != StatusCode::UNAUTHORIZED || self.authorization.is_some() {
+        if answer.status() != StatusCode::UNAUTHORIZED {
             return Ok(answer);
         }
         let challenge = answer.headers().get("www-authenticate");
         let challenge = challenge.and_then(|v| v.to_str().ok()).unwrap_or_default();
-        self.authorization = Some(self.answer_to(challenge)?);
+        let authorization = Some(self.answer_to(challenge)?);
+        if self.authorization == authorization {
+            return Ok(answer);
+        }
+        self.authorization = authorization;
         self.send(method, url, body)
     }
 

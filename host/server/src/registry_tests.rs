@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode, header};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::Response;
 use homeostat_policy::signature::sha256_hex;
 use serde_json::json;
@@ -77,26 +77,33 @@ fn found(bytes: Option<Vec<u8>>) -> Response {
     }
 }
 
-/// What a registry or its token server says before it does anything; none = come in.
-fn door(shelf: &Shelf, path: &str, query: &str, said: &str) -> Option<Response> {
+/// What a registry or its token server says before it does anything; none = come in. As
+/// with real ones, a token for reading is none for writing.
+fn door(shelf: &Shelf, method: &Method, uri: &Uri, said: &str) -> Option<Response> {
     const PASSWORD: &str = "Basic b3BzOnNlY3JldA==";
-    if path == "/token" {
-        assert!(
-            query.contains("scope=repository%3Apolicies%2Froute%3Apull%2Cpush"),
-            "{query}"
-        );
-        let token = Body::from(r#"{"token":"good"}"#);
+    let query = uri.query().unwrap_or("");
+    if uri.path() == "/token" {
+        assert!(query.contains("scope=repository%3Apolicies%2Froute%3Apull"));
+        let token = if query.contains("push") {
+            "push"
+        } else {
+            "pull"
+        };
+        let body = Body::from(format!(r#"{{"token":"{token}"}}"#));
         return Some(match said == PASSWORD {
-            true => reply(200).body(token).unwrap(),
+            true => reply(200).body(body).unwrap(),
             false => bare(401),
         });
     }
+    let reads = matches!(*method, Method::GET | Method::HEAD);
+    let rights = if reads { "pull" } else { "pull,push" };
     let bearer = |root: &str| {
-        let scope = "service=\"here\",scope=\"repository:policies/route:pull,push\"";
-        format!("Bearer realm=\"{root}/token\",{scope}")
+        let scope = format!("scope=\"repository:policies/route:{rights}\"");
+        format!("Bearer realm=\"{root}/token\",service=\"here\",{scope}")
     };
+    let token = if reads { "Bearer pull" } else { "Bearer push" };
     let (wanted, challenge) = match shelf.mood {
-        Mood::Tokens => ("Bearer good", bearer(&format!("http://{}", shelf.address))),
+        Mood::Tokens => (token, bearer(&format!("http://{}", shelf.address))),
         Mood::ForeignTokens => ("?", bearer("http://other.invalid")),
         Mood::Passwords => (PASSWORD, "Basic realm=\"here\"".to_string()),
         Mood::Open | Mood::Elsewhere => return None,
@@ -112,7 +119,7 @@ async fn answer(State(shelf): State<Arc<Shelf>>, request: Request) -> Response {
     let query = parts.uri.query().unwrap_or("").to_string();
     let said = parts.headers.get(header::AUTHORIZATION);
     let said = said.and_then(|v| v.to_str().ok()).unwrap_or("");
-    if let Some(refusal) = door(&shelf, &path, &query, said) {
+    if let Some(refusal) = door(&shelf, &parts.method, &parts.uri, said) {
         return refusal;
     }
     let rest = path.strip_prefix("/v2/policies/route/").unwrap_or("");
