@@ -27,11 +27,11 @@ HOOK = "/admin/v1/policies/route"
 CLIENTS = 3
 # One life in so many replaces the policy by a file copy; the others by the admin API.
 FILE_EVERY = 5
-# Longest life after the start, in which a few dozen swaps and hundreds of counts happen.
-LIFE_S = 0.12
-# A file is looked at twice, one period apart, before it is taken.
-FILE_LIFE_S = 0.5
+# Longest life after the start: some swaps and some dozens of counts.
+LIFE_S = 0.7
 KEPT = 3
+# Components that are swapped; compiled before the first kill, so that lives can be short.
+VARIANTS = 4
 
 
 def configuration() -> str:
@@ -107,7 +107,8 @@ class Model:
     """What the host has acknowledged about the hook."""
 
     def __init__(self):
-        self.base = policy_files.build()["counts"]
+        base = policy_files.build()["counts"]
+        self.variants = [policy_files.variant(base, n) for n in range(VARIANTS)]
         self.made = 0
         self.active: str | None = None
         self.kept: list[str] = []
@@ -115,7 +116,7 @@ class Model:
 
     def next(self) -> bytes:
         self.made += 1
-        return policy_files.variant(self.base, self.made)
+        return self.variants[self.made % VARIANTS]
 
     def put(self, name: str):
         if self.active:
@@ -148,6 +149,14 @@ def run(server: Homeostat, kills: int, seed: int) -> dict:
     model = Model()
     acknowledged = sent = swaps = copies = numbers = 0
     starts_ms = []
+    server.start()
+    for _ in range(VARIANTS):
+        component = model.next()
+        put = server.http.put(HOOK, content=component)
+        assert put.status_code == 200, put.text
+        model.put(digest(component))
+    server.process.kill()
+    server.process.wait()
     for life in range(kills + 1):
         begun = time.perf_counter()
         server.start()
@@ -174,10 +183,9 @@ def run(server: Homeostat, kills: int, seed: int) -> dict:
             model.in_flight = digest(component)
             (server.policies / "route.wasm").write_bytes(component)
             copies += 1
-            time.sleep(rng.random() * FILE_LIFE_S)
         else:
             swapper.start()
-            time.sleep(rng.random() * LIFE_S)
+        time.sleep(rng.random() * LIFE_S)
         server.process.kill()
         server.process.wait()
         for thread in [*clients, *([swapper] if swapper else [])]:

@@ -1,6 +1,6 @@
 """A host that is killed loses nothing that it has acknowledged.
 
-HOMEOSTAT_KILLS sets how often it is killed; 200 take about two minutes on two cores, so
+HOMEOSTAT_KILLS sets how often it is killed; 200 take some three minutes on two cores, so
 the usual run does fewer.
 """
 

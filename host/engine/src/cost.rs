@@ -31,7 +31,7 @@ const PRIOR_SLOPES: [f64; KNOTS.len()] = [
 const PRIOR_LOGIT_ROW: f64 = 0.1e-3;
 /// Not that of the first row, which waits for memory, but of one more beside it: until drafts are
 /// tried, nothing else can tell what their rows cost, and plain steps cannot tell this from the base.
-const PRIOR_CONTEXT: f64 = 0.5e-3;
+const PRIOR_CONTEXT: f64 = 0.6e-3;
 
 /// How far the truth may lie from the prior, as a fraction of it.
 const PRIOR_SPREAD: f64 = 0.7;

@@ -487,11 +487,7 @@ impl Engine {
         getrandom::fill(&mut secret).map_err(LoadError::Random)?;
         Self::start(shared, move |limits, tokenizer, stats| {
             let core = Core::new(limits, runner(), tokenizer, stats);
-            let budget = Duration::from_millis(u64::from(config.step_milliseconds));
-            let weights = config.tenant_weights.iter();
-            let weights = weights.map(|(name, weight)| (tenant_number(name, config.seed), *weight));
-            let core = core.with_tenant_weights(weights.collect());
-            let mut core = core.with_step_budget(budget);
+            let mut core = scheduled(core, &config);
             if config.prefix_cache {
                 core = core.with_prefix_cache(secret);
             }
@@ -652,6 +648,14 @@ fn load_draft_model(
         ..size
     };
     Ok(Some((weights, size)))
+}
+
+/// What the configuration says about whose turn it is, and for how long.
+fn scheduled(core: Core, config: &EngineConfig) -> Core {
+    let weights = config.tenant_weights.iter();
+    let weights = weights.map(|(name, weight)| (tenant_number(name, config.seed), *weight));
+    core.with_tenant_weights(weights.collect())
+        .with_step_budget(Duration::from_millis(u64::from(config.step_milliseconds)))
 }
 
 /// Cheapest first.

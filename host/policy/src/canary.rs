@@ -158,7 +158,9 @@ impl Base {
         if arm == Arm::Active {
             self.times.record(time);
             self.count += 1;
-            if self.count == BASE_MIN || self.count % BASE_EVERY == 0 && self.count > BASE_MIN {
+            if self.count == BASE_MIN
+                || self.count.is_multiple_of(BASE_EVERY) && self.count > BASE_MIN
+            {
                 self.threshold_micros = quantile(&self.times);
             }
         }
@@ -222,7 +224,7 @@ impl Arms {
             }
         }
         let calls = self.candidate_calls();
-        if calls >= config.min_calls && calls % LOOK_EVERY == 0 && self.all_good(config) {
+        if calls >= config.min_calls && calls.is_multiple_of(LOOK_EVERY) && self.all_good(config) {
             return Some(Judgement::Promote(format!(
                 "after {calls} calls no measure is worse by {} or more",
                 config.tolerance

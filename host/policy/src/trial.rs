@@ -165,7 +165,7 @@ pub(crate) struct Trial {
 
 pub(crate) enum Kind {
     Shadow(Arc<Shadow>),
-    Canary(Canary),
+    Canary(Box<Canary>),
 }
 
 impl Trial {
@@ -398,7 +398,7 @@ impl Room {
             true,
         );
         let canary = Canary::new(candidate, config);
-        Ok(self.begin_trial(&mut books, hook, policy, Kind::Canary(canary)))
+        Ok(self.begin_trial(&mut books, hook, policy, Kind::Canary(Box::new(canary))))
     }
 
     fn begin_trial(

@@ -11,6 +11,7 @@
 //! the registry that was named and to the token server that it names, over TLS; plain HTTP
 //! has to be asked for, and then carries none to a token server elsewhere.
 
+use std::io::Read;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -368,12 +369,10 @@ fn success(what: &str, answer: &Response<Body>) -> Result<(), String> {
 }
 
 fn read(what: &str, mut answer: Response<Body>, max_bytes: u64) -> Result<Vec<u8>, String> {
-    let body = answer
-        .body_mut()
-        .with_config()
-        .limit(max_bytes.saturating_add(1));
-    let bytes = body
-        .read_to_vec()
+    let mut bytes = Vec::new();
+    let body = answer.body_mut().as_reader();
+    body.take(max_bytes.saturating_add(1))
+        .read_to_end(&mut bytes)
         .map_err(|e| format!("{what} was not sent whole: {e}"))?;
     if bytes.len() as u64 > max_bytes {
         return Err(format!("{what} has more than {max_bytes} bytes"));

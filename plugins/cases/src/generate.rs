@@ -91,10 +91,11 @@ pub fn case(file: &CaseFile, knobs: &Knobs) -> Case {
             ..case.classification
         };
     }
+    // One that is ready stays so: without any tier most routers rightly give up.
+    let kept = case.tiers.iter().position(|t| t.ready);
     for (i, tier) in case.tiers.iter_mut().enumerate() {
         let bit = 1_u8.checked_shl(i as u32).unwrap_or(0);
-        // The first stays as it is: without any tier most routers rightly give up.
-        tier.ready &= i == 0 || knobs.not_ready & bit == 0;
+        tier.ready &= Some(i) == kept || knobs.not_ready & bit == 0;
         tier.num_requests_waiting += u32::from(knobs.busy & bit != 0);
     }
     if let Some(celsius) = knobs.celsius {

@@ -125,6 +125,119 @@ impl Fields {
     }
 }
 
+/// The field, its place, what is written there, and the words of the error.
+type Damage = (&'static str, usize, Vec<u8>, &'static str);
+
+/// Of the header's head and its metadata.
+fn damages_of_metadata(fields: &Fields) -> Vec<Damage> {
+    let (arch, alignment) = (fields.after("arch"), fields.after("general.alignment"));
+    let (flag, list) = (fields.after("flag"), fields.after("list"));
+    let (huge, one, nine) = (
+        &u64::MAX.to_le_bytes(),
+        &1u32.to_le_bytes(),
+        &9u32.to_le_bytes(),
+    );
+    let row = |field, at, bytes: &[u8], words| (field, at, bytes.to_vec(), words);
+    vec![
+        row("magic", 0, b"GGML", "the magic|not a GGUF file"),
+        row("version", 4, one, "the version|version 1"),
+        row("version", 4, &3u32.to_be_bytes(), "the version|big-endian"),
+        row("tensors", 8, huge, "the counts|claims"),
+        row(
+            "tensors",
+            8,
+            &3u64.to_le_bytes(),
+            "the entry of tensor |rank 0",
+        ),
+        row("entries", 16, huge, "the counts|claims"),
+        row(
+            "entries",
+            16,
+            &5u64.to_le_bytes(),
+            "tensor entry 0 of 2|claims",
+        ),
+        row("key length", arch - 12, huge, "metadata key 0 of 4|claims"),
+        row("key", arch - 1, &[0xFF], "metadata key 0 of 4|UTF-8"),
+        row("value type", arch, &[13], "metadata arch|value type 13"),
+        row("text length", arch + 4, huge, "metadata arch|claims"),
+        row("text", arch + 12, &[0xFF], "metadata arch|UTF-8"),
+        row("alignment", alignment + 4, &[33], "general.alignment is 33"),
+        row("alignment", alignment + 4, &[0], "general.alignment is 0"),
+        row("truth", flag + 4, &[2], "metadata flag|not 2"),
+        row(
+            "element type",
+            list + 4,
+            &[13],
+            "metadata list|value type 13",
+        ),
+        row(
+            "element type",
+            list + 4,
+            nine,
+            "metadata list|arrays inside arrays",
+        ),
+        row("array length", list + 8, huge, "metadata list|claims"),
+    ]
+}
+
+/// Of the entries of tensors.
+fn damages_of_tensors(fields: &Fields) -> Vec<Damage> {
+    let (first, second) = (fields.after("first"), fields.after("second"));
+    let huge = &u64::MAX.to_le_bytes();
+    let row = |field, at, bytes: &[u8], words| (field, at, bytes.to_vec(), words);
+    vec![
+        row(
+            "name length",
+            first - 13,
+            huge,
+            "tensor entry 0 of 2|claims",
+        ),
+        row("name", first - 1, &[0xFF], "tensor entry 0 of 2|UTF-8"),
+        row("rank", first, &[0], "tensor first|rank 0"),
+        row("rank", first, &[5], "tensor first|rank 5"),
+        row("shape", first + 4, &[0], "tensor first|empty dimension"),
+        row("shape", first + 4, huge, "tensor first|overflows"),
+        row(
+            "shape",
+            first + 4,
+            &[64],
+            "tensor second|begins inside of tensor first",
+        ),
+        row(
+            "shape",
+            second + 4,
+            &[64],
+            "tensor second|the file is truncated",
+        ),
+        row("type", first + 20, &[4], "tensor first|tensor type 4"),
+        row("type", first + 20, &[8], ""),
+        row(
+            "offset",
+            first + 24,
+            &[8],
+            "tensor first|not a multiple of 32",
+        ),
+        row(
+            "offset",
+            first + 24,
+            huge,
+            "tensor first|not a multiple of 32",
+        ),
+        row(
+            "offset",
+            second + 24,
+            &[0, 0],
+            "tensor second|begins inside of tensor first",
+        ),
+        row(
+            "offset",
+            second + 24,
+            &[0, 2],
+            "tensor second|the file is truncated",
+        ),
+    ]
+}
+
 #[test]
 fn every_field_of_a_header_is_checked_and_the_error_says_which() {
     let fields = Fields::new();
@@ -133,144 +246,10 @@ fn every_field_of_a_header_is_checked_and_the_error_says_which() {
         header.map(drop).map_err(|e| e.to_string())
     };
     assert_eq!(read(&fields.file), Ok(()));
-    let (arch, alignment) = (fields.after("arch"), fields.after("general.alignment"));
-    let (flag, list) = (fields.after("flag"), fields.after("list"));
-    let (first, second) = (fields.after("first"), fields.after("second"));
-    let huge = u64::MAX.to_le_bytes();
-    let (one, nine) = (1u32.to_le_bytes(), 9u32.to_le_bytes());
-    // The field, its place, what is written there, and what the error says.
-    let table: [(&str, usize, &[u8], &[&str]); 32] = [
-        ("magic", 0, b"GGML", &["the magic", "not a GGUF file"]),
-        ("version", 4, &one, &["the version", "version 1"]),
-        (
-            "version",
-            4,
-            &3u32.to_be_bytes(),
-            &["the version", "big-endian"],
-        ),
-        ("tensors", 8, &huge, &["the counts", "claims"]),
-        (
-            "tensors",
-            8,
-            &3u64.to_le_bytes(),
-            &["the entry of tensor ", "rank 0"],
-        ),
-        ("entries", 16, &huge, &["the counts", "claims"]),
-        (
-            "entries",
-            16,
-            &5u64.to_le_bytes(),
-            &["tensor entry 0 of 2", "claims"],
-        ),
-        (
-            "key length",
-            arch - 12,
-            &huge,
-            &["metadata key 0 of 4", "claims"],
-        ),
-        ("key", arch - 1, &[0xFF], &["metadata key 0 of 4", "UTF-8"]),
-        (
-            "value type",
-            arch,
-            &[13],
-            &["metadata arch", "value type 13"],
-        ),
-        ("text length", arch + 4, &huge, &["metadata arch", "claims"]),
-        ("text", arch + 12, &[0xFF], &["metadata arch", "UTF-8"]),
-        (
-            "alignment",
-            alignment + 4,
-            &[33],
-            &["general.alignment is 33"],
-        ),
-        (
-            "alignment",
-            alignment + 4,
-            &[0],
-            &["general.alignment is 0"],
-        ),
-        ("truth", flag + 4, &[2], &["metadata flag", "not 2"]),
-        (
-            "element type",
-            list + 4,
-            &[13],
-            &["metadata list", "value type 13"],
-        ),
-        (
-            "element type",
-            list + 4,
-            &nine,
-            &["metadata list", "arrays inside arrays"],
-        ),
-        (
-            "array length",
-            list + 8,
-            &huge,
-            &["metadata list", "claims"],
-        ),
-        (
-            "name length",
-            first - 13,
-            &huge,
-            &["tensor entry 0 of 2", "claims"],
-        ),
-        (
-            "name",
-            first - 1,
-            &[0xFF],
-            &["tensor entry 0 of 2", "UTF-8"],
-        ),
-        ("rank", first, &[0], &["tensor first", "rank 0"]),
-        ("rank", first, &[5], &["tensor first", "rank 5"]),
-        (
-            "shape",
-            first + 4,
-            &[0],
-            &["tensor first", "empty dimension"],
-        ),
-        ("shape", first + 4, &huge, &["tensor first", "overflows"]),
-        (
-            "shape",
-            first + 4,
-            &[64],
-            &["tensor second", "begins inside of tensor first"],
-        ),
-        (
-            "shape",
-            second + 4,
-            &[64],
-            &["tensor second", "the file is truncated"],
-        ),
-        ("type", first + 20, &[4], &["tensor first", "tensor type 4"]),
-        ("type", first + 20, &[8], &[]),
-        (
-            "offset",
-            first + 24,
-            &[8],
-            &["tensor first", "not a multiple of 32"],
-        ),
-        (
-            "offset",
-            first + 24,
-            &huge,
-            &["tensor first", "not a multiple of 32"],
-        ),
-        (
-            "offset",
-            second + 24,
-            &[0, 0],
-            &["tensor second", "begins inside of tensor first"],
-        ),
-        (
-            "offset",
-            second + 24,
-            &[0, 2],
-            &["tensor second", "the file is truncated"],
-        ),
-    ];
-    for (field, at, bytes, words) in table {
+    let damages = [damages_of_metadata(&fields), damages_of_tensors(&fields)];
+    for (field, at, bytes, words) in damages.concat() {
         let mut damaged = fields.file.clone();
-        damaged[at..at + bytes.len()].copy_from_slice(bytes);
+        damaged[at..at + bytes.len()].copy_from_slice(&bytes);
         let result = read(&damaged);
         if words.is_empty() {
             // A smaller type leaves a hole, which a header may have: the loader, who knows what
@@ -279,7 +258,7 @@ fn every_field_of_a_header_is_checked_and_the_error_says_which() {
             continue;
         }
         let message = result.expect_err(field);
-        for word in words {
+        for word in words.split('|') {
             assert!(message.contains(word), "{field}: {message}: no {word:?}");
         }
     }

@@ -116,8 +116,8 @@ fn prompt(length: usize, answer: usize) -> Vec<u32> {
         .expect("one in a few is long enough")
 }
 
-fn leave(when: When, how: How) {
-    let story = format!("{when:?}, {how:?}");
+/// The engine of one story, and its books.
+fn engine(when: When, door: &Arc<Door>) -> (Core, Arc<StatsCell>) {
     let limits = Limits {
         max_sequences: if when == When::Queued { 1 } else { 2 },
         max_batch_tokens: 16,
@@ -126,48 +126,54 @@ fn leave(when: When, how: How) {
         // Five hold both at first, and not to the end of either.
         total_blocks: if when == When::Preempted { 5 } else { 20 },
     };
-    let door = Arc::new(Door {
-        inside: when,
-        reader: Mutex::default(),
-    });
     let runner = Box::new(Watched {
         scripted: Scripted::new(limits.total_blocks),
-        door: Arc::clone(&door),
+        door: Arc::clone(door),
     });
     let stats = Arc::new(StatsCell::default());
     let core = Core::new(limits, runner, tiny::tokenizer(), Arc::clone(&stats));
     let mut core = core.with_prefix_cache([7; 32]);
     if matches!(when, When::Drafting | When::Verifying) {
-        let door = Arc::clone(&door);
+        let door = Arc::clone(door);
         core = core.with_drafter(Box::new(Guide { door }), None);
     }
+    (core, stats)
+}
 
-    let prompts = [prompt(30, 90), prompt(60, 60)];
-    let mut readers = Vec::new();
-    for (id, answer) in [(NEIGHBOUR, 90), (LEAVER, 60)] {
-        let tokens = prompts[id.0 as usize].clone();
-        let (sender, receiver) = channel();
-        readers.push(receiver);
-        let mut sequence = Sequence::new(Order {
-            id,
-            purpose: Purpose::Generate {
-                end: tokens.len() + answer,
-            },
-            tokens,
-            params: SamplingParams {
-                temperature: 0.0,
-                ..SamplingParams::default()
-            },
-            default_seed: 0,
-            stops: Vec::new(),
-            arrived: Duration::ZERO,
-            sink: Box::new(Collect(sender)),
-        });
-        sequence.max_draft_tokens = 8;
-        core.add(sequence);
-    }
-    *door.reader.lock().expect("nobody panics") = readers.pop();
-    let neighbour = readers.pop().expect("two of them");
+/// Asks for this many tokens after the prompt.
+fn ask(core: &mut Core, id: SequenceId, tokens: Vec<u32>, answer: usize) -> Receiver<Event> {
+    let (sender, receiver) = channel();
+    let mut sequence = Sequence::new(Order {
+        id,
+        purpose: Purpose::Generate {
+            end: tokens.len() + answer,
+        },
+        tokens,
+        params: SamplingParams {
+            temperature: 0.0,
+            ..SamplingParams::default()
+        },
+        default_seed: 0,
+        stops: Vec::new(),
+        arrived: Duration::ZERO,
+        sink: Box::new(Collect(sender)),
+    });
+    sequence.max_draft_tokens = 8;
+    core.add(sequence);
+    receiver
+}
+
+fn leave(when: When, how: How) {
+    let story = format!("{when:?}, {how:?}");
+    let door = Arc::new(Door {
+        inside: when,
+        reader: Mutex::default(),
+    });
+    let (mut core, stats) = engine(when, &door);
+    let staying = prompt(30, 90);
+    let neighbour = ask(&mut core, NEIGHBOUR, staying.clone(), 90);
+    let leaver = ask(&mut core, LEAVER, prompt(60, 60), 60);
+    *door.reader.lock().expect("nobody panics") = Some(leaver);
 
     let (mut left, mut steps) = (false, 0);
     while !core.is_idle() {
@@ -194,7 +200,7 @@ fn leave(when: When, how: How) {
             Event::Failed(error) => panic!("{story}: the neighbour failed: {error}"),
         }
     }
-    assert_eq!(received, expected_tokens(&prompts[0], 120), "{story}");
+    assert_eq!(received, expected_tokens(&staying, 120), "{story}");
     let stats = stats.read();
     assert_eq!(
         (stats.kv_cache_usage, stats.num_requests_running),

@@ -136,7 +136,6 @@ fn function(resolve: &Resolve, function: &Function, out: &mut String) {
     comment(
         &Docs {
             contents: Some(docs),
-            ..Docs::default()
         },
         "  ",
         out,
