@@ -422,7 +422,8 @@ impl Notes {
 impl AttemptNotes {
     fn recorded(self, policy: usize) -> Attempted {
         let (answer, fault) = match self.outcome {
-            Ok(answer) => (Some(wave::text(&*answer)), None),
+            // `learn` answers nothing.
+            Ok(answer) => (Some(wave::text(&*answer)).filter(|t| !t.is_empty()), None),
             Err(fault) => (None, Some(fault)),
         };
         Attempted {

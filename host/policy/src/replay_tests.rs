@@ -147,6 +147,12 @@ const TEXTS: &str = r#"
                          (local.get 0)) (i64.const 23))))"#;
 
 fn asks() -> Vec<Ask> {
+    let mut all = asks_for_knowledge();
+    all.extend(asks_for_the_rest());
+    all
+}
+
+fn asks_for_knowledge() -> Vec<Ask> {
     let ask = |name, import, code| Ask { name, import, code };
     vec![
         ask(
@@ -201,6 +207,12 @@ fn asks() -> Vec<Ask> {
              (call $model (i32.const 3010) (i32.const 3) (i32.const 4096))
              (call $mix (i64.load8_u (i32.const 4096)))",
         ),
+    ]
+}
+
+fn asks_for_the_rest() -> Vec<Ask> {
+    let ask = |name, import, code| Ask { name, import, code };
+    vec![
         ask(
             "config",
             r#"(import "wasi:config/store@0.2.0-rc.1" "get"
