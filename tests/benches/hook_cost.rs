@@ -149,7 +149,7 @@ fn with_a_recorder(subject: &Subject, asked: &Asked, results: &mut Results) {
     let dropped = recorded.stats().recorded.map_or(0, |r| r.dropped);
     assert_eq!(dropped, 0, "a dropped recording is cheaper than a kept one");
     for (how, times) in ["room, in turn", "room, recorded"].into_iter().zip(times) {
-        results.add(Row::new(subject.name, subject.hook.as_str(), how, times));
+        results.add(Row::new(&subject.name, subject.hook.as_str(), how, times));
     }
 }
 

@@ -355,10 +355,13 @@ pub(crate) struct Notes {
     pub cut: bool,
 }
 
+/// An answer, who gave it, what failed before, and the microseconds it took.
+pub(crate) type Given = (Box<dyn Spoken>, AnsweredBy, Option<Fault>, u64);
+
 pub(crate) struct HookNotes {
     pub hook: Asking,
     pub args: Vec<Box<dyn Spoken>>,
-    pub reply: Option<(Box<dyn Spoken>, AnsweredBy, Option<Fault>, u64)>,
+    pub reply: Option<Given>,
     pub attempts: Vec<AttemptNotes>,
 }
 

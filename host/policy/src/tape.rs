@@ -196,7 +196,7 @@ impl Tape {
         // No lock is held during a live call: a model may take its time.
         let scripted = is_scripted(call) && self.is_replay();
         let answer = if scripted {
-            self.notes().from_script(call, &args)?
+            self.notes().next_of_script(call, &args)?
         } else {
             live()
         };
@@ -242,7 +242,7 @@ impl Notes {
         });
     }
 
-    fn from_script<A: Spoken>(&mut self, call: &str, args: &dyn Spoken) -> Result<A, Miss> {
+    fn next_of_script<A: Spoken>(&mut self, call: &str, args: &dyn Spoken) -> Result<A, Miss> {
         let asked = HostCall {
             call: call.into(),
             args: wave::text(args),
