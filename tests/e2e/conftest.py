@@ -1,5 +1,6 @@
 """Servers for the tests: one that most tests share, and as many special ones as needed."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -47,7 +48,8 @@ class LlamaServer:
     def __init__(self, log_path):
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
-        command = [sys.executable, "-m", "llama_cpp.server", "--model", gguf()]
+        script = pathlib.Path(__file__).with_name("llama_server.py")
+        command = [sys.executable, script, "--model", gguf()]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--n_ctx", "2048", "--n_threads", "1", "--n_threads_batch", "1"]
         command += ["--model_alias", "smollm2-remote"]
