@@ -11,10 +11,6 @@ use super::isa::{Isa, Level};
 /// Number of lanes of [`Lanes::F`].
 pub(super) const LANES: usize = 16;
 
-/// 1.5 * 2^23: so large a float has no digits after the point, so adding it rounds to the
-/// nearest integer, ties to even, and leaves that in the lowest bits.
-const ROUNDER: f32 = 12_582_912.0;
-
 /// Sixteen `f32` and what the kernels do with them.
 pub(super) trait Lanes: Copy {
     type F: Copy;
@@ -56,12 +52,6 @@ pub(super) trait Lanes: Copy {
     /// The smaller; `b` if they do not compare.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     fn abs(self, a: Self::F) -> Self::F;
-    /// To the nearest integer, ties to even, of what is smaller than 2^22.
-    #[inline(always)]
-    fn round(self, a: Self::F) -> Self::F {
-        let rounder = self.splat(ROUNDER);
-        self.sub(self.add(a, rounder), rounder)
-    }
     /// `value` where `x >= limit`, else 0.
     fn keep_where_ge(self, value: Self::F, x: Self::F, limit: f32) -> Self::F;
     /// `a * 2^n`, `n` being the low bits of `shifted`; `a` and the result are normal numbers.
@@ -107,6 +97,9 @@ pub(super) fn exp<S: Lanes>(s: S, x: S::F) -> S::F {
         1.666_666_5e-1,
         5e-1,
     ];
+    /// 1.5 * 2^23: so large a float has no digits after the point, so adding it rounds to the
+    /// nearest integer, ties to even, and leaves that in the lowest bits.
+    const ROUNDER: f32 = 12_582_912.0;
     let bounded = s.min(x, s.splat(HIGHEST));
     let log2 = s.mul(bounded, s.splat(std::f32::consts::LOG2_E));
     let shifted = s.add(log2, s.splat(ROUNDER));
