@@ -312,42 +312,14 @@ impl<X: Source> Kernel for Fill<'_, X> {
 /// Below this a block counts as zero: 127 divided by it would no longer be finite.
 const SMALLEST: f32 = 1e-30;
 
-/// What the greatest value of a block may become. The second wastes a little of the range, but the
-/// values fall elsewhere between its steps, and what is lost by rounding is luck: the luckier of
-/// two draws loses a twelfth less on average than the first one. More draws gain less each and cost
-/// as much.
-pub(super) const LEVELS: [f32; 2] = [127.0, 125.0];
-
-/// Sum, in parts, of the squares of what rounding to steps of `1 / inverse` takes away, in steps.
-#[inline(always)]
-fn lost<S: Lanes>(s: S, low: S::F, high: S::F, inverse: f32) -> S::F {
-    let inverse = s.splat(inverse);
-    let (low, high) = (s.mul(low, inverse), s.mul(high, inverse));
-    let (low, high) = (s.sub(low, s.round(low)), s.sub(high, s.round(high)));
-    s.fma(low, low, s.mul(high, high))
-}
-
-/// The scale of a block whose greatest absolute value is `greatest`, and what it is multiplied with.
-#[inline(always)]
-fn better_scale<S: Lanes>(s: S, low: S::F, high: S::F, greatest: f32) -> (f32, f32) {
-    const RATIO: f32 = LEVELS[1] / LEVELS[0];
-    if greatest < SMALLEST {
-        return (0.0, 0.0);
-    }
-    let first = LEVELS[0] / greatest;
-    let second = first * RATIO;
-    let lost_by_first = s.mul(lost(s, low, high, first), s.splat(RATIO * RATIO));
-    let gain = s.sum(s.sub(lost_by_first, lost(s, low, high, second)));
-    match gain > 0.0 {
-        true => (greatest / LEVELS[1], second),
-        false => (greatest / LEVELS[0], first),
-    }
-}
-
 #[inline(always)]
 fn quantize_block<S: Lanes>(s: S, low: S::F, high: S::F, group: &mut BlockGroup, lane: usize) {
     let greatest = s.greatest(s.max(s.abs(low), s.abs(high)));
-    let (scale, inverse) = better_scale(s, low, high, greatest);
+    let (scale, inverse) = if greatest < SMALLEST {
+        (0.0, 0.0)
+    } else {
+        (greatest / 127.0, 127.0 / greatest)
+    };
     let inverse = s.splat(inverse);
     let q = group.quants[lane].as_mut_ptr();
     // SAFETY: a lane holds 32 bytes, two stores of sixteen.

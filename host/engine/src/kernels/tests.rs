@@ -649,46 +649,6 @@ fn fused_quantisation_has_the_bits_of_the_separate_steps() {
 }
 
 #[test]
-fn the_better_of_two_scales_is_taken() {
-    use super::activations::LEVELS;
-    let blocks = 2_000;
-    // Sums of three are much like what a model gives: few values are as great as the greatest.
-    let parts = [45, 46, 47].map(|seed| noise(blocks * 32, seed));
-    let x: Vec<f32> = (0..blocks * 32)
-        .map(|i| parts.iter().map(|part| part[i]).sum())
-        .collect();
-    let mut lost = [0.0; 2];
-    for isa in instruction_sets() {
-        let mut a = Activations::with_capacity(blocks, 32);
-        a.quantize(isa, &mut Pool::new(1), &x, blocks, 32);
-        for (row, x) in x.chunks_exact(32).enumerate() {
-            let group = &a.group(row / 8)[0];
-            let scale = f64::from(group.scale[row % 8]);
-            let greatest = x.iter().fold(0f32, |m, x| m.max(x.abs()));
-            let errors = LEVELS.map(|level| {
-                let scale = f64::from(greatest / level);
-                let rest = x.iter().map(|x| f64::from(*x) / scale);
-                rest.map(|x| ((x - x.round()) * scale).powi(2)).sum::<f64>()
-            });
-            let stored = group.quants[row % 8].iter().zip(x);
-            let error: f64 = stored
-                .map(|(q, x)| (f64::from(*x) - f64::from(*q) * scale).powi(2))
-                .sum();
-            let least = errors[0].min(errors[1]);
-            assert!(
-                (error - least).abs() < 1e-3 * least,
-                "{} block {row}: {error:e} of {errors:?}",
-                isa.name()
-            );
-            lost[0] += errors[0];
-            lost[1] += error;
-        }
-    }
-    let share = lost[1] / lost[0];
-    assert!(share < 0.95, "{share} of the error that one scale makes");
-}
-
-#[test]
 fn zero_and_tiny_rows_quantise_to_zero() {
     let bytes = random_bytes(BlockFormat::Q4_1, 16, 32, 1);
     let w = Matrix::repack(BlockFormat::Q4_1, 16, 32, &bytes).expect("well formed");
