@@ -144,7 +144,8 @@ fn ours(path: &Path, prompts: &[Vec<u32>], out: &mut impl Write) -> Result<(), F
         max_logit_rows: longest,
         context_tokens: blocks * BLOCK_SIZE,
     };
-    let mut runner = DecoderRunner::new(weights, Isa::detect()?, size);
+    let mut runner =
+        DecoderRunner::new(weights, Isa::detect()?, size).expect("the system gives it");
     for tokens in prompts {
         let rows = tokens.len();
         let blocks: Vec<u32> = (0..rows.div_ceil(BLOCK_SIZE) as u32).collect();

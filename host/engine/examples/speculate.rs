@@ -153,7 +153,8 @@ fn row_costs(model: &str) -> Vec<f64> {
         max_logit_rows: 16,
         context_tokens: 512,
     };
-    let mut runner = DecoderRunner::new(weights, Isa::detect().expect("a known processor"), size);
+    let mut runner = DecoderRunner::new(weights, Isa::detect().expect("a known processor"), size)
+        .expect("the system gives it");
     let batch = |first: usize, rows: usize, logits: usize| Batch {
         tokens: (first..first + rows).map(|t| t as u32 + 1_000).collect(),
         positions: (first..first + rows).map(|p| p as u32).collect(),
@@ -246,6 +247,7 @@ fn replay(
             counts: &counts,
             max_depth: longest,
             max_nodes: LONGEST_DRAFT,
+            may_compute: true,
         };
         drafts[0].clear();
         drafter.propose(&[request], &mut drafts);

@@ -154,11 +154,6 @@ impl Branches {
             path.table.truncate(pool, 0);
         }
     }
-
-    /// The tables beside the sequence's own.
-    pub fn tables(&self) -> impl Iterator<Item = &BlockTable> {
-        self.paths.iter().map(|path| &path.table)
-    }
 }
 
 /// The root-to-leaf paths, in the order of their leaves.

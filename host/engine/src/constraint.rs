@@ -306,10 +306,10 @@ impl Constraints {
         let mut constraint = Constraint {
             matcher,
             tokens: Arc::clone(&self.tokens),
-            accepted: 0,
             ended: false,
             mask: None,
             forced: None,
+            scout: Scout::AtHome,
         };
         // A grammar that no answer fits is refused now and not at the first token.
         match constraint.mask() {
@@ -429,13 +429,22 @@ fn choice_source(choices: &[String]) -> Result<TopLevelGrammar, String> {
 pub struct Constraint {
     matcher: Matcher,
     tokens: Arc<Tokens>,
-    /// Tokens accepted, an end included.
-    accepted: usize,
     /// An end token was accepted; the matcher does not know.
     ended: bool,
     /// Of the present place, if asked for.
     mask: Option<TokenMask>,
     forced: Option<Vec<u32>>,
+    scout: Scout,
+}
+
+/// Who walks along guesses. Its lexer has the states of every guess, and shares none with the matcher.
+enum Scout {
+    /// Nobody has guessed yet.
+    AtHome,
+    /// At the matcher's place.
+    Here(Matcher),
+    /// Beyond a limit.
+    Lost,
 }
 
 impl Constraint {
@@ -451,6 +460,10 @@ impl Constraint {
     fn computed_mask(&mut self) -> Result<TokenMask, ConstraintError> {
         if self.ended {
             return Ok(TokenMask::default());
+        }
+        // A matcher that has failed looks like one that has come to its end.
+        if let Some(error) = self.matcher.get_error() {
+            return Err(failed(&error));
         }
         let mut mask = TokenMask::default();
         if !self.matcher.is_stopped() {
@@ -501,33 +514,13 @@ impl Constraint {
             false => {
                 let taken = self.matcher.consume_token(token);
                 taken.map_err(|e| failed(&e.to_string()))?;
+                if let Scout::Here(scout) = &mut self.scout
+                    && scout.consume_token(token).is_err()
+                {
+                    self.scout = Scout::Lost;
+                }
             }
         }
-        self.accepted += 1;
-        (self.mask, self.forced) = (None, None);
-        Ok(())
-    }
-
-    /// Takes back the last `tokens` tokens.
-    ///
-    /// # Panics
-    /// If fewer have been accepted: the caller's books are wrong.
-    pub fn rollback(&mut self, tokens: usize) -> Result<(), ConstraintError> {
-        assert!(
-            tokens <= self.accepted,
-            "{tokens} taken back of {}",
-            self.accepted
-        );
-        if tokens == 0 {
-            return Ok(());
-        }
-        self.accepted -= tokens;
-        let text = tokens - usize::from(std::mem::take(&mut self.ended));
-        self.matcher
-            .rollback(text)
-            .map_err(|e| failed(&e.to_string()))?;
-        // The matcher remembers its last mask by its position only, which another path may share.
-        self.matcher.invalidate_bias_cache();
         (self.mask, self.forced) = (None, None);
         Ok(())
     }
@@ -554,22 +547,36 @@ impl Constraint {
         self.ended || self.matcher.stop_reason().is_ok() && self.matcher.is_stopped()
     }
 
-    /// How many tokens of a draft the grammar allows, in order; an end is the last of them. The
-    /// place does not change.
-    pub fn valid_prefix_len(&mut self, draft: &[u32]) -> Result<usize, ConstraintError> {
-        let here = (self.mask.clone(), self.forced.clone());
-        let before = self.accepted;
-        for token in draft {
-            match self.accept(*token) {
+    /// How many tokens of a draft the grammar allows, in order; an end is the last of them. What goes
+    /// wrong along a guess that may never be chosen, the limits of the walk included, is no matter for
+    /// the place itself: the scout walks, on a lexer of its own, and where it is lost no draft is
+    /// valid from then on.
+    pub fn valid_prefix_len(&mut self, draft: &[u32]) -> usize {
+        if matches!(self.scout, Scout::AtHome) {
+            self.scout = Scout::Here(self.matcher.deep_clone());
+        }
+        let Scout::Here(scout) = &self.scout else {
+            return 0;
+        };
+        let mut guess = Self {
+            matcher: scout.clone(),
+            tokens: Arc::clone(&self.tokens),
+            ended: self.ended,
+            mask: self.mask.clone(),
+            forced: self.forced.clone(),
+            scout: Scout::Lost,
+        };
+        for (valid, token) in draft.iter().enumerate() {
+            match guess.accept(*token) {
                 Ok(()) => (),
-                Err(ConstraintError::Refused(_)) => break,
-                Err(other) => return Err(other),
+                Err(ConstraintError::Refused(_)) => return valid,
+                Err(_) => {
+                    self.scout = Scout::Lost;
+                    return valid;
+                }
             }
         }
-        let valid = self.accepted - before;
-        self.rollback(valid)?;
-        (self.mask, self.forced) = here;
-        Ok(valid)
+        draft.len()
     }
 
     fn may_end(&mut self) -> Result<bool, ConstraintError> {

@@ -170,13 +170,13 @@ impl StepCost {
     }
 
     /// The most rows, at least 1, whose step is predicted to stay within `budget`: one of them
-    /// with logits, reading `context` tokens.
-    pub fn rows_within(&self, budget: Duration, context: usize) -> usize {
+    /// with logits, each reading `each` tokens on top of `context` in all.
+    pub fn rows_within(&self, budget: Duration, context: usize, each: usize) -> usize {
         let budget = budget.as_secs_f64();
         let (mut fits, mut too_many) = (1, 1 << 16);
         while too_many - fits > 1 {
             let middle = (fits + too_many) / 2;
-            if self.seconds(middle, 1, context) <= budget {
+            if self.seconds(middle, 1, context + middle * each) <= budget {
                 fits = middle;
             } else {
                 too_many = middle;
@@ -313,14 +313,17 @@ mod tests {
     fn a_budget_in_time_becomes_rows() {
         let cost = StepCost::default();
         assert_eq!(
-            cost.rows_within(Duration::ZERO, 100),
+            cost.rows_within(Duration::ZERO, 100, 0),
             1,
             "somebody must get on"
         );
         for rows in [2, 7, 8, 33, 200, 1_000] {
             let budget = cost.predict(rows, 1, 100);
-            let fits = cost.rows_within(budget, 100);
+            let fits = cost.rows_within(budget, 100, 0);
             assert!(fits.abs_diff(rows) <= 1, "{rows}: {fits}");
+            let budget = cost.predict(rows, 1, 100 + rows * 8_000);
+            let fits = cost.rows_within(budget, 100, 8_000);
+            assert!(fits.abs_diff(rows) <= 1, "{rows} far down a prompt: {fits}");
         }
     }
 }

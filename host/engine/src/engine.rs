@@ -22,7 +22,7 @@ use crate::block::BLOCK_SIZE;
 use crate::chat_template::{ChatMessage, ChatTemplate, TemplateError};
 use crate::constraint::{Constraint, ConstraintError, Constraints, Grammar};
 use crate::device::{Device, DeviceError};
-use crate::events::{Closed, EngineError, Event, FinishReason, Sink, TokenLogprob};
+use crate::events::{EngineError, Event, FinishReason, Sink, TokenLogprob};
 use crate::inspect::describe;
 use crate::kernels::{Isa, KernelError, KvStore};
 use crate::model::config::DecoderConfig;
@@ -486,7 +486,7 @@ impl Engine {
         let mut secret = [0; 32];
         getrandom::fill(&mut secret).map_err(LoadError::Random)?;
         Self::start(shared, move |limits, tokenizer, stats| {
-            let core = Core::new(limits, runner(), tokenizer, stats);
+            let core = Core::new(limits, runner, tokenizer, stats);
             let mut core = scheduled(core, &config);
             if config.prefix_cache {
                 core = core.with_prefix_cache(secret);
@@ -569,9 +569,6 @@ fn chat_template(
         })
 }
 
-/// Makes a runner on the engine's thread. What can fail has been done before.
-type MakeRunner = Box<dyn FnOnce() -> Box<dyn Runner> + Send>;
-
 /// A model's weights, where it will run.
 enum Weights {
     Cpu(Box<DecoderWeights>),
@@ -603,12 +600,9 @@ impl Weights {
         config: &EngineConfig,
         isa: Isa,
         size: RunnerSize,
-    ) -> Result<MakeRunner, DeviceError> {
+    ) -> Result<Box<dyn Runner>, LoadError> {
         match self {
-            // On its thread, so that the memory is first touched by who uses it.
-            Self::Cpu(weights) => Ok(Box::new(move || {
-                Box::new(DecoderRunner::new(*weights, isa, size))
-            })),
+            Self::Cpu(weights) => Ok(Box::new(DecoderRunner::new(*weights, isa, size)?)),
             Self::Device(weights) => {
                 let model = weights.config();
                 let block = KvStore::bytes_per_block(model.layers, model.kv_heads, model.head_dim);
@@ -618,7 +612,7 @@ impl Weights {
                         bytes: (block * size.blocks) as u64,
                         problem: e.to_string(),
                     })?;
-                Ok(Box::new(move || Box::new(runner)))
+                Ok(Box::new(runner))
             }
         }
     }
@@ -659,7 +653,10 @@ fn scheduled(core: Core, config: &EngineConfig) -> Core {
 }
 
 /// Cheapest first.
-fn drafters(config: &SpeculationConfig, draft_model: Option<(MakeRunner, RunnerSize)>) -> Cascade {
+fn drafters(
+    config: &SpeculationConfig,
+    draft_model: Option<(Box<dyn Runner>, RunnerSize)>,
+) -> Cascade {
     let drafter = |kind: &DrafterKind| -> Box<dyn Drafter> {
         match kind {
             DrafterKind::Ngram => Box::new(Ngram::default()),
@@ -674,7 +671,7 @@ fn drafters(config: &SpeculationConfig, draft_model: Option<(MakeRunner, RunnerS
             max_logit_rows: size.max_logit_rows,
             context_tokens: size.context_tokens,
         };
-        drafters.push(Box::new(DraftModel::new(runner(), limits)));
+        drafters.push(Box::new(DraftModel::new(runner, limits)));
     }
     Cascade::new(drafters)
 }
@@ -770,7 +767,11 @@ fn serve(mut core: Core, commands: &Receiver<Command>, epoch: Instant) {
                 }
             }
         }
-        core.step(epoch.elapsed());
+        let before = epoch.elapsed();
+        core.draft();
+        let now = epoch.elapsed();
+        core.drafted(now.saturating_sub(before));
+        core.advance(now);
         core.deliver(epoch.elapsed());
         if stopping && core.is_idle() {
             break;
@@ -866,12 +867,14 @@ impl EngineHandle {
             return Err(ParamError::new("max_new_tokens", 0, "at least 1").into());
         }
         let mut standing = Standing::of(&request, shared.seed)?;
+        let place = self.take_place()?;
         let tokens = self.prompt_tokens(request.prompt)?;
         let end = shared.limits.admit(tokens.len(), request.max_new_tokens)?;
         if let Some(grammar) = &request.constraint {
             standing.constraint = Some(Box::new(shared.constraints()?.compile(grammar)?));
         }
         self.enqueue(
+            place,
             tokens,
             request.params,
             request.stop,
@@ -892,6 +895,7 @@ impl EngineHandle {
     /// answer, so never call it on a thread that must not wait. Control tokens are recognised in
     /// the prompt only.
     pub fn score(&self, prompt: &str, continuation: &str) -> Result<Vec<TokenLogprob>, ScoreError> {
+        let place = self.take_place()?;
         let mut tokens = self.prompt_tokens(Prompt::Text(prompt.to_owned()))?;
         let next = tokens.len();
         tokens.extend(self.tokenize(continuation, false));
@@ -905,12 +909,13 @@ impl EngineHandle {
         let (sender, events) = channel();
         let purpose = Purpose::Score { next, top: 0 };
         self.enqueue(
+            place,
             tokens,
             SamplingParams::default(),
             Vec::new(),
             purpose,
             Standing::default(),
-            Box::new(ChannelSink(sender)),
+            Box::new(sender),
         )?;
         let mut scores = Vec::new();
         for event in events {
@@ -947,8 +952,28 @@ impl EngineHandle {
         }
     }
 
+    /// A place in the queue, taken before anything is computed for it.
+    fn take_place(&self) -> Result<Place<'_>, SubmitError> {
+        let shared = &*self.shared;
+        if shared.closing.load(Relaxed) {
+            return Err(SubmitError::ShuttingDown);
+        }
+        let limit = shared.max_waiting;
+        let room = |waiting: usize| (waiting < limit).then_some(waiting + 1);
+        let waiting = &shared.stats.waiting;
+        match waiting.fetch_update(Relaxed, Relaxed, room) {
+            Ok(_) => Ok(Place(&shared.stats)),
+            Err(waiting) => Err(SubmitError::QueueFull { waiting, limit }),
+        }
+    }
+
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "what a sequence is made of, and its place"
+    )]
     fn enqueue(
         &self,
+        place: Place<'_>,
         tokens: Vec<u32>,
         params: SamplingParams,
         stops: Vec<String>,
@@ -957,16 +982,6 @@ impl EngineHandle {
         sink: Box<dyn Sink>,
     ) -> Result<SequenceId, SubmitError> {
         let shared = &*self.shared;
-        if shared.closing.load(Relaxed) {
-            return Err(SubmitError::ShuttingDown);
-        }
-        let limit = shared.max_waiting;
-        let room = |waiting: usize| (waiting < limit).then_some(waiting + 1);
-        shared
-            .stats
-            .waiting
-            .fetch_update(Relaxed, Relaxed, room)
-            .map_err(|waiting| SubmitError::QueueFull { waiting, limit })?;
         let id = SequenceId(shared.next_id.fetch_add(1, Relaxed));
         let default_seed = random::keyed(shared.seed, id.0);
         let arrived = shared.epoch.elapsed();
@@ -986,11 +1001,23 @@ impl EngineHandle {
         sequence.constraint = standing.constraint;
         sequence.deadline = standing.patience.and_then(|p| arrived.checked_add(p));
         let sent = self.inbox.send(Command::Add(Box::new(sequence)));
-        sent.map(|()| id).map_err(|_| SubmitError::ShuttingDown)
+        sent.map_err(|_| SubmitError::ShuttingDown)?;
+        // The step gives it back.
+        std::mem::forget(place);
+        Ok(id)
     }
 }
 
-/// A request's place among others, and in its grammar.
+/// A place in the queue; given back if the request does not get into it.
+struct Place<'a>(&'a StatsCell);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A request's standing among others, and in its grammar.
 #[derive(Default)]
 struct Standing {
     tenant: u64,
@@ -1046,14 +1073,5 @@ fn check_stops(stops: &[String]) -> Result<(), ParamError> {
             ))
         }
         None => Ok(()),
-    }
-}
-
-/// A sink that hands the events to a channel.
-struct ChannelSink(Sender<Event>);
-
-impl Sink for ChannelSink {
-    fn event(&mut self, event: Event) -> Result<(), Closed> {
-        self.0.send(event).map_err(|_| Closed)
     }
 }

@@ -14,6 +14,13 @@ pub trait Sink: Send {
     fn event(&mut self, event: Event) -> Result<(), Closed>;
 }
 
+/// Events go to whoever holds the other end, as fast as they are made.
+impl Sink for std::sync::mpsc::Sender<Event> {
+    fn event(&mut self, event: Event) -> Result<(), Closed> {
+        self.send(event).map_err(|_| Closed)
+    }
+}
+
 /// The reader is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the reader of this sequence is gone")]
@@ -43,7 +50,7 @@ pub struct TokenLogprob {
     /// The token's bytes, which need not be whole characters; control tokens by their name.
     pub bytes: Vec<u8>,
     pub logprob: f32,
-    /// Entropy of the distribution the token was chosen from, in nats.
+    /// Entropy in nats of what the model said, before temperature, filters, penalties and grammar.
     pub entropy: f32,
     /// As many of the likeliest tokens as were asked for, likeliest first.
     pub top: Vec<TopLogprob>,

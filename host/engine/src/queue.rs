@@ -293,6 +293,11 @@ impl FairQueue {
         })
     }
 
+    pub fn num_preempted(&self) -> usize {
+        self.classes.values().map(|c| c.preempted.len()).sum()
+    }
+
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.places.len()
     }

@@ -2,7 +2,7 @@
 //!
 //! A token at position `p` of a sequence with seed `s` is drawn with a number that is a pure
 //! function of `(s, p)`. So the same seed gives the same text whatever is batched beside it,
-//! after a preemption, and, later, with or without speculation. It refuses state shared between
+//! after a preemption, and with or without speculation. It refuses state shared between
 //! sequences: a common generator would make every neighbour part of the result.
 //!
 //! The mixing function is SplitMix64's finaliser (Steele, Lea, Flood: "Fast splittable

@@ -259,7 +259,8 @@ impl Sampler {
             // Ties go to the smallest number, so that the choice does not depend on a scan's width.
             return logits.iter().position(|l| *l == max).unwrap_or(0) as u32;
         }
-        let inverse = 1.0 / params.temperature;
+        // Finite for the smallest temperature as well: 0 times infinity is no number.
+        let inverse = params.temperature.recip().min(f32::MAX);
         // Below e^-87 a weight is no longer a normal number; such tokens are never drawn.
         let floor = if params.min_p > 0.0 {
             params.min_p.ln().max(-87.0)
@@ -492,9 +493,10 @@ mod tests {
         // Probabilities .5, .25, .125, .125
         let logits = [0.5f32.ln(), 0.125f32.ln(), 0.25f32.ln(), 0.125f32.ln()];
         type Row = (&'static str, fn(&mut SamplingParams), &'static [u32]);
-        let table: [Row; 14] = [
+        let table: [Row; 15] = [
             ("plain", |_| (), &[0, 1, 2, 3]),
             ("temperature 0", |p| p.temperature = 0.0, &[0]),
+            ("next to none", |p| p.temperature = 1e-39, &[0]),
             ("top_k 1", |p| p.top_k = 1, &[0]),
             ("top_k 2", |p| p.top_k = 2, &[0, 2]),
             (

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crate::block::{BLOCK_SIZE, BlockCopy, BlockPool, blocks_for};
 use crate::queue::{FairQueue, victim};
-use crate::sequence::{Sequence, SequenceId, State};
+use crate::sequence::{Purpose, Sequence, SequenceId, State};
 
 /// The bounds of a step and of the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,6 +88,8 @@ struct Plan {
     chunks: Vec<Chunk>,
     rows_left: usize,
     logits_left: usize,
+    /// Of those, what scores may take: they can wait, and the answers beside them must get on.
+    scores_left: usize,
 }
 
 impl Plan {
@@ -96,6 +98,7 @@ impl Plan {
             chunks: Vec::new(),
             rows_left: limits.max_batch_tokens,
             logits_left: limits.max_logit_rows,
+            scores_left: limits.max_logit_rows.div_ceil(2),
         }
     }
 
@@ -109,24 +112,25 @@ impl Plan {
         self.chunks.push(chunk);
     }
 
-    /// As much of a sequence's pending tokens as the budgets allow.
-    fn take_prefill(&mut self, running: &[Sequence], index: usize) {
+    /// As much of a sequence's pending tokens as the budgets allow, if that is any.
+    fn take_prefill(&mut self, running: &[Sequence], index: usize) -> Option<Chunk> {
         let sequence = &running[index];
+        let scores = matches!(sequence.purpose, Purpose::Score { .. });
+        let logits_left = match scores {
+            true => self.logits_left.min(self.scores_left),
+            false => self.logits_left,
+        };
         let mut rows = sequence.num_pending_tokens().min(self.rows_left);
-        rows -= sequence
-            .logit_rows(rows)
-            .len()
-            .saturating_sub(self.logits_left);
-        if rows > 0 {
-            self.push(
-                Chunk {
-                    index,
-                    id: sequence.id,
-                    rows,
-                },
-                sequence.logit_rows(rows).len(),
-            );
+        rows -= sequence.logit_rows(rows).len().saturating_sub(logits_left);
+        if rows == 0 {
+            return None;
         }
+        let logits = sequence.logit_rows(rows).len();
+        self.scores_left -= if scores { logits } else { 0 };
+        let id = sequence.id;
+        let chunk = Chunk { index, id, rows };
+        self.push(chunk, logits);
+        Some(chunk)
     }
 }
 
@@ -186,8 +190,9 @@ impl Scheduler {
         &mut self.running
     }
 
-    pub fn num_waiting(&self) -> usize {
-        self.waiting.len()
+    /// Sequences that gave way and have not come back.
+    pub fn num_preempted(&self) -> usize {
+        self.waiting.num_preempted()
     }
 
     pub fn num_preemptions(&self) -> u64 {
@@ -279,8 +284,8 @@ impl Scheduler {
         }
         plan.chunks.iter().for_each(|chunk| self.charge(chunk));
         while plan.has_room() && self.admit_next(pool, now) {
-            plan.take_prefill(&self.running, self.running.len() - 1);
-            plan.chunks.last().into_iter().for_each(|c| self.charge(c));
+            let taken = plan.take_prefill(&self.running, self.running.len() - 1);
+            taken.iter().for_each(|chunk| self.charge(chunk));
         }
         plan.chunks
     }
@@ -316,7 +321,7 @@ impl Scheduler {
     /// Drafts get what the decoding rows leave: rows, logits, and blocks that nobody else is about
     /// to need. Dropping a draft is the first relief, long before anybody gives way.
     fn place_drafts(&mut self, pool: &mut BlockPool, plan: &mut Plan) {
-        let reserve = self.running.len();
+        let reserve = self.num_growing();
         for chunk in &mut plan.chunks {
             let sequence = &mut self.running[chunk.index];
             let room = plan.rows_left.min(plan.logits_left);
@@ -325,6 +330,11 @@ impl Scheduler {
             plan.rows_left -= sequence.draft.len();
             plan.logits_left -= sequence.draft.len();
         }
+    }
+
+    /// Running sequences that may need another block.
+    fn num_growing(&self) -> usize {
+        self.running.iter().filter(|s| s.may_grow()).count()
     }
 
     fn next_suspect(&mut self) -> Option<usize> {
@@ -352,15 +362,18 @@ impl Scheduler {
             Some(hit) => (hit.blocks.len(), pool.free() - pool.free_among(hit)),
             None => (0, pool.free()),
         };
-        // Everybody who runs may need one more block before somebody ends.
-        if blocks_for(pending) - found + self.running.len() > free {
+        // Everybody who may still grow may need one more block before somebody ends.
+        if blocks_for(pending) - found + self.num_growing() > free {
             return false;
         }
         let mut sequence = self.waiting.pop(now).expect("there is a next one");
         if let Some(hit) = &hit {
             sequence.adopt(pool, hit);
-            self.prefix.queries += pending as u64;
-            self.prefix.hits += hit.tokens() as u64;
+            // Who comes back finds its own blocks: that is no hit of a prompt.
+            if sequence.milestones.started.is_none() {
+                self.prefix.queries += pending as u64;
+                self.prefix.hits += hit.tokens() as u64;
+            }
         }
         let grown = sequence.table.grow(pool, pending);
         assert!(grown, "enough blocks are free");

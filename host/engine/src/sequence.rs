@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use crate::batch::Batch;
-use crate::block::{BLOCK_SIZE, BlockCopy, BlockPool, BlockTable};
+use crate::block::{BLOCK_SIZE, BlockCopy, BlockPool, BlockTable, blocks_for};
 use crate::branches::Branches;
 use crate::constraint::Constraint;
 use crate::events::{EngineError, Event, FinishReason, Sink, Timings};
@@ -243,6 +243,15 @@ impl Sequence {
         self.num_published_blocks = hit.blocks.len();
         self.prefix = Some(hit.key);
         self.num_computed_tokens = hit.tokens();
+    }
+
+    /// Whether its blocks may not be enough for all that it may still say.
+    pub fn may_grow(&self) -> bool {
+        match self.purpose {
+            // The last token is never computed.
+            Purpose::Generate { end } => self.table.blocks().len() < blocks_for(end - 1),
+            Purpose::Score { .. } => false,
+        }
     }
 
     /// Gives the draft's tokens room in the blocks, or drops the draft.

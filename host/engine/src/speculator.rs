@@ -6,6 +6,8 @@
 //! does not allow, since they cannot be chosen. Where a grammar leaves no choice, its own text is
 //! the draft: nothing else can be as sure.
 
+use std::time::Duration;
+
 use crate::constraint::{Constraint, ConstraintError};
 use crate::cost::StepCost;
 use crate::scheduler::Limits;
@@ -25,6 +27,8 @@ pub struct Speculator {
     goodput: Option<Goodput>,
     drafts: Vec<Draft>,
     lengths: Vec<usize>,
+    /// Whether the drafter was asked since its time was charged.
+    asked: bool,
 }
 
 impl Speculator {
@@ -32,8 +36,7 @@ impl Speculator {
         Self {
             drafter: Some(drafter),
             goodput,
-            drafts: Vec::new(),
-            lengths: Vec::new(),
+            ..Self::default()
         }
     }
 
@@ -41,7 +44,11 @@ impl Speculator {
     pub fn propose(&mut self, running: &mut [Sequence], limits: &Limits, cost: &StepCost) {
         let guesses = self.drafter.is_some();
         let wanted = running.iter().filter_map(|s| request(s, guesses));
-        let requests: Vec<DraftRequest<'_>> = wanted.collect();
+        let mut requests: Vec<DraftRequest<'_>> = wanted.collect();
+        if let Some(goodput) = &self.goodput {
+            let ask = |r: &mut DraftRequest<'_>| r.may_compute = goodput.affords_computing(r.id);
+            requests.iter_mut().for_each(ask);
+        }
         let count = requests.len();
         if count == 0 {
             return;
@@ -54,6 +61,7 @@ impl Speculator {
         if let Some(drafter) = &mut self.drafter {
             drafter.propose(&requests, drafts);
         }
+        self.asked = true;
         for (request, draft) in requests.iter().zip(drafts.iter_mut()) {
             draft.truncate(request.max_nodes);
         }
@@ -86,6 +94,21 @@ impl Speculator {
         let speculating = running.iter_mut().filter(|s| request(s, guesses).is_some());
         for (sequence, draft) in speculating.zip(&mut self.drafts) {
             std::mem::swap(&mut sequence.draft, draft);
+        }
+    }
+
+    /// The last proposal took so long: those for whom a model was run pay for it.
+    pub fn charge(&mut self, took: Duration) {
+        let asked = std::mem::take(&mut self.asked);
+        if let (true, Some(drafter), Some(goodput)) = (asked, &self.drafter, &mut self.goodput) {
+            goodput.charge(drafter.computed_for(), took);
+        }
+    }
+
+    /// Compute threads that drafters may use from now on.
+    pub fn set_threads(&mut self, threads: usize) {
+        if let Some(drafter) = &mut self.drafter {
+            drafter.set_threads(threads);
         }
     }
 
@@ -141,7 +164,7 @@ fn constrain(
     for path in draft.paths() {
         let token = |node: &u16| draft.nodes()[usize::from(*node)].token;
         let tokens: Vec<u32> = path.iter().map(token).collect();
-        let valid = constraint.valid_prefix_len(&tokens)?;
+        let valid = constraint.valid_prefix_len(&tokens);
         path[..valid]
             .iter()
             .for_each(|node| allowed[usize::from(*node)] = true);
@@ -184,5 +207,6 @@ fn request(sequence: &Sequence, guesses: bool) -> Option<DraftRequest<'_>> {
         counts: &sequence.counts,
         max_depth,
         max_nodes: sequence.max_draft_tokens,
+        may_compute: true,
     })
 }

@@ -1,10 +1,8 @@
 //! What the engine counts about itself, under vLLM's names.
 //!
-//! Written by the engine's thread between steps, read by anybody at any time without a lock. The
-//! rates come from the times that the engine's owner passes in; this module reads no clock.
+//! Written by the engine's thread between steps, read by anybody at any time without a lock.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
 
 /// Places of a draft that are counted one by one; what lies beyond counts as the last.
 pub const DRAFT_POSITIONS: usize = 16;
@@ -12,10 +10,11 @@ pub const DRAFT_POSITIONS: usize = 16;
 /// Upper bounds of the histogram of rows per step. A last, unbounded bucket follows them.
 pub const ITERATION_TOKEN_BOUNDS: [u64; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
 
-/// A reading. Counters only grow; rates are `None` until measured.
+/// A reading. Counters only grow.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct EngineStats {
     pub num_requests_running: usize,
+    /// Those included that have begun and gave way.
     pub num_requests_waiting: usize,
     /// Used blocks over all blocks, 0 to 1.
     pub kv_cache_usage: f64,
@@ -41,17 +40,11 @@ pub struct EngineStats {
     pub spec_decode_num_accepted_tokens_per_pos: [u64; DRAFT_POSITIONS],
     /// Threads that compute a step at present, the engine's own included.
     pub compute_threads: usize,
-    /// Prompt tokens per second in steps that only read prompts, moving average.
-    pub prefill_tokens_per_second: Option<f64>,
-    /// Tokens per second of all sequences together in steps that only decode, moving average.
-    pub decode_tokens_per_second: Option<f64>,
 }
 
-/// What one step did. Decoded rows count with the draft tokens that held.
+/// What one step did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StepWork {
-    pub prefill_rows: usize,
-    pub decode_rows: usize,
     /// Rows of the forward pass, drafts included, and those of them with logits.
     pub rows: usize,
     pub logit_rows: usize,
@@ -65,6 +58,8 @@ pub struct StatsCell {
     pub running: AtomicUsize,
     /// Submitted and not yet computed for the first time; bounds the queue.
     pub waiting: AtomicUsize,
+    /// Begun, and waiting to be computed again.
+    pub preempted: AtomicUsize,
     pub used_blocks: AtomicUsize,
     pub total_blocks: AtomicUsize,
     pub prompt_tokens: AtomicU64,
@@ -82,17 +77,13 @@ pub struct StatsCell {
     pub accepted_tokens: AtomicU64,
     pub accepted_tokens_per_pos: [AtomicU64; DRAFT_POSITIONS],
     pub compute_threads: AtomicUsize,
-    /// Bits of an `f64`; 0 is "not measured".
-    prefill_rate: AtomicU64,
-    decode_rate: AtomicU64,
 }
 
 impl StatsCell {
     pub fn read(&self) -> EngineStats {
-        let rate = |cell: &AtomicU64| Some(f64::from_bits(cell.load(Relaxed))).filter(|r| *r > 0.0);
         EngineStats {
             num_requests_running: self.running.load(Relaxed),
-            num_requests_waiting: self.waiting.load(Relaxed),
+            num_requests_waiting: self.waiting.load(Relaxed) + self.preempted.load(Relaxed),
             kv_cache_usage: self.used_blocks.load(Relaxed) as f64
                 / self.total_blocks.load(Relaxed).max(1) as f64,
             prompt_tokens_total: self.prompt_tokens.load(Relaxed),
@@ -116,8 +107,6 @@ impl StatsCell {
                 .each_ref()
                 .map(|place| place.load(Relaxed)),
             compute_threads: self.compute_threads.load(Relaxed),
-            prefill_tokens_per_second: rate(&self.prefill_rate),
-            decode_tokens_per_second: rate(&self.decode_rate),
         }
     }
 
@@ -140,27 +129,6 @@ impl StatsCell {
             let place = place.min(DRAFT_POSITIONS - 1);
             self.accepted_tokens_per_pos[place].fetch_add(1, Relaxed);
         }
-    }
-
-    /// Takes a step that lasted `took` into the rates. A mixed step tells about neither.
-    pub fn observe(&self, work: StepWork, took: Duration) {
-        let (cell, rows) = match (work.prefill_rows, work.decode_rows) {
-            (rows @ 1.., 0) => (&self.prefill_rate, rows),
-            (0, rows @ 1..) => (&self.decode_rate, rows),
-            _ => return,
-        };
-        if took.is_zero() {
-            return;
-        }
-        let measured = rows as f64 / took.as_secs_f64();
-        let before = f64::from_bits(cell.load(Relaxed));
-        // A tenth of news: follows a change within some ten steps and shrugs at a single stall.
-        let after = if before > 0.0 {
-            0.9 * before + 0.1 * measured
-        } else {
-            measured
-        };
-        cell.store(after.to_bits(), Relaxed);
     }
 }
 
@@ -200,39 +168,5 @@ mod tests {
         // Places 15 to 19 of the long draft.
         assert_eq!(places[DRAFT_POSITIONS - 1], 5);
         assert_eq!(places.iter().sum::<u64>(), 23);
-    }
-
-    #[test]
-    fn rates_come_from_pure_steps_and_follow_slowly() {
-        let cell = StatsCell::default();
-        let second = Duration::from_secs(1);
-        cell.observe(
-            StepWork {
-                prefill_rows: 10,
-                decode_rows: 10,
-                ..StepWork::default()
-            },
-            second,
-        );
-        assert_eq!(cell.read().decode_tokens_per_second, None);
-        cell.observe(
-            StepWork {
-                prefill_rows: 0,
-                decode_rows: 100,
-                ..StepWork::default()
-            },
-            second,
-        );
-        assert_eq!(cell.read().decode_tokens_per_second, Some(100.0));
-        cell.observe(
-            StepWork {
-                prefill_rows: 0,
-                decode_rows: 200,
-                ..StepWork::default()
-            },
-            second,
-        );
-        assert_eq!(cell.read().decode_tokens_per_second, Some(110.0));
-        assert_eq!(cell.read().prefill_tokens_per_second, None);
     }
 }

@@ -149,8 +149,19 @@ impl Core {
     }
 
     /// Computes the next batch, if there is anything to compute. `now` is the time at its start.
+    #[cfg(test)]
     pub fn step(&mut self, now: Duration) {
         self.draft();
+        self.advance(now);
+    }
+
+    /// Takes the time of the last [`Self::draft`] into what drafts are worth.
+    pub fn drafted(&mut self, took: Duration) {
+        self.speculator.charge(took);
+    }
+
+    /// Computes the next batch with the drafts there are. `now` is the time at its start.
+    pub fn advance(&mut self, now: Duration) {
         for mut sequence in self.scheduler.expired(now) {
             let waited = now.saturating_sub(sequence.milestones.arrived);
             let outcome = Outcome::Failed(EngineError::DeadlineExceeded { waited });
@@ -180,10 +191,20 @@ impl Core {
         self.check_books();
     }
 
-    fn draft(&mut self) {
+    /// Asks the drafters, before every step. One that panics is not asked again; the answers go on
+    /// without.
+    pub fn draft(&mut self) {
         let limits = *self.scheduler.limits();
-        self.speculator
-            .propose(self.scheduler.running_mut(), &limits, &self.cost);
+        self.speculator.set_threads(self.threads.current(1));
+        let running = self.scheduler.running_mut();
+        let asked = AssertUnwindSafe(|| self.speculator.propose(running, &limits, &self.cost));
+        if let Err(panic) = catch_unwind(asked) {
+            let message = message_of(&*panic);
+            tracing::error!(message, "a drafter panicked; nobody guesses from here on");
+            self.speculator = Speculator::default();
+            let running = self.scheduler.running_mut();
+            running.iter_mut().for_each(|s| s.draft.clear());
+        }
     }
 
     /// Prompt rows that may join a step in which somebody is waiting for the next token.
@@ -191,11 +212,15 @@ impl Core {
         let Some(budget) = self.step_budget else {
             return usize::MAX;
         };
-        let decoding = self.scheduler.running().iter().filter(|s| s.is_decoding());
+        let running = self.scheduler.running();
+        let decoding = running.iter().filter(|s| s.is_decoding());
         let (rows, context) = decoding.fold((0, 0), |(rows, context), s| {
             (rows + 1, context + s.tokens.len())
         });
-        let within = self.cost.rows_within(budget, context);
+        // What is read next is read from here on; a newcomer begins at its beginning.
+        let reading = running.iter().find(|s| !s.is_decoding());
+        let position = reading.map_or(0, |s| s.num_computed_tokens);
+        let within = self.cost.rows_within(budget, context, position);
         within.saturating_sub(rows).max(LEAST_PREFILL_ROWS)
     }
 
@@ -311,7 +336,6 @@ impl Core {
         if proposed > 0 {
             self.speculator.observe(sequence, proposed, accepted, node);
             self.stats.verified(proposed, accepted);
-            self.work.decode_rows += accepted;
         }
         sequence.settle_draft(node, &mut self.pool);
         Ok((accepted, outcome))
@@ -343,7 +367,6 @@ impl Core {
         if work.rows == 0 || took.is_zero() {
             return;
         }
-        self.stats.observe(work, took);
         self.cost
             .observe(work.rows, work.logit_rows, work.context, took);
         self.threads.observe(work.rows, work.threads, took);
@@ -388,12 +411,6 @@ impl Core {
         self.work = StepWork::default();
         for chunk in chunks {
             let sequence = &mut self.scheduler.running_mut()[chunk.index];
-            let work = if sequence.is_decoding() {
-                &mut self.work.decode_rows
-            } else {
-                &mut self.work.prefill_rows
-            };
-            *work += chunk.rows;
             if sequence.milestones.started.is_none() {
                 sequence.milestones.started = Some(now);
                 self.stats
@@ -405,11 +422,7 @@ impl Core {
     }
 
     fn panicked(&mut self, panic: &(dyn std::any::Any + Send)) -> StepFault {
-        let message = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or(panic.downcast_ref::<&str>().copied())
-            .unwrap_or("a panic without a message");
+        let message = message_of(panic);
         tracing::error!(message, "a step of the engine panicked");
         StepFault {
             culprit: self.committing.take(),
@@ -449,6 +462,9 @@ impl Core {
         self.stats
             .running
             .store(self.scheduler.running().len(), Relaxed);
+        self.stats
+            .preempted
+            .store(self.scheduler.num_preempted(), Relaxed);
         self.stats.used_blocks.store(self.pool.used(), Relaxed);
         self.stats
             .preemptions
@@ -469,6 +485,14 @@ impl Core {
             self.pool.assert_conserved(tables);
         }
     }
+}
+
+fn message_of(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or(panic.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without a message")
 }
 
 /// Adds a generated token to the sequence and tells what became certain of the text.

@@ -84,6 +84,11 @@ impl ThreadChooser {
         self.counts[chosen]
     }
 
+    /// Threads that steps of `rows` rows get at present.
+    pub fn current(&self, rows: usize) -> usize {
+        self.counts[self.sizes[size_of(rows)].current]
+    }
+
     /// A step of `rows` rows on `threads` threads took `took`.
     pub fn observe(&mut self, rows: usize, threads: usize, took: Duration) {
         let Some(index) = self.counts.iter().position(|n| *n == threads) else {

@@ -244,7 +244,8 @@ fn logits_agree_with_candle_transformers_at_every_position_of_every_prompt() {
         max_logit_rows: 128,
         context_tokens: 256,
     };
-    let mut ours = DecoderRunner::new(weights, Isa::detect().expect("a sane environment"), size);
+    let mut ours = DecoderRunner::new(weights, Isa::detect().expect("a sane environment"), size)
+        .expect("the system gives it");
     let mut file = std::fs::File::open(&path).expect("it exists");
     let content = gguf_file::Content::read(&mut file).expect("a good header");
     let mut quantized =

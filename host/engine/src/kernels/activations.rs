@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::QUANT_BLOCK;
 use super::isa::Isa;
-use super::lanes::{Kernel, LANES, Lanes, exp, with_lanes};
+use super::lanes::{Kernel, LANES, Lanes, exp, nearest, with_lanes};
 use super::pool::Pool;
 use super::rows::inverse_rms;
 
@@ -47,6 +47,8 @@ pub struct Activations {
     groups: Vec<BlockGroup>,
     rows: usize,
     cols: usize,
+    /// Where the second terms of the rows begin, if there are any.
+    rest: Option<usize>,
 }
 
 impl Activations {
@@ -65,6 +67,7 @@ impl Activations {
             groups: vec![empty; groups],
             rows: 0,
             cols: 0,
+            rest: None,
         }
     }
 
@@ -76,6 +79,11 @@ impl Activations {
     /// Columns of the last quantisation.
     pub fn cols(&self) -> usize {
         self.cols
+    }
+
+    /// The group of the first row's second term.
+    pub(super) fn rest(&self) -> Option<usize> {
+        self.rest
     }
 
     pub(super) fn group(&self, group: usize) -> &[BlockGroup] {
@@ -123,6 +131,44 @@ impl Activations {
         self.fill(isa, pool, rows, cols, source);
     }
 
+    /// As [`Activations::quantize_rms_norm`], and beside every row a second one: what the rounding of
+    /// the first has lost, rounded with scales of its own. The sum of both is some 250 times as exact;
+    /// [`super::matmul_rest`] multiplies the second. It takes the room of twice the rows, each half
+    /// rounded up to eight.
+    ///
+    /// # Panics
+    /// As [`Activations::quantize_rms_norm`].
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "what a norm is made of, and its shape"
+    )]
+    pub fn quantize_rms_norm_in_two(
+        &mut self,
+        isa: Isa,
+        pool: &mut Pool,
+        x: &[f32],
+        weight: &[f32],
+        eps: f32,
+        rows: usize,
+        cols: usize,
+    ) {
+        assert_eq!(weight.len(), cols, "one norm weight per column");
+        let x = &x[..rows * cols];
+        let groups = rows.div_ceil(GROUP_ROWS);
+        let source = InTwo {
+            of: Normed {
+                x,
+                weight,
+                eps,
+                cols,
+            },
+            rows,
+            rest: groups * GROUP_ROWS,
+        };
+        self.fill(isa, pool, source.rest + rows, cols, source);
+        (self.rows, self.rest) = (rows, Some(groups));
+    }
+
     /// Quantises `activation(gate) * up`.
     ///
     /// # Panics
@@ -160,7 +206,7 @@ impl Activations {
             groups * blocks <= self.groups.len(),
             "{rows} x {cols} activations exceed the arena"
         );
-        (self.rows, self.cols) = (rows, cols);
+        (self.rows, self.cols, self.rest) = (rows, cols, None);
         let each = groups.div_ceil(4 * pool.threads()).max(1);
         let used = &mut self.groups[..groups * blocks];
         pool.run_chunks(used, each * blocks, |part, groups| {
@@ -185,6 +231,51 @@ trait Source: Copy + Sync {
     fn row_factor<S: Lanes>(&self, s: S, row: usize) -> f32;
     /// Values `col..col + 16` of `row`.
     fn values<S: Lanes>(&self, s: S, row: usize, col: usize, factor: f32) -> S::F;
+    /// Values `col..col + 32` of `row`.
+    #[inline(always)]
+    fn block<S: Lanes>(&self, s: S, row: usize, col: usize, factor: f32) -> (S::F, S::F) {
+        (
+            self.values(s, row, col, factor),
+            self.values(s, row, col + LANES, factor),
+        )
+    }
+}
+
+/// The rows of another source, and from row `rest` on what their quantisation loses.
+#[derive(Clone, Copy)]
+struct InTwo<X> {
+    of: X,
+    rows: usize,
+    rest: usize,
+}
+
+impl<X> InTwo<X> {
+    /// Rows between the two halves, which nobody reads, repeat the last.
+    fn origin(&self, row: usize) -> usize {
+        (row % self.rest).min(self.rows - 1)
+    }
+}
+
+impl<X: Source> Source for InTwo<X> {
+    #[inline(always)]
+    fn row_factor<S: Lanes>(&self, s: S, row: usize) -> f32 {
+        self.of.row_factor(s, self.origin(row))
+    }
+    #[inline(always)]
+    fn values<S: Lanes>(&self, s: S, row: usize, col: usize, factor: f32) -> S::F {
+        self.of.values(s, self.origin(row), col, factor)
+    }
+    #[inline(always)]
+    fn block<S: Lanes>(&self, s: S, row: usize, col: usize, factor: f32) -> (S::F, S::F) {
+        let (low, high) = self.of.block(s, self.origin(row), col, factor);
+        if row < self.rest {
+            return (low, high);
+        }
+        let (scale, inverse) = scale_of(s, low, high);
+        let (scale, inverse) = (s.splat(-scale), s.splat(inverse));
+        let lost = |x| s.fma(nearest(s, s.mul(x, inverse)), scale, x);
+        (lost(low), lost(high))
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -299,10 +390,7 @@ impl<X: Source> Kernel for Fill<'_, X> {
             let factor = self.source.row_factor(s, row);
             let groups = &mut self.groups[i / GROUP_ROWS * self.blocks..][..self.blocks];
             for (block, group) in groups.iter_mut().enumerate() {
-                let low = self.source.values(s, row, block * QUANT_BLOCK, factor);
-                let high = self
-                    .source
-                    .values(s, row, block * QUANT_BLOCK + LANES, factor);
+                let (low, high) = self.source.block(s, row, block * QUANT_BLOCK, factor);
                 quantize_block(s, low, high, group, i % GROUP_ROWS);
             }
         }
@@ -312,14 +400,20 @@ impl<X: Source> Kernel for Fill<'_, X> {
 /// Below this a block counts as zero: 127 divided by it would no longer be finite.
 const SMALLEST: f32 = 1e-30;
 
+/// The scale of a block, and what to multiply with instead of dividing by it.
 #[inline(always)]
-fn quantize_block<S: Lanes>(s: S, low: S::F, high: S::F, group: &mut BlockGroup, lane: usize) {
+fn scale_of<S: Lanes>(s: S, low: S::F, high: S::F) -> (f32, f32) {
     let greatest = s.greatest(s.max(s.abs(low), s.abs(high)));
-    let (scale, inverse) = if greatest < SMALLEST {
+    if greatest < SMALLEST {
         (0.0, 0.0)
     } else {
         (greatest / 127.0, 127.0 / greatest)
-    };
+    }
+}
+
+#[inline(always)]
+fn quantize_block<S: Lanes>(s: S, low: S::F, high: S::F, group: &mut BlockGroup, lane: usize) {
+    let (scale, inverse) = scale_of(s, low, high);
     let inverse = s.splat(inverse);
     let q = group.quants[lane].as_mut_ptr();
     // SAFETY: a lane holds 32 bytes, two stores of sixteen.

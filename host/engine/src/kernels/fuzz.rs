@@ -21,7 +21,7 @@ impl Round {
         let mut random = SplitMix::new(seed);
         let isas = Isa::available();
         let isa = isas[random.below(isas.len())];
-        let pool = Pool::new(1 + random.below(3));
+        let pool = Pool::new(1 + random.below(3)).expect("the system gives it");
         Round {
             seed,
             random,
@@ -307,7 +307,8 @@ fn rotation_and_storage_of_many_rows_are_those_of_single_rows() {
         }
         rope_rows(&mut r.pool, &rope, &mut k, d, &rows);
         r.assert_bits(&k, &single, "rotation");
-        let mut stores = [(); 2].map(|()| KvStore::new(2, blocks, kv_heads, d));
+        let mut stores =
+            [(); 2].map(|()| KvStore::new(2, blocks, kv_heads, d).expect("the system gives it"));
         stores[0].write_rows(r.isa, &mut r.pool, 1, &rows, &k, &v);
         let tokens = k
             .chunks_exact(kv_heads * d)

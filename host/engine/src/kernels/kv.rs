@@ -3,6 +3,7 @@
 //! keys and a score needs no sum across lanes; values lie as rows. It refuses to know who owns a
 //! block: the block pool does.
 
+use super::KernelError;
 use super::attention::RowMeta;
 use super::bytes::AlignedBytes;
 use super::isa::Isa;
@@ -51,7 +52,12 @@ pub struct KvView<'a> {
 impl KvStore {
     /// # Panics
     /// If `head_dim` is not a positive multiple of 16, or the size overflows.
-    pub fn new(layers: usize, blocks: usize, kv_heads: usize, head_dim: usize) -> Self {
+    pub fn new(
+        layers: usize,
+        blocks: usize,
+        kv_heads: usize,
+        head_dim: usize,
+    ) -> Result<Self, KernelError> {
         assert!(
             head_dim > 0 && head_dim.is_multiple_of(LANES),
             "head size {head_dim} is no multiple of 16"
@@ -60,13 +66,15 @@ impl KvStore {
         let bytes = block
             .checked_mul(blocks)
             .expect("the KV store fits the address space");
-        KvStore {
+        let what = "keys and values; lower kv_bytes";
+        let data = AlignedBytes::zeroed(bytes).ok_or(KernelError::NoMemory { what, bytes })?;
+        Ok(KvStore {
             layers,
             blocks,
             kv_heads,
             head_dim,
-            data: AlignedBytes::zeroed(bytes),
-        }
+            data,
+        })
     }
 
     /// Bytes of one block over all layers: what one more block of 32 tokens costs.

@@ -81,6 +81,16 @@ pub(super) fn with_lanes<K: Kernel>(isa: Isa, kernel: K) -> K::Out {
     }
 }
 
+/// 1.5 * 2^23: so large a float has no digits after the point, so adding it rounds to the
+/// nearest integer, ties to even, and leaves that in the lowest bits.
+const ROUNDER: f32 = 12_582_912.0;
+
+/// The nearest integers to numbers below 2^22, ties to even.
+#[inline(always)]
+pub(super) fn nearest<S: Lanes>(s: S, x: S::F) -> S::F {
+    s.sub(s.add(x, s.splat(ROUNDER)), s.splat(ROUNDER))
+}
+
 /// e^x with about 1 ulp: Cody-Waite reduction and the degree-5 polynomial of Cephes' `expf`.
 /// Below -87 the result is exactly 0 (so that a masked score of minus infinity has no weight).
 #[inline(always)]
@@ -97,9 +107,6 @@ pub(super) fn exp<S: Lanes>(s: S, x: S::F) -> S::F {
         1.666_666_5e-1,
         5e-1,
     ];
-    /// 1.5 * 2^23: so large a float has no digits after the point, so adding it rounds to the
-    /// nearest integer, ties to even, and leaves that in the lowest bits.
-    const ROUNDER: f32 = 12_582_912.0;
     let bounded = s.min(x, s.splat(HIGHEST));
     let log2 = s.mul(bounded, s.splat(std::f32::consts::LOG2_E));
     let shifted = s.add(log2, s.splat(ROUNDER));

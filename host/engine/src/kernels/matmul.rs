@@ -44,7 +44,7 @@ pub fn matmul(
     out: &mut [f32],
     accumulate: bool,
 ) {
-    multiply(isa, pool, &mut [(w, out)], x, rows, accumulate);
+    multiply(isa, pool, &mut [(w, out)], x, 0, rows, accumulate);
 }
 
 /// Several products of the same input in one parallel region; each `out` is `rows` x its own
@@ -59,7 +59,22 @@ pub fn matmul_group(
     x: &Activations,
     rows: usize,
 ) {
-    multiply(isa, pool, group, x, rows, false);
+    multiply(isa, pool, group, x, 0, rows, false);
+}
+
+/// Adds to every `out` the products of the rows' second terms.
+///
+/// # Panics
+/// As [`matmul_group`], and if `x` was not quantised in two terms.
+pub fn matmul_rest(
+    isa: Isa,
+    pool: &mut Pool,
+    group: &mut [(&Matrix, &mut [f32])],
+    x: &Activations,
+    rows: usize,
+) {
+    let first_group = x.rest().expect("rows of two terms");
+    multiply(isa, pool, group, x, first_group, rows, true);
 }
 
 /// One matrix of a region: where its results go, and which of the region's tiles are its own.
@@ -73,6 +88,8 @@ struct Entry<'a> {
 struct Region<'a> {
     entries: [Option<Entry<'a>>; MAX_GROUP],
     x: &'a Activations,
+    /// Where the rows begin in `x`.
+    first_group: usize,
     rows: usize,
     accumulate: bool,
 }
@@ -86,6 +103,7 @@ fn multiply(
     pool: &mut Pool,
     group: &mut [(&Matrix, &mut [f32])],
     x: &Activations,
+    first_group: usize,
     rows: usize,
     accumulate: bool,
 ) {
@@ -123,6 +141,7 @@ fn multiply(
     let region = Region {
         entries,
         x,
+        first_group,
         rows,
         accumulate,
     };
@@ -163,7 +182,7 @@ impl Region<'_> {
                 format: entry.w.format(),
                 scales,
                 quants,
-                x: self.x.group(group),
+                x: self.x.group(self.first_group + group),
                 rows,
                 // SAFETY: row `first_row` and column `16 * tile` lie inside `out`, whose length
                 // `multiply` has checked.

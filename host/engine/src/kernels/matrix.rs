@@ -109,7 +109,11 @@ impl Matrix {
             });
         }
         let layout = Layout::new(TileFormat::of(format, target), cols / QUANT_BLOCK);
-        let mut data = AlignedBytes::zeroed(rows.div_ceil(TILE_ROWS) * layout.tile_bytes);
+        let bytes_needed = rows.div_ceil(TILE_ROWS) * layout.tile_bytes;
+        let mut data = AlignedBytes::zeroed(bytes_needed).ok_or(KernelError::NoMemory {
+            what: "the weights; take a smaller model or a smaller quantisation",
+            bytes: bytes_needed,
+        })?;
         let per_row = cols / format.block_cols();
         let parts = format.block_cols() / QUANT_BLOCK;
         for (i, file_block) in bytes.chunks_exact(format.block_bytes()).enumerate() {
@@ -195,7 +199,10 @@ impl Matrix {
     /// them. Called once after loading, in the order of use, it makes a pass over the model one
     /// linear walk.
     pub fn gather(matrices: &mut [&mut Matrix]) {
-        let mut slab = AlignedBytes::zeroed(matrices.iter().map(|m| m.bytes()).sum());
+        // For a moment both are there. Where that is too much, they stay where they are.
+        let Some(mut slab) = AlignedBytes::zeroed(matrices.iter().map(|m| m.bytes()).sum()) else {
+            return;
+        };
         let mut rest = &mut slab[..];
         for matrix in &*matrices {
             let (own, after) = rest.split_at_mut(matrix.bytes());

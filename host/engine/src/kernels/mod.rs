@@ -30,7 +30,7 @@
 //! |---|---|---|
 //! | `activations.rs` | 2 | loads of sixteen floats from a slice; stores of 32 bytes to a block |
 //! | `attention.rs` | 24 | buffers on the stack, written before they are read; blocks behind a block table; results shared out by heads |
-//! | `bytes.rs` | 1 | `madvise` for huge pages |
+//! | `bytes.rs` | 3 | zeroed memory that may be refused; `madvise` for huge pages |
 //! | `kv.rs` | 7 | blocks of keys and values by index; heads shared out to threads |
 //! | `lanes.rs` | 7 | the portable lanes behind pointers; dispatch on a proven instruction set |
 //! | `lanes_x86.rs` | 1 | every vector intrinsic of the lanes, behind one macro |
@@ -74,7 +74,7 @@ pub use attention::{AttentionScratch, AttentionShape, RowMeta, attention};
 pub use formats::{BlockFormat, WeightTarget};
 pub use isa::Isa;
 pub use kv::{BLOCK_TOKENS, KvStore, KvView};
-pub use matmul::{matmul, matmul_group};
+pub use matmul::{matmul, matmul_group, matmul_rest};
 pub use matrix::Matrix;
 pub use pool::Pool;
 pub use rope::{RopeStyle, RopeTable, rope_in_place, rope_rows};
@@ -100,6 +100,12 @@ pub enum KernelError {
         expected: usize,
         found: usize,
     },
+    /// The machine's fault, or that of who has asked for so much.
+    #[error("the system does not give {bytes} bytes of memory for {what}")]
+    NoMemory { what: &'static str, bytes: usize },
+    /// The machine's fault, or that of who has asked for so many.
+    #[error("the system refused a compute thread ({0}); ask for fewer threads")]
+    NoThread(String),
     /// The model's fault: rows cannot be cut into quantisation blocks.
     #[error(
         "a matrix of {rows} x {cols} cannot be cut into blocks of {block} columns; the file is damaged, or this model needs another runner"

@@ -14,6 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
+use super::KernelError;
+
 /// Rounds of `spin_loop` before a worker parks: some 20 µs, the gap between two regions of a step
 /// with room to spare. Between steps it parks, so an idle engine burns nothing.
 const SPIN_ROUNDS: u32 = 500;
@@ -66,8 +68,8 @@ impl Pool {
     /// `max_threads` counts the calling thread; all of them start active.
     ///
     /// # Panics
-    /// If the operating system refuses a thread, or for zero threads.
-    pub fn new(max_threads: usize) -> Pool {
+    /// For zero threads.
+    pub fn new(max_threads: usize) -> Result<Pool, KernelError> {
         assert!(max_threads >= 1, "the caller's thread is one of the pool's");
         let shared = Arc::new(Shared {
             remaining: Padded(AtomicIsize::new(0)),
@@ -81,16 +83,19 @@ impl Pool {
                 parts: 0,
             }),
         });
-        let workers = (0..max_threads - 1)
-            .map(|index| {
-                let shared = Arc::clone(&shared);
-                std::thread::Builder::new()
-                    .name(format!("compute-{}", index + 1))
-                    .spawn(move || shared.work(index))
-                    .expect("the operating system refused a compute thread")
-            })
-            .collect();
-        Pool { shared, workers }
+        let mut pool = Pool {
+            shared,
+            workers: Vec::new(),
+        };
+        for index in 0..max_threads - 1 {
+            let shared = Arc::clone(&pool.shared);
+            let thread = std::thread::Builder::new().name(format!("compute-{}", index + 1));
+            let worker = thread.spawn(move || shared.work(index));
+            // Those that have started end with the pool.
+            pool.workers
+                .push(worker.map_err(|e| KernelError::NoThread(e.to_string()))?);
+        }
+        Ok(pool)
     }
 
     /// Threads this pool was built with.

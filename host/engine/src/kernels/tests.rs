@@ -200,7 +200,7 @@ fn instruction_sets() -> Vec<Isa> {
 
 fn product(isa: Isa, threads: usize, w: &Matrix, x: &[f32], rows: usize) -> Vec<f32> {
     let mut activations = Activations::with_capacity(rows, w.cols());
-    let pool = &mut Pool::new(threads);
+    let pool = &mut Pool::new(threads).expect("the system gives it");
     activations.quantize(isa, pool, x, rows, w.cols());
     let mut out = vec![f32::NAN; rows * w.rows()];
     matmul(isa, pool, w, &activations, rows, &mut out, false);
@@ -381,7 +381,7 @@ fn a_group_gives_the_bits_of_its_members_and_accumulate_adds() {
     let x = noise(rows * cols, 10);
     for isa in instruction_sets() {
         for threads in [1, 2] {
-            let mut pool = Pool::new(threads);
+            let mut pool = Pool::new(threads).expect("the system gives it");
             let mut activations = Activations::with_capacity(rows, cols);
             activations.quantize(isa, &mut pool, &x, rows, cols);
             let mut outs: Vec<Vec<f32>> = matrices
@@ -601,6 +601,50 @@ fn an_unknown_or_missing_instruction_set_is_an_error() {
 }
 
 #[test]
+fn rows_in_two_terms_have_the_bits_of_one_and_are_a_hundred_times_as_exact() {
+    let cols = 96;
+    let weight = vec![1.0; cols];
+    let bytes = random_bytes(BlockFormat::Q8_0, 32, cols, 44);
+    let w = Matrix::repack(BlockFormat::Q8_0, 32, cols, &bytes).expect("well formed");
+    let exact = reference_weights(BlockFormat::Q8_0, &bytes);
+    let pool = &mut Pool::new(2).expect("the system gives it");
+    for rows in [1, 3, 8, 19] {
+        let x = noise(rows * cols, 41);
+        let mut plain = vec![0.0; rows * cols];
+        let mut first: Option<Vec<f32>> = None;
+        for isa in instruction_sets() {
+            let mut a = Activations::with_capacity(rows, 2 * cols);
+            let (mut one, mut two) = (vec![0.0; rows * 32], vec![0.0; rows * 32]);
+            a.quantize_rms_norm(isa, pool, &x, &weight, 1e-5, rows, cols);
+            matmul(isa, pool, &w, &a, rows, &mut one, false);
+            a.quantize_rms_norm_in_two(isa, pool, &x, &weight, 1e-5, rows, cols);
+            matmul(isa, pool, &w, &a, rows, &mut two, false);
+            assert_same_bits(&one, &two, "the first terms");
+            matmul_rest(isa, pool, &mut [(&w, &mut two)], &a, rows);
+            rms_norm(isa, &x, &weight, 1e-5, &mut plain);
+            let error = |out: &[f32]| -> f64 {
+                let rows = plain.chunks_exact(cols).zip(out.chunks_exact(32));
+                let errors = rows.flat_map(|(x, out)| {
+                    let dots = exact
+                        .chunks_exact(cols)
+                        .map(move |w| w.iter().zip(x).map(|(w, x)| w * f64::from(*x)).sum::<f64>());
+                    dots.zip(out)
+                        .map(|(dot, out)| (dot - f64::from(*out)).abs())
+                });
+                errors.sum()
+            };
+            assert!(
+                error(&two) < error(&one) / 100.0,
+                "{} {}",
+                error(&one),
+                error(&two)
+            );
+            assert_same_bits(first.get_or_insert_with(|| two.clone()), &two, isa.name());
+        }
+    }
+}
+
+#[test]
 fn fused_quantisation_has_the_bits_of_the_separate_steps() {
     let (rows, cols) = (5, 96);
     let (x, y, weight) = (
@@ -611,12 +655,20 @@ fn fused_quantisation_has_the_bits_of_the_separate_steps() {
     let bytes = random_bytes(BlockFormat::Q8_0, 16, cols, 44);
     let w = Matrix::repack(BlockFormat::Q8_0, 16, cols, &bytes).expect("well formed");
     let mut first: Option<[Vec<f32>; 2]> = None;
-    let pool = &mut Pool::new(2);
+    let pool = &mut Pool::new(2).expect("the system gives it");
     for isa in instruction_sets() {
         let mut a = Activations::with_capacity(rows, cols);
         let result = |a: &Activations| {
             let mut out = vec![0.0; rows * 16];
-            matmul(isa, &mut Pool::new(1), &w, a, rows, &mut out, false);
+            matmul(
+                isa,
+                &mut Pool::new(1).expect("the system gives it"),
+                &w,
+                a,
+                rows,
+                &mut out,
+                false,
+            );
             out
         };
         a.quantize_rms_norm(isa, pool, &x, &weight, 1e-5, rows, cols);
@@ -772,9 +824,9 @@ impl Story {
         d: usize,
     ) -> Story {
         let blocks: usize = lengths.iter().map(|n| n.div_ceil(BLOCK_TOKENS)).sum();
-        let mut kv = KvStore::new(2, blocks, kv_heads, d);
+        let mut kv = KvStore::new(2, blocks, kv_heads, d).expect("the system gives it");
         let mut story = Story {
-            kv: KvStore::new(0, 0, 1, 16),
+            kv: KvStore::new(0, 0, 1, 16).expect("the system gives it"),
             tables: vec![],
             keys: vec![],
             values: vec![],
@@ -843,7 +895,7 @@ impl Story {
         let mut scratch = AttentionScratch::default();
         attention(
             isa,
-            &mut Pool::new(threads),
+            &mut Pool::new(threads).expect("the system gives it"),
             &mut scratch,
             shape,
             &q,
@@ -1031,7 +1083,7 @@ fn attention_does_not_look_past_its_position_even_at_poisoned_tokens() {
 #[test]
 fn a_copied_block_holds_the_same_tokens_in_every_layer() {
     let isa = Isa::available()[0];
-    let mut kv = KvStore::new(3, 4, 2, 32);
+    let mut kv = KvStore::new(3, 4, 2, 32).expect("the system gives it");
     for layer in 0..3 {
         for token in 0..BLOCK_TOKENS {
             let (k, v) = (noise(64, layer as u64), noise(64, token as u64));
@@ -1056,7 +1108,7 @@ fn a_copied_block_holds_the_same_tokens_in_every_layer() {
             let scratch = &mut AttentionScratch::default();
             attention(
                 isa,
-                &mut Pool::new(1),
+                &mut Pool::new(1).expect("the system gives it"),
                 scratch,
                 &shape,
                 &q,
@@ -1079,7 +1131,7 @@ fn a_copied_block_holds_the_same_tokens_in_every_layer() {
 #[test]
 fn a_pool_runs_every_part_once_and_sees_its_writes() {
     use std::sync::atomic::{AtomicU32, Ordering};
-    let mut pool = Pool::new(3);
+    let mut pool = Pool::new(3).expect("the system gives it");
     for round in 0..2000 {
         pool.set_threads(round % 5);
         assert!((1..=3).contains(&pool.threads()));
@@ -1102,7 +1154,7 @@ fn a_pool_runs_every_part_once_and_sees_its_writes() {
 #[test]
 fn a_panicking_part_reaches_the_caller_and_leaves_the_pool_usable() {
     for threads in [1, 2] {
-        let mut pool = Pool::new(threads);
+        let mut pool = Pool::new(threads).expect("the system gives it");
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             pool.run(8, |part| assert!(part != 5, "part 5 panics on purpose"));
         }));
@@ -1180,4 +1232,12 @@ fn sums_of_logits_are_those_of_f64_and_the_same_bits_everywhere() {
             assert_eq!(logit_sums(isa, &x), expected, "{length}, {}", isa.name());
         }
     }
+}
+
+#[test]
+fn memory_that_the_system_does_not_give_is_an_error_that_says_what_to_do() {
+    // More than an address can reach.
+    let error = KvStore::new(1, 1 << 40, 1, 16).expect_err("2 PiB");
+    assert!(matches!(error, KernelError::NoMemory { bytes, .. } if bytes == 1 << 51));
+    assert!(error.to_string().contains("kv_bytes"), "{error}");
 }

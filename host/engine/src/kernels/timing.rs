@@ -133,7 +133,7 @@ fn how_long_does_a_pass_over_smollm2_take() {
         }
         let mut run = Run {
             isa,
-            pool: Pool::new(2),
+            pool: Pool::new(2).expect("the system gives it"),
             x: noise(most * HIDDEN, 1),
             norm: noise(HIDDEN, 2),
             hidden: Activations::with_capacity(most, HIDDEN),
@@ -168,7 +168,7 @@ fn how_long_does_attention_take() {
             continue;
         }
         let blocks = 8192 / BLOCK_TOKENS + 1;
-        let mut kv = KvStore::new(LAYERS, blocks, KV_HEADS, HEAD_DIM);
+        let mut kv = KvStore::new(LAYERS, blocks, KV_HEADS, HEAD_DIM).expect("the system gives it");
         let vector = noise(KV_HEADS * HEAD_DIM, 3);
         for layer in 0..LAYERS {
             for block in 0..blocks as u32 {
@@ -178,7 +178,7 @@ fn how_long_does_attention_take() {
             }
         }
         let table: Vec<u32> = (0..blocks as u32).collect();
-        let mut pool = Pool::new(2);
+        let mut pool = Pool::new(2).expect("the system gives it");
         let mut scratch = AttentionScratch::default();
         let shape = AttentionShape {
             heads: HEADS,
@@ -243,7 +243,7 @@ fn how_long_does_one_block_of_each_format_take() {
             let w = Matrix::repack(format, outputs, cols, &bytes).expect("well formed");
             let mut line = format!("{:>10} {format:?}:", isa.name());
             for rows in [1, 2, 3, 4, 6, 8, 16, 64, 256] {
-                let pool = &mut Pool::new(1);
+                let pool = &mut Pool::new(1).expect("the system gives it");
                 let mut a = Activations::with_capacity(rows, cols);
                 a.quantize(isa, pool, &x, rows, cols);
                 let mut out = vec![0.0; rows * outputs];

@@ -43,9 +43,6 @@ impl Drafter for Cascade {
         let wanted = |i: &usize| requests[*i].is_wanted();
         let mut silent: Vec<usize> = (0..requests.len()).filter(wanted).collect();
         for (number, drafter) in self.drafters.iter_mut().enumerate() {
-            if silent.is_empty() {
-                break;
-            }
             let asked: Vec<DraftRequest<'_>> = silent.iter().map(|i| requests[*i]).collect();
             self.scratch
                 .resize_with(self.scratch.len().max(asked.len()), Draft::default);
@@ -82,6 +79,18 @@ impl Drafter for Cascade {
     fn forget(&mut self, id: SequenceId) {
         self.proposer.remove(&id);
         self.drafters.iter_mut().for_each(|d| d.forget(id));
+    }
+
+    /// Of the last that has run a model: there is one at most.
+    fn computed_for(&self) -> &[SequenceId] {
+        let mut computed = self.drafters.iter().rev().map(|d| d.computed_for());
+        computed.find(|ids| !ids.is_empty()).unwrap_or_default()
+    }
+
+    fn set_threads(&mut self, threads: usize) {
+        self.drafters
+            .iter_mut()
+            .for_each(|d| d.set_threads(threads));
     }
 }
 
@@ -133,6 +142,7 @@ mod tests {
             counts: &counts,
             max_depth: 4,
             max_nodes: if *id == 9 { 0 } else { max_nodes },
+            may_compute: true,
         };
         let requests: Vec<_> = ids.iter().map(request).collect();
         let mut drafts = vec![Draft::default(); ids.len()];

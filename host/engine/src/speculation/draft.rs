@@ -191,6 +191,8 @@ pub struct DraftRequest<'a> {
     /// Longest path and most nodes that the caller can use. 0: no draft is wanted.
     pub max_depth: usize,
     pub max_nodes: usize,
+    /// Whether the sequence can pay for a draft that takes a model's time.
+    pub may_compute: bool,
 }
 
 impl DraftRequest<'_> {
@@ -211,6 +213,14 @@ pub trait Drafter: Send {
 
     /// The sequence has ended: forget it. Unknown sequences are no matter.
     fn forget(&mut self, id: SequenceId);
+
+    /// Sequences for which a model was run by the last proposal, whatever came of it.
+    fn computed_for(&self) -> &[SequenceId] {
+        &[]
+    }
+
+    /// Compute threads that it may use from now on.
+    fn set_threads(&mut self, _threads: usize) {}
 }
 
 #[cfg(test)]

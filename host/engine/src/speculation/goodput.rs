@@ -8,10 +8,12 @@
 //!
 //! It refuses to lose. Every sequence has an account, kept in units of its own plain tokens: a
 //! verified draft is booked at its predicted extra time, an accepted token at one. An empty account
-//! gets no drafts. It is filled by success, and by a small allowance that pays for trying again
+//! gets no drafts. The time of a model that drafts is booked as well, whether or not its draft is
+//! verified. It is filled by success, and by a small allowance that pays for trying again
 //! from time to time; so what can be lost is the allowance, whatever the estimates say.
 
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::time::Duration;
 
 use super::draft::Draft;
 use crate::cost::StepCost;
@@ -46,6 +48,9 @@ const TRIAL_NODES: usize = 3;
 const TRIAL_EVERY: u32 = 8;
 const TRIAL_EVERY_AT_MOST: u32 = 32;
 
+/// What the averages about computed drafts keep of their past with every new one.
+const COMPUTED_MEMORY: f64 = 0.9;
+
 /// A sequence that decodes in the next step, and its draft, which may be empty.
 #[derive(Debug, Clone, Copy)]
 pub struct Candidate<'a> {
@@ -74,6 +79,19 @@ pub struct Goodput {
     speculating: bool,
     /// Predicted time of one plain token in the last plan, in seconds.
     unit: f64,
+    computed: Computed,
+}
+
+/// What drafts were worth for which a model was run, in plain tokens: moving averages.
+#[derive(Debug, Default)]
+struct Computed {
+    price: f64,
+    gain: f64,
+}
+
+/// Takes `news` into a moving average about computed drafts.
+fn learn(average: &mut f64, news: f64) {
+    *average += (1.0 - COMPUTED_MEMORY) * (news - *average);
 }
 
 /// How often something held.
@@ -116,6 +134,7 @@ struct Planned {
     nodes: Vec<(Option<u16>, usize)>,
     cost: f64,
     is_trial: bool,
+    is_computed: bool,
 }
 
 impl Default for Account {
@@ -329,6 +348,7 @@ impl Goodput {
                 nodes: parents.zip(classes).collect(),
                 cost,
                 is_trial,
+                is_computed: false,
             });
         }
     }
@@ -349,6 +369,9 @@ impl Goodput {
         };
         let path: Vec<Option<u16>> = std::iter::successors(Some(accepted), parent).collect();
         let tokens = path.len() - 1;
+        if planned.is_computed {
+            learn(&mut self.computed.gain, tokens as f64 - planned.cost);
+        }
         let most = MOST_SAVED.max(DRAFTS_SAVED * planned.cost);
         account.book(tokens as f64 - planned.cost, most);
         let failed = planned.is_trial && tokens == 0;
@@ -381,6 +404,42 @@ impl Goodput {
         }
     }
 
+    /// Whether a sequence can pay for a draft that takes a model's time. As long as such drafts have
+    /// paid lately, nobody need have saved for one.
+    pub fn affords_computing(&self, id: SequenceId) -> bool {
+        let balance = self.sequences.get(&id).map_or(OPENING, |a| a.balance);
+        let saved = match self.computed.gain < 0.0 {
+            true => self.computed.price.min(MOST_SAVED),
+            false => 0.0,
+        };
+        balance > 0.0 && balance >= saved
+    }
+
+    /// To be told after [`Self::plan`]: a model was run for the drafts of `ids`, which took `took` in
+    /// all, verified or not.
+    pub fn charge(&mut self, ids: &[SequenceId], took: Duration) {
+        if ids.is_empty() || self.unit <= 0.0 {
+            return;
+        }
+        let price = took.as_secs_f64() / self.unit / ids.len() as f64;
+        for id in ids {
+            learn(&mut self.computed.price, price);
+            let Some(account) = self.sequences.get_mut(id) else {
+                continue;
+            };
+            match &mut account.planned {
+                Some(planned) => {
+                    planned.cost += price;
+                    planned.is_computed = true;
+                }
+                None => {
+                    account.book(-price, MOST_SAVED);
+                    learn(&mut self.computed.gain, -price);
+                }
+            }
+        }
+    }
+
     /// The sequence has ended. What it taught about its classes of drafts stays.
     pub fn forget(&mut self, id: SequenceId) {
         self.sequences.remove(&id);
@@ -397,8 +456,6 @@ fn class_of(draft: &Draft, node: u16) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::random::SplitMix;
 
@@ -445,6 +502,10 @@ mod tests {
         time: f64,
         /// Nodes verified for each sequence.
         given: Vec<usize>,
+        /// Plain tokens' time that a model takes for each draft, if drafts come from one.
+        price: Option<f64>,
+        /// Drafts it was asked for.
+        asked: usize,
     }
 
     impl World {
@@ -456,28 +517,45 @@ mod tests {
                 tokens: 0.0,
                 time: 0.0,
                 given: Vec::new(),
+                price: None,
+                asked: 0,
             }
         }
 
         /// Steps in which sequence `i` accepts with `alphas[i]`. Returns tokens per plain token time,
         /// compared with the same batch without drafts.
         fn run(&mut self, alphas: &[f64], steps: usize) -> f64 {
-            let draft = chain(7, 0.0);
+            let (draft, silence) = (chain(7, 0.0), Draft::default());
             let mut out = Vec::new();
             (self.tokens, self.time) = (0.0, 0.0);
             self.given = vec![0; alphas.len()];
             for _ in 0..steps {
-                let candidate = |i| Candidate {
-                    id: SequenceId(i as u64),
+                let ids = (0..alphas.len() as u64).map(SequenceId);
+                let asked =
+                    |id: &SequenceId| self.price.is_none() || self.goodput.affords_computing(*id);
+                let asked: Vec<SequenceId> = ids.clone().filter(asked).collect();
+                let candidate = |id| Candidate {
+                    id,
                     context: 100,
-                    draft: &draft,
+                    draft: if asked.contains(&id) {
+                        &draft
+                    } else {
+                        &silence
+                    },
                 };
-                let candidates: Vec<_> = (0..alphas.len()).map(candidate).collect();
+                let candidates: Vec<_> = ids.map(candidate).collect();
                 let load = Load {
                     other_rows: 0,
                     max_nodes: 64,
                 };
                 self.goodput.plan(&candidates, load, &self.cost, &mut out);
+                if let Some(price) = self.price {
+                    let price = price * asked.len() as f64;
+                    self.time += price;
+                    self.asked += asked.len();
+                    let took = Duration::from_secs_f64(0.004 * price);
+                    self.goodput.charge(&asked, took);
+                }
                 let rows = alphas.len() + out.iter().sum::<usize>();
                 self.time += truth(rows);
                 self.measure(rows, 100 * rows);
@@ -562,6 +640,30 @@ mod tests {
                 speed >= 0.97,
                 "seed {seed}, eight who copy nothing: {speed:.3}"
             );
+        }
+    }
+
+    /// A draft model a third of its target's size needs the time of two tokens for six guesses.
+    #[test]
+    fn a_model_that_guesses_badly_is_hardly_asked_and_a_good_one_always() {
+        for seed in 0..30 {
+            let mut world = World::new(seed);
+            world.price = Some(2.0);
+            let speed = world.run(&[0.05], 1_000);
+            assert!(
+                speed >= 0.97,
+                "seed {seed}: {speed:.3}, {} asked",
+                world.asked
+            );
+            let mut world = World::new(seed);
+            world.price = Some(0.5);
+            let speed = world.run(&[0.9], 500);
+            assert!(
+                speed >= 1.7,
+                "seed {seed}: {speed:.3}, {} asked",
+                world.asked
+            );
+            assert!(world.asked > 400, "seed {seed}: {} asked", world.asked);
         }
     }
 

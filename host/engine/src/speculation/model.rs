@@ -94,6 +94,8 @@ pub struct DraftModel {
     sampler: Sampler,
     batch: Batch,
     failures: u32,
+    /// Who had a part in the last proposal.
+    computed_for: Vec<SequenceId>,
 }
 
 /// A sequence as the draft model has computed it.
@@ -126,6 +128,7 @@ impl DraftModel {
             sampler: Sampler::default(),
             batch: Batch::default(),
             failures: 0,
+            computed_for: Vec::new(),
         }
     }
 
@@ -138,7 +141,8 @@ impl DraftModel {
             // The last guess is never computed, so it needs no room.
             let room = self.limits.context_tokens.saturating_sub(length) + 1;
             let depth = request.max_depth.min(request.max_nodes).min(room);
-            if depth == 0 || length > self.limits.context_tokens || rows == 0 {
+            let fits = length <= self.limits.context_tokens;
+            if depth == 0 || !fits || rows == 0 || !request.may_compute {
                 continue;
             }
             if parts.len() == self.limits.max_logit_rows {
@@ -263,10 +267,13 @@ impl DraftModel {
 
 impl Drafter for DraftModel {
     fn propose(&mut self, requests: &[DraftRequest<'_>], drafts: &mut [Draft]) {
+        self.computed_for.clear();
         if self.failures >= MAX_FAILURES {
             return;
         }
         let mut parts = self.enter(requests);
+        let asked = parts.iter().map(|part| requests[part.request].id);
+        self.computed_for.extend(asked);
         let mut depth = 0;
         while !parts.is_empty() {
             if depth == 0 {
@@ -290,6 +297,14 @@ impl Drafter for DraftModel {
         if let Some(mut kept) = self.sequences.remove(&id) {
             kept.table.truncate(&mut self.pool, 0);
         }
+    }
+
+    fn computed_for(&self) -> &[SequenceId] {
+        &self.computed_for
+    }
+
+    fn set_threads(&mut self, threads: usize) {
+        self.runner.set_threads(threads);
     }
 }
 

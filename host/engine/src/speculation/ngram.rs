@@ -178,6 +178,7 @@ mod tests {
             counts: &TokenCounts::default(),
             max_depth: depth,
             max_nodes: 1_000,
+            may_compute: true,
         };
         let mut drafts = [Draft::default()];
         drafter.propose(&[request], &mut drafts);

@@ -496,6 +496,7 @@ mod tests {
             counts: &TokenCounts::default(),
             max_depth: 6,
             max_nodes: 8,
+            may_compute: true,
         };
         let mut drafts = [Draft::default()];
         drafter.propose(&[request], &mut drafts);

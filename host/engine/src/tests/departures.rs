@@ -4,6 +4,7 @@
 //! Reader and engine share this thread. The states inside a step, while a draft is proposed and
 //! while it is verified, are met by a drafter and a runner that make the reader leave.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -173,12 +174,18 @@ fn leave(when: When, how: How) {
     let staying = prompt(30, 90);
     let neighbour = ask(&mut core, NEIGHBOUR, staying.clone(), 90);
     let leaver = ask(&mut core, LEAVER, prompt(60, 60), 60);
+    // As the door does, before anybody is handed to the core.
+    stats.waiting.fetch_add(2, Relaxed);
     *door.reader.lock().expect("nobody panics") = Some(leaver);
 
     let (mut left, mut steps) = (false, 0);
     while !core.is_idle() {
         if !left && reached(when, steps, &door, &stats) {
             left = true;
+            // Who has given way waits, and is counted there.
+            let waits = matches!(when, When::Queued | When::Preempted);
+            let waiting = stats.read().num_requests_waiting;
+            assert_eq!(waiting, usize::from(waits), "{story}");
             match how {
                 How::Gone => drop(door.reader.lock().expect("nobody panics").take()),
                 How::Cancelled => core.cancel(LEAVER),
@@ -192,14 +199,7 @@ fn leave(when: When, how: How) {
     let inside = matches!(when, When::Drafting | When::Verifying);
     assert!(left || inside && door.has_left(), "{story}: never reached");
 
-    let mut received = Vec::new();
-    for event in neighbour {
-        match event {
-            Event::Token { logprob, .. } => received.push(logprob.token_id),
-            Event::Finished { .. } => {}
-            Event::Failed(error) => panic!("{story}: the neighbour failed: {error}"),
-        }
-    }
+    let received = received(neighbour, &story);
     assert_eq!(received, expected_tokens(&staying, 120), "{story}");
     let stats = stats.read();
     assert_eq!(
@@ -212,6 +212,19 @@ fn leave(when: When, how: How) {
         (90..150).contains(&generated),
         "{story}: {generated} tokens, and 60 of them for nobody"
     );
+}
+
+/// The tokens of an answer that has come to its end.
+fn received(events: Receiver<Event>, story: &str) -> Vec<u32> {
+    let mut received = Vec::new();
+    for event in events {
+        match event {
+            Event::Token { logprob, .. } => received.push(logprob.token_id),
+            Event::Finished { .. } => {}
+            Event::Failed(error) => panic!("{story}: the neighbour failed: {error}"),
+        }
+    }
+    received
 }
 
 /// Whether the leaver is now, between two steps, in the state in which it is to leave.
@@ -243,4 +256,36 @@ fn a_reader_may_leave_in_every_state() {
     }
     leave(When::Drafting, How::Gone);
     leave(When::Verifying, How::Gone);
+}
+
+struct Broken;
+
+impl Drafter for Broken {
+    fn propose(&mut self, requests: &[DraftRequest<'_>], drafts: &mut [Draft]) {
+        for (request, draft) in requests.iter().zip(drafts) {
+            draft.push(request.tokens[0], None, 0);
+        }
+        panic!("a drafter with a defect");
+    }
+
+    fn observe(&mut self, _: SequenceId, _: &[u32], _: usize, _: usize) {}
+
+    fn forget(&mut self, _: SequenceId) {}
+}
+
+#[test]
+fn a_drafter_that_panics_takes_nobody_along() {
+    let door = Arc::new(Door {
+        inside: When::Streaming,
+        reader: Mutex::default(),
+    });
+    let (core, _) = engine(When::Streaming, &door);
+    let mut core = core.with_drafter(Box::new(Broken), None);
+    let tokens = prompt(30, 20);
+    let events = ask(&mut core, NEIGHBOUR, tokens.clone(), 20);
+    while !core.is_idle() {
+        core.step(Duration::ZERO);
+        core.deliver(Duration::ZERO);
+    }
+    assert_eq!(received(events, "alone"), expected_tokens(&tokens, 50));
 }

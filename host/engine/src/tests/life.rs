@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use super::tiny::{self, Collect, END, START, engine, submit, wait};
 use crate::events::{Closed, Event, FinishReason, Sink};
 use crate::{
-    ChatMessage, Engine, EngineConfig, EngineHandle, GenerationRequest, SamplingParams, Shutdown,
-    SubmitError, TemplateError,
+    ChatMessage, Engine, EngineConfig, EngineHandle, GenerationRequest, Grammar, SamplingParams,
+    Shutdown, SubmitError, TemplateError,
 };
 
 /// A request that writes exactly `tokens` tokens.
@@ -63,6 +63,17 @@ fn the_queue_is_bounded_and_says_so() {
             limit: 1
         })
     );
+    // Nothing is looked at for which there is no place, and who is refused later gives it back.
+    let wrong = GenerationRequest {
+        constraint: Some(Grammar::Lark("no grammar".into())),
+        ..long(1)
+    };
+    let (sender, _events) = channel();
+    let refused = handle.submit(wrong.clone(), Box::new(Collect(sender)));
+    assert!(
+        matches!(refused, Err(SubmitError::QueueFull { .. })),
+        "{refused:?}"
+    );
     assert_eq!(reason(running), FinishReason::Length);
     assert_eq!(reason(waiting), FinishReason::Length);
     let stats = handle.stats();
@@ -70,6 +81,13 @@ fn the_queue_is_bounded_and_says_so() {
         (stats.num_requests_waiting, stats.requests_finished_total),
         (0, 2)
     );
+    let (sender, _events) = channel();
+    let refused = handle.submit(wrong, Box::new(Collect(sender)));
+    assert!(
+        matches!(refused, Err(SubmitError::Constraint(_))),
+        "{refused:?}"
+    );
+    assert_eq!(handle.stats().num_requests_waiting, 0);
 }
 
 #[test]

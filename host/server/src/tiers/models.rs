@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use homeostat_cascade::Tier;
 use homeostat_engine::{
-    Closed, Event, FinishReason, GenerationRequest, SamplingParams, ScoreError, Sink, SubmitError,
+    Event, FinishReason, GenerationRequest, SamplingParams, ScoreError, SubmitError,
 };
 use homeostat_hooks::{GenerateOptions, Generated, ModelError, Models, TierView};
 
@@ -152,7 +152,7 @@ impl Models for HostModels {
         };
         let (sender, events) = mpsc::channel();
         let id = engine
-            .submit(request, Box::new(StdSink(sender)))
+            .submit(request, Box::new(sender))
             .map_err(|e| not_taken(&e))?;
         let mut answer = Generated::default();
         loop {
@@ -195,14 +195,6 @@ fn not_taken(error: &SubmitError) -> ModelError {
         SubmitError::Invalid(_) | SubmitError::Constraint(_) => {
             ModelError::InvalidArgument(error.to_string())
         }
-    }
-}
-
-struct StdSink(mpsc::Sender<Event>);
-
-impl Sink for StdSink {
-    fn event(&mut self, event: Event) -> Result<(), Closed> {
-        self.0.send(event).map_err(|_| Closed)
     }
 }
 

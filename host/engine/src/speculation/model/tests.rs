@@ -103,6 +103,7 @@ fn propose<'a>(drafter: &mut DraftModel, of: &[(u64, &'a [u32], usize)]) -> Vec<
         counts: &counts,
         max_depth: *depth,
         max_nodes: 100,
+        may_compute: true,
     };
     let requests: Vec<DraftRequest<'_>> = of.iter().map(request).collect();
     let mut drafts = vec![Draft::default(); of.len()];
@@ -254,6 +255,7 @@ fn sampled<'a>(tokens: &'a [u32], params: &'a SamplingParams, depth: usize) -> D
         counts: NO_PENALTIES.get_or_init(TokenCounts::default),
         max_depth: depth,
         max_nodes: 10,
+        may_compute: true,
     }
 }
 
@@ -275,6 +277,7 @@ fn a_model_that_drafts_for_itself_is_always_right_at_any_temperature() {
             Isa::named("portable").expect("it runs anywhere"),
             size,
         )
+        .expect("the system gives it")
     };
     let params = SamplingParams::default();
     // A random model is never sure of anything, so every guess must be let through: a likely one
