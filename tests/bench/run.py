@@ -135,11 +135,13 @@ class Run:
     def speed(self, threads: int):
         own = ours(self.model, threads)
         context = KV_BYTES // own.ready["kv_bytes_per_token"]
-        workers = [own, self.attempt(llama, self.model, threads, context)]
+        peers = [(llama, self.model, threads, context)]
         if not self.options.no_slow_peers:
-            workers.append(self.attempt(candle, self.model, threads))
-            workers.append(self.attempt(mistralrs, self.model, threads))
-        workers = [w for w in workers if w]
+            peers += [(candle, self.model, threads), (mistralrs, self.model, threads)]
+        starts = {peer[0].__name__: peer for peer in peers}
+        workers = {name: self.attempt(*start) for name, start in starts.items()}
+        workers = {"ours": own, **{name: w for name, w in workers.items() if w}}
+        cannot = set()
         story = own.ask(do="tokenize", text=prompts.STORY * 20)["tokens"]
         measures = [
             # name, prompts, new tokens
@@ -151,21 +153,27 @@ class Run:
             [own.ask(do="detokenize", tokens=list(p))["text"] for p in token_lists]
             for _, token_lists, _ in measures
         ]
-        for worker in workers:
+        for worker in workers.values():
             self.generate(worker, [story[:32]], 8, texts=["Once upon a time"])
         for round_ in range(self.options.rounds):
             for (name, token_lists, new), strings in zip(measures, texts):
-                for worker in list(workers):
+                for key, worker in list(workers.items()):
+                    if (key, name) in cannot:
+                        continue
                     try:
                         answer = self.generate(worker, token_lists, new, texts=strings)
                     except Failed as error:
-                        self.note(f"left out from here on: {error}")
-                        workers.remove(worker)
+                        # It may do the other measures; what it was asked may have ended it.
+                        why = str(error).splitlines()[0]
+                        self.note(f"{name}, {threads} threads: left out from here on: {why}")
+                        cannot.add((key, name))
+                        worker.end()
+                        workers[key] = self.attempt(*starts[key])
                         continue
                     rate = rate_of(name, token_lists, answer)
                     self.keep(name, worker.name, threads, round_, tokens_per_second=rate)
                     say(f"{name}, {threads} threads, {worker.name}: {rate:.1f} tokens/s")
-        for worker in workers:
+        for worker in workers.values():
             worker.end()
 
     def prefix(self, threads: int):
