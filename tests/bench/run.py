@@ -169,6 +169,8 @@ class Run:
                         cannot.add((key, name))
                         worker.end()
                         workers[key] = self.attempt(*starts[key])
+                        if not workers[key]:
+                            del workers[key]
                         continue
                     rate = rate_of(name, token_lists, answer)
                     self.keep(name, worker.name, threads, round_, tokens_per_second=rate)
