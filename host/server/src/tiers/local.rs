@@ -12,11 +12,13 @@ use std::time::Instant;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use homeostat_cascade::{
-    GenerateCall, OutputFormat, Prompt, Tier, TierError, TierEvent, TierFault, Token, TokenStream,
+    CONTEXT_LENGTH_EXCEEDED, CONVERSATION_REFUSED, GenerateCall, OutputFormat, Prompt, Tier,
+    TierError, TierEvent, TierFault, Token, TokenStream,
 };
 use homeostat_engine::{
     ChatMessage, Closed, ConstraintError, EngineError, EngineHandle, Event, FinishReason,
-    GenerationRequest, Grammar, SamplingParams, SequenceId, Sink, SubmitError, Timings,
+    GenerationRequest, Grammar, SamplingParams, SequenceId, Sink, SubmitError, TemplateError,
+    Timings,
 };
 use homeostat_hooks::{Finish, Role, Sample, TierView};
 use tokio::sync::mpsc;
@@ -190,13 +192,7 @@ impl Shared {
                 let messages: Vec<ChatMessage> = system.chain(said).collect();
                 let prefix = Some(call.answer_prefix.as_str()).filter(|p| !p.is_empty());
                 let rendered = self.engine.render_chat(&messages, true, prefix);
-                rendered.map_err(|e| TierError {
-                    fault: TierFault::Client,
-                    code: "invalid_value",
-                    message: format!("tier {} cannot read this conversation: {e}", self.view.id),
-                    retryable: false,
-                    retry_after_ms: None,
-                })
+                rendered.map_err(|e| unreadable(&self.view.id, &e))
             }
         }
     }
@@ -262,11 +258,28 @@ fn prompt_bytes(call: &GenerateCall) -> usize {
     }
 }
 
+/// Why a conversation has no text for this tier's model. Its template may refuse what another's
+/// takes, such as a system message; one that is broken or missing is the model's fault.
+fn unreadable(tier: &str, error: &TemplateError) -> TierError {
+    let (fault, code) = match error {
+        TemplateError::Refused(_) => (TierFault::Client, CONVERSATION_REFUSED),
+        TemplateError::Empty => (TierFault::Client, "invalid_value"),
+        TemplateError::Broken(_) | TemplateError::Missing => (TierFault::Tier, "model_failed"),
+    };
+    TierError {
+        fault,
+        code,
+        message: format!("tier {tier} cannot read this conversation: {error}"),
+        retryable: false,
+        retry_after_ms: None,
+    }
+}
+
 fn refused(tier: &str, error: SubmitError) -> TierError {
     let (fault, code, retry_after_ms) = match &error {
         SubmitError::QueueFull { .. } => (TierFault::Tier, "queue_full", Some(1000)),
         SubmitError::ContextTooLong { .. } | SubmitError::NeverFits { .. } => {
-            (TierFault::Client, "context_length_exceeded", None)
+            (TierFault::Client, CONTEXT_LENGTH_EXCEEDED, None)
         }
         SubmitError::Invalid(_) => (TierFault::Client, "invalid_value", None),
         SubmitError::Constraint(ConstraintError::Vocabulary(_)) => {
