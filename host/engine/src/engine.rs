@@ -119,7 +119,8 @@ impl EngineConfig {
         }
     }
 
-    fn check(&self) -> Result<(), ParamError> {
+    /// Whether an engine starts with these numbers, whatever the model.
+    pub fn check(&self) -> Result<(), ParamError> {
         let within =
             |field, value: usize, low: usize, high: usize| match (low..=high).contains(&value) {
                 true => Ok(()),
@@ -689,6 +690,12 @@ impl Drop for CloseOnExit {
     }
 }
 
+/// Rows of a step that may have logits: every running sequence may want one; scores share what is
+/// left, in chunks.
+pub fn max_logit_rows(max_sequences: usize, max_batch_tokens: usize) -> usize {
+    max_sequences.max(64).min(max_batch_tokens)
+}
+
 fn runner_size(config: &EngineConfig, model: &DecoderConfig) -> Result<RunnerSize, LoadError> {
     let block_bytes = KvStore::bytes_per_block(model.layers, model.kv_heads, model.head_dim);
     let blocks = (config.kv_bytes / block_bytes as u64).min(1 << 31) as usize;
@@ -702,8 +709,7 @@ fn runner_size(config: &EngineConfig, model: &DecoderConfig) -> Result<RunnerSiz
         threads: config.threads,
         blocks,
         max_rows: config.max_batch_tokens,
-        // Every running sequence may want one; scores share what is left, in chunks.
-        max_logit_rows: config.max_sequences.max(64).min(config.max_batch_tokens),
+        max_logit_rows: max_logit_rows(config.max_sequences, config.max_batch_tokens),
         context_tokens: config
             .context_tokens
             .unwrap_or(usize::MAX)

@@ -45,8 +45,8 @@ pub use device::{Device, DeviceError};
 pub use encoder::{Embedding, Encoder, EncoderError};
 pub use engine::{
     DrafterKind, Engine, EngineConfig, EngineHandle, GenerationRequest, LoadError,
-    LoadQuantization, MAX_DRAFT_TOKENS, ModelInfo, Prompt, ScoreError, Shutdown, SpeculationConfig,
-    SubmitError,
+    LoadQuantization, MAX_DRAFT_TOKENS, MAX_STOP_BYTES, MAX_STOPS, ModelInfo, Prompt, ScoreError,
+    Shutdown, SpeculationConfig, SubmitError, max_logit_rows,
 };
 pub use events::{
     Closed, EngineError, Event, FinishReason, Sink, Timings, TokenLogprob, TopLogprob, Usage,
