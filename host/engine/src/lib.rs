@@ -57,7 +57,7 @@ pub use model::ModelError;
 pub use model::source::ModelSource;
 pub use queue::MAX_TENANT_WEIGHT;
 pub use safetensors::{Safetensors, SafetensorsError, StoredTensor};
-pub use sampler::{ParamError, SamplingParams};
+pub use sampler::{MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS, ParamError, SamplingParams};
 pub use sequence::SequenceId;
 pub use speculation::PoolLimits;
 pub use stats::{DRAFT_POSITIONS, EngineStats, ITERATION_TOKEN_BOUNDS};
