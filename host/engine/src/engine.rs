@@ -896,8 +896,13 @@ impl EngineHandle {
 
     /// How likely the model finds `continuation` after `prompt`, token by token. Waits for the
     /// answer, so never call it on a thread that must not wait. Control tokens are recognised in
-    /// the prompt only.
-    pub fn score(&self, prompt: &str, continuation: &str) -> Result<Vec<TokenLogprob>, ScoreError> {
+    /// the prompt only. `tenant` is as in a [`GenerationRequest`].
+    pub fn score(
+        &self,
+        tenant: Option<&str>,
+        prompt: &str,
+        continuation: &str,
+    ) -> Result<Vec<TokenLogprob>, ScoreError> {
         let mut tokens = self.prompt_tokens(Prompt::Text(prompt.to_owned()))?;
         let next = tokens.len();
         tokens.extend(self.tokenize(continuation, false));
@@ -910,12 +915,16 @@ impl EngineHandle {
             .map_err(SubmitError::from)?;
         let (sender, events) = channel();
         let purpose = Purpose::Score { next, top: 0 };
+        let standing = Standing {
+            tenant: tenant.map_or(0, |name| tenant_number(name, self.shared.seed)),
+            ..Standing::default()
+        };
         self.enqueue(
             tokens,
             SamplingParams::default(),
             Vec::new(),
             purpose,
-            Standing::default(),
+            standing,
             Box::new(ChannelSink(sender)),
         )?;
         let mut scores = Vec::new();

@@ -45,7 +45,8 @@ pub enum ModelError {
 
 /// Every model of the host. All calls block the calling thread; `generate` and `score`
 /// give up with `Unavailable` when `timeout_ms` is over, for a policy's deadline holds
-/// inside host calls as well.
+/// inside host calls as well. They take of the share of `tenant`, for whose request the
+/// policy works, and meet nobody else's prompts in a cache; `None` = nobody is known.
 pub trait Models: Send + Sync {
     /// Ids of all models, encoders included.
     fn names(&self) -> Vec<String>;
@@ -58,6 +59,7 @@ pub trait Models: Send + Sync {
     /// Log-probability of every token of `continuation` after `prompt`.
     fn score(
         &self,
+        tenant: Option<&str>,
         name: &str,
         prompt: &str,
         continuation: &str,
@@ -66,6 +68,7 @@ pub trait Models: Send + Sync {
     /// Continue `prompt`; no chat template is applied.
     fn generate(
         &self,
+        tenant: Option<&str>,
         name: &str,
         prompt: &str,
         options: &GenerateOptions,

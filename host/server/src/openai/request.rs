@@ -194,6 +194,10 @@ pub fn sharer_of_tenant(tenant: &str) -> String {
     format!("tenant {tenant}")
 }
 
+/// The name under which the engines know policies that work for a request without a tenant. No
+/// client's begins like it.
+pub const SHARER_OF_POLICIES: &str = "policies";
+
 /// The id of answer number `index`, under which its decision is recorded.
 pub fn job_id(id: &str, index: u32) -> String {
     if index == 0 {

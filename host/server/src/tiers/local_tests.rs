@@ -15,6 +15,7 @@ use super::models::HostModels;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::models::Shelf;
+use crate::openai::request::sharer_of_tenant;
 
 /// One engine for all tests of this file.
 static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
@@ -214,14 +215,14 @@ fn policies_may_count_score_and_generate_within_their_time() {
             .unwrap(),
         4
     );
-    let likely = models.score("small", "The capital of France is", " Paris", 60_000);
-    let unlikely = models.score("small", "The capital of France is", " banana", 60_000);
+    let likely = models.score(None, "small", "The capital of France is", " Paris", 60_000);
+    let unlikely = models.score(None, "small", "The capital of France is", " banana", 60_000);
     assert!(likely.unwrap()[0] > unlikely.unwrap()[0]);
     let options = GenerateOptions {
         max_tokens: 2,
         ..GenerateOptions::default()
     };
-    let answer = models.generate("small", "The capital of France is", &options, 60_000);
+    let answer = models.generate(None, "small", "The capital of France is", &options, 60_000);
     let answer = answer.unwrap();
     assert!(answer.text.starts_with(" Paris"), "{}", answer.text);
     assert_eq!(answer.logprobs.len(), 2);
@@ -229,6 +230,6 @@ fn policies_may_count_score_and_generate_within_their_time() {
         max_tokens: 2000,
         ..options
     };
-    let late = models.generate("small", "Once upon a time", &hurried, 1);
+    let late = models.generate(None, "small", "Once upon a time", &hurried, 1);
     assert!(matches!(late, Err(ModelError::Unavailable(_))), "{late:?}");
 }
