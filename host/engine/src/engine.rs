@@ -348,6 +348,11 @@ pub enum SubmitError {
     /// The host is going down.
     #[error("the engine is shutting down")]
     ShuttingDown,
+    /// The host's fault: the engine's thread has panicked, and nothing brings it back.
+    #[error(
+        "the engine has ended by a fault of its own, which the host's log tells; restart the host"
+    )]
+    Ended,
 }
 
 impl From<Refusal> for SubmitError {
@@ -397,6 +402,8 @@ enum Command {
     Add(Box<Sequence>),
     Cancel(SequenceId),
     Stop(Shutdown),
+    #[cfg(test)]
+    Panic,
 }
 
 struct Shared {
@@ -411,7 +418,10 @@ struct Shared {
     seed: u64,
     stats: Arc<StatsCell>,
     next_id: AtomicU64,
+    /// It was told to stop.
     closing: AtomicBool,
+    /// Its thread has ended, told or not.
+    ended: AtomicBool,
     epoch: Instant,
 }
 
@@ -476,6 +486,7 @@ impl Engine {
             stats: Arc::default(),
             next_id: AtomicU64::new(0),
             closing: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             epoch: Instant::now(),
         };
         let runner = weights.runner(&config, isa, size)?;
@@ -686,7 +697,7 @@ struct CloseOnExit(Arc<Shared>);
 
 impl Drop for CloseOnExit {
     fn drop(&mut self) {
-        self.0.closing.store(true, Relaxed);
+        self.0.ended.store(true, Relaxed);
     }
 }
 
@@ -763,6 +774,8 @@ fn serve(mut core: Core, commands: &Receiver<Command>, epoch: Instant) {
             match command {
                 Ok(Command::Add(sequence)) => core.add(*sequence),
                 Ok(Command::Cancel(id)) => core.cancel(id),
+                #[cfg(test)]
+                Ok(Command::Panic) => panic!("told to"),
                 Ok(Command::Stop(how)) => {
                     stopping = true;
                     if how == Shutdown::Cancel {
@@ -793,6 +806,15 @@ fn serve(mut core: Core, commands: &Receiver<Command>, epoch: Instant) {
 }
 
 impl Shared {
+    /// Why nothing can be taken.
+    fn closed(&self) -> Option<SubmitError> {
+        match (self.closing.load(Relaxed), self.ended.load(Relaxed)) {
+            (true, _) => Some(SubmitError::ShuttingDown),
+            (false, true) => Some(SubmitError::Ended),
+            (false, false) => None,
+        }
+    }
+
     fn constraints(&self) -> Result<&Constraints, ConstraintError> {
         let built = self
             .constraints
@@ -808,6 +830,17 @@ impl EngineHandle {
 
     pub fn stats(&self) -> EngineStats {
         self.shared.stats.read()
+    }
+
+    /// Whether it takes requests: it was not told to stop, and its thread has not panicked.
+    pub fn is_alive(&self) -> bool {
+        self.shared.closed().is_none()
+    }
+
+    /// Ends the thread as a bug would.
+    #[cfg(test)]
+    pub fn panic(&self) {
+        let _ = self.inbox.send(Command::Panic);
     }
 
     /// The conversation as the model wants to read it; `answer_prefix` is what its answer begins
@@ -939,7 +972,7 @@ impl EngineHandle {
                 Event::Failed(error) => return Err(error.into()),
             }
         }
-        Err(EngineError::ShuttingDown.into())
+        Err(self.shared.closed().unwrap_or(SubmitError::Ended).into())
     }
 
     fn prompt_tokens(&self, prompt: Prompt) -> Result<Vec<u32>, SubmitError> {
@@ -972,8 +1005,8 @@ impl EngineHandle {
         sink: Box<dyn Sink>,
     ) -> Result<SequenceId, SubmitError> {
         let shared = &*self.shared;
-        if shared.closing.load(Relaxed) {
-            return Err(SubmitError::ShuttingDown);
+        if let Some(closed) = shared.closed() {
+            return Err(closed);
         }
         let limit = shared.max_waiting;
         let room = |waiting: usize| (waiting < limit).then_some(waiting + 1);
@@ -1001,7 +1034,9 @@ impl EngineHandle {
         sequence.constraint = standing.constraint;
         sequence.deadline = standing.patience.and_then(|p| arrived.checked_add(p));
         let sent = self.inbox.send(Command::Add(Box::new(sequence)));
-        sent.map(|()| id).map_err(|_| SubmitError::ShuttingDown)
+        // Nobody reads the inbox, so the thread has ended by now, or is about to say so.
+        sent.map(|()| id)
+            .map_err(|_| shared.closed().unwrap_or(SubmitError::Ended))
     }
 }
 

@@ -89,7 +89,7 @@ impl Tier for LocalTier {
         let stats = self.shared.engine.stats();
         let means = *self.shared.means();
         TierView {
-            ready: true,
+            ready: self.shared.engine.is_alive(),
             num_requests_running: stats.num_requests_running as u32,
             num_requests_waiting: stats.num_requests_waiting as u32,
             ttft_ms: means.ttft_ms.map(Sample::measured),
@@ -287,6 +287,7 @@ fn refused(tier: &str, error: SubmitError) -> TierError {
         }
         SubmitError::Constraint(_) => (TierFault::Client, "invalid_grammar", None),
         SubmitError::ShuttingDown => (TierFault::Tier, "unavailable", Some(1000)),
+        SubmitError::Ended => (TierFault::Host, "engine_ended", None),
     };
     TierError {
         fault,
@@ -401,5 +402,35 @@ impl Drop for Running {
         if !self.over {
             self.shared.engine.cancel(self.id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_that_refuses_is_the_requests_matter_and_one_that_is_broken_the_tiers() {
+        let fault = |error: TemplateError| {
+            let e = unreadable("t", &error);
+            assert!(e.message.contains("tier t"), "{}", e.message);
+            (e.fault, e.code)
+        };
+        let refused = TemplateError::Refused("System role not supported".into());
+        assert_eq!(fault(refused), (TierFault::Client, CONVERSATION_REFUSED));
+        let broken = TemplateError::Broken("strftime_now does not know %Q".into());
+        assert_eq!(fault(broken), (TierFault::Tier, "model_failed"));
+        assert_eq!(
+            fault(TemplateError::Missing),
+            (TierFault::Tier, "model_failed")
+        );
+    }
+
+    #[test]
+    fn a_dead_engine_is_the_hosts_fault_and_not_a_shutdown() {
+        let dead = refused("t", SubmitError::Ended);
+        assert_eq!((dead.fault, dead.code), (TierFault::Host, "engine_ended"));
+        assert!(!dead.retryable);
+        assert!(!dead.message.contains("shutting down"), "{}", dead.message);
     }
 }

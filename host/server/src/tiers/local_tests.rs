@@ -7,7 +7,7 @@ use futures::StreamExt;
 use homeostat_cascade::{
     GenerateCall, OutputFormat, Prompt, Sampling, Tier, TierError, TierEvent, TierFault, Token,
 };
-use homeostat_engine::{Engine, EngineConfig};
+use homeostat_engine::{Engine, EngineConfig, Shutdown};
 use homeostat_hooks::{Finish, GenerateOptions, Message, ModelError, Models, Role, TierView};
 
 use super::local::{LocalTier, Wishes};

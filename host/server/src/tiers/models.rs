@@ -197,7 +197,7 @@ fn late(timeout_ms: u32) -> ModelError {
 
 fn not_taken(error: &SubmitError) -> ModelError {
     match error {
-        SubmitError::QueueFull { .. } | SubmitError::ShuttingDown => {
+        SubmitError::QueueFull { .. } | SubmitError::ShuttingDown | SubmitError::Ended => {
             ModelError::Unavailable(error.to_string())
         }
         SubmitError::ContextTooLong { .. } | SubmitError::NeverFits { .. } => {
