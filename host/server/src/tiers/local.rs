@@ -103,24 +103,15 @@ impl Tier for LocalTier {
         async move {
             // A grammar is compiled before its request is queued: milliseconds, for a large one more.
             let long = prompt_bytes(&call) > LONG_PROMPT_BYTES || call.output != OutputFormat::Text;
-            let (events, receiver) = mpsc::unbounded_channel();
-            let submit = {
-                let shared = shared.clone();
-                move || shared.submit(&call, events)
-            };
-            let id = if long {
-                tokio::task::spawn_blocking(submit)
+            // A client that leaves meanwhile takes only the handle of that thread's work with it;
+            // what the thread then gives back cancels what it has begun.
+            let begin = move || Running::begin(shared, &call);
+            let running = if long {
+                tokio::task::spawn_blocking(begin)
                     .await
                     .map_err(|e| TierError::host("internal_error", format!("tokenizer: {e}")))??
             } else {
-                submit()?
-            };
-            let running = Running {
-                shared,
-                id,
-                receiver,
-                newest: None,
-                over: false,
+                begin()?
             };
             Ok(futures::stream::unfold(running, Running::next).boxed())
         }
@@ -335,6 +326,19 @@ struct Running {
 }
 
 impl Running {
+    /// Blocks while it tokenises and compiles.
+    fn begin(shared: Arc<Shared>, call: &GenerateCall) -> Result<Self, TierError> {
+        let (events, receiver) = mpsc::unbounded_channel();
+        let id = shared.submit(call, events)?;
+        Ok(Self {
+            shared,
+            id,
+            receiver,
+            newest: None,
+            over: false,
+        })
+    }
+
     async fn next(mut self) -> Option<(Result<TierEvent, TierError>, Self)> {
         while !self.over {
             let Some(event) = self.receiver.recv().await else {
