@@ -54,7 +54,8 @@ pub trait Models: Send + Sync {
     fn info(&self, name: &str) -> Result<TierView, ModelError>;
     /// Tokens of `text` in this model's vocabulary.
     fn count_tokens(&self, name: &str, text: &str) -> Result<u32, ModelError>;
-    /// Embedding of unit length.
+    /// Embedding of unit length. A text longer than the encoder reads is `LimitExceeded`, and not
+    /// cut.
     fn embed(&self, name: &str, text: &str, timeout_ms: u32) -> Result<Vec<f32>, ModelError>;
     /// Log-probability of every token of `continuation` after `prompt`.
     fn score(

@@ -110,6 +110,17 @@ impl Models for HostModels {
         let encoder = encoder.clone();
         let text = text.to_string();
         self.worker.ask(timeout_ms, move || {
+            let tokens = encoder
+                .count_tokens(&text)
+                .map_err(ModelError::InvalidArgument)?;
+            let limit = encoder.max_tokens();
+            if tokens > limit {
+                let why = format!(
+                    "the text has {tokens} tokens, {} reads {limit}",
+                    encoder.id()
+                );
+                return Err(ModelError::LimitExceeded(why));
+            }
             let vectors = encoder.embed(&[&text]).map_err(ModelError::Internal)?;
             let first = vectors.into_iter().next();
             first.ok_or_else(|| ModelError::Internal("the encoder gave no vector".into()))
@@ -313,6 +324,10 @@ mod tests {
         assert_eq!(models.names(), ["lengths"]);
         assert_eq!(models.embed("lengths", "abc", 10_000).unwrap(), [3.0]);
         assert_eq!(models.count_tokens("lengths", "ab").unwrap(), 2);
+        assert!(models.embed("lengths", "abcdefgh", 10_000).is_ok());
+        let error = models.embed("lengths", "abcdefghi", 10_000).unwrap_err();
+        assert!(matches!(error, ModelError::LimitExceeded(_)), "{error}");
+        assert!(error.to_string().contains("9 tokens"), "{error}");
         assert_eq!(models.info("lengths").unwrap().context_tokens, 8);
         let options = GenerateOptions::default();
         let error = models
