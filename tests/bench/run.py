@@ -86,6 +86,8 @@ class Run:
         if not rows:
             self.note("skipped: no recorded data (speculation; accuracy on one text only)")
         self.recorded = rows
+        if options.no_slow_peers:
+            self.note("skipped: candle and mistral.rs (--no-slow-peers)")
 
     def note(self, text: str):
         say(text)

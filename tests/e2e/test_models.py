@@ -139,9 +139,9 @@ def test_metrics_have_the_names_of_vllm(shared):
     for name in [
         "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "prefix_cache_queries",
         "prefix_cache_hits", "num_preemptions", "prompt_tokens", "generation_tokens", "request_success",
-        "time_to_first_token_seconds", "time_per_output_token_seconds", "inter_token_latency_seconds",
-        "e2e_request_latency_seconds", "request_queue_time_seconds", "request_prompt_tokens",
-        "request_generation_tokens", "iteration_tokens_total", "spec_decode_num_drafts",
+        "time_to_first_token_seconds", "request_time_per_output_token_seconds",
+        "inter_token_latency_seconds", "e2e_request_latency_seconds", "request_queue_time_seconds",
+        "request_prompt_tokens", "request_generation_tokens", "iteration_tokens_total", "spec_decode_num_drafts",
         "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens",
         "spec_decode_num_accepted_tokens_per_pos",
     ]:  # fmt: skip

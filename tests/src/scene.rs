@@ -40,12 +40,20 @@ impl Models for SlowModels {
         slow(timeout_ms)
     }
 
-    fn score(&self, _: &str, _: &str, _: &str, timeout_ms: u32) -> Result<Vec<f32>, ModelError> {
+    fn score(
+        &self,
+        _: Option<&str>,
+        _: &str,
+        _: &str,
+        _: &str,
+        timeout_ms: u32,
+    ) -> Result<Vec<f32>, ModelError> {
         slow(timeout_ms)
     }
 
     fn generate(
         &self,
+        _: Option<&str>,
         _: &str,
         _: &str,
         _: &GenerateOptions,

@@ -20,6 +20,6 @@ pub use job::{Head, Job, Refused, Reply, ReplyEvent, Usage};
 pub use life::{Cascade, CascadeConfig, Observer};
 pub use record::{DecisionRecord, Ending, RequestSummary, StepRecord};
 pub use tier::{
-    GenerateCall, OutputFormat, Prompt, Sampling, Tier, TierError, TierEvent, TierFault, Token,
-    TokenStream,
+    CONTEXT_LENGTH_EXCEEDED, CONVERSATION_REFUSED, GenerateCall, OutputFormat, Prompt, Sampling,
+    Tier, TierError, TierEvent, TierFault, Token, TokenStream,
 };

@@ -332,13 +332,7 @@ impl Life {
                         best = Some(held);
                     }
                 }
-                // The request itself is at fault: no other tier can like it better,
-                // except one with a longer context.
-                Attempt::Failed(e)
-                    if e.fault == TierFault::Client && e.code != "context_length_exceeded" =>
-                {
-                    return Err(e.into());
-                }
+                Attempt::Failed(e) if e.is_final() => return Err(e.into()),
                 Attempt::Failed(e) => error = Some(e),
             }
         }

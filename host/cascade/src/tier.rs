@@ -186,6 +186,11 @@ pub enum TierFault {
     Host,
 }
 
+/// The prompt is longer than this tier's context.
+pub const CONTEXT_LENGTH_EXCEEDED: &str = "context_length_exceeded";
+/// This tier's template does not take such a conversation.
+pub const CONVERSATION_REFUSED: &str = "conversation_refused";
+
 /// Why a tier did not answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
 #[error("{message}")]
@@ -203,6 +208,13 @@ pub struct TierError {
 }
 
 impl TierError {
+    /// Whether no other tier can like the request better. One may have a longer context, or a
+    /// template that takes what this one's refuses.
+    pub(crate) fn is_final(&self) -> bool {
+        let of_this_tier = [CONTEXT_LENGTH_EXCEEDED, CONVERSATION_REFUSED];
+        self.fault == TierFault::Client && !of_this_tier.contains(&self.code)
+    }
+
     /// This host failed.
     pub fn host(code: &'static str, message: impl Into<String>) -> Self {
         let message = message.into();

@@ -435,6 +435,23 @@ async fn a_request_at_fault_is_not_tried_elsewhere() {
 }
 
 #[tokio::test]
+async fn what_only_this_tier_refuses_is_tried_elsewhere_and_the_last_refusal_is_the_answer() {
+    for code in [CONTEXT_LENGTH_EXCEEDED, CONVERSATION_REFUSED] {
+        let no = || Script::Refuses(code, TierFault::Client);
+        let both = || plan(&["small", "large"]);
+        let w = world(both(), vec![], no(), says(&[("yes", -0.1)]));
+        let (head, text, _) = read(w.cascade.run(job(true)).await.unwrap()).await;
+        assert_eq!((head.tier.as_str(), text.as_str()), ("large", "yes"));
+        let w = world(both(), vec![], no(), no());
+        let Err(Refused::Tier(refused)) = w.cascade.run(job(true)).await else {
+            panic!("{code}: expected the tier's refusal");
+        };
+        assert_eq!((refused.code, refused.fault), (code, TierFault::Client));
+        assert_eq!(w.large_asked.load(Ordering::SeqCst), 1);
+    }
+}
+
+#[tokio::test]
 async fn a_failure_in_the_middle_of_a_live_answer_is_told_in_the_stream() {
     let w = world(plan(&["small"]), vec![], Script::BreaksAfter("half"), YES);
     let (_, text, last) = read(w.cascade.run(job(true)).await.unwrap()).await;

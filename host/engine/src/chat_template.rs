@@ -1,8 +1,13 @@
 //! The model's own way of writing a conversation, from the Jinja template in its file.
 //!
 //! It exists because a chat model answers well only to the exact text it was trained on, and
-//! that text is in the file. A template is a program by a stranger, so it runs with bounded fuel
-//! and without any loader; it refuses to look at a clock: the time comes in.
+//! that text is in the file. A template is a program, so it runs with bounded fuel and without
+//! any loader; it refuses to look at a clock: the time comes in.
+//!
+//! The fuel bounds a template's time, and nothing bounds its memory: each `~` may double a text,
+//! so forty instructions ask for a terabyte, and a process that is refused memory in the middle of
+//! the library ends. A conversation that was tried beforehand proves nothing, since a template may
+//! wait for another. So who serves a model file trusts its template.
 //!
 //! Source of the extensions (`raise_exception`, `strftime_now`, Python's methods, a `tojson`
 //! that does not escape for HTML): what Hugging Face's `apply_chat_template` offers.
@@ -11,7 +16,8 @@ use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, Error, ErrorKind, context};
 use serde::Serialize;
 
-/// Instructions a template may execute. A conversation of a thousand messages takes about 30,000.
+/// Instructions a template may execute: a bound of its time, not of its memory. A conversation of a
+/// thousand messages takes about 30,000.
 const FUEL: u64 = 10_000_000;
 
 /// One message of a conversation. `role` is what the template knows: system, user, assistant, tool.

@@ -119,7 +119,8 @@ impl EngineConfig {
         }
     }
 
-    fn check(&self) -> Result<(), ParamError> {
+    /// Whether an engine starts with these numbers, whatever the model.
+    pub fn check(&self) -> Result<(), ParamError> {
         let within =
             |field, value: usize, low: usize, high: usize| match (low..=high).contains(&value) {
                 true => Ok(()),
@@ -347,6 +348,11 @@ pub enum SubmitError {
     /// The host is going down.
     #[error("the engine is shutting down")]
     ShuttingDown,
+    /// The host's fault: the engine's thread has panicked, and nothing brings it back.
+    #[error(
+        "the engine has ended by a fault of its own, which the host's log tells; restart the host"
+    )]
+    Ended,
 }
 
 impl From<Refusal> for SubmitError {
@@ -396,6 +402,8 @@ enum Command {
     Add(Box<Sequence>),
     Cancel(SequenceId),
     Stop(Shutdown),
+    #[cfg(test)]
+    Panic,
 }
 
 struct Shared {
@@ -410,7 +418,10 @@ struct Shared {
     seed: u64,
     stats: Arc<StatsCell>,
     next_id: AtomicU64,
+    /// It was told to stop.
     closing: AtomicBool,
+    /// Its thread has ended, told or not.
+    ended: AtomicBool,
     epoch: Instant,
 }
 
@@ -475,6 +486,7 @@ impl Engine {
             stats: Arc::default(),
             next_id: AtomicU64::new(0),
             closing: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             epoch: Instant::now(),
         };
         let runner = weights.runner(&config, isa, size)?;
@@ -682,8 +694,14 @@ struct CloseOnExit(Arc<Shared>);
 
 impl Drop for CloseOnExit {
     fn drop(&mut self) {
-        self.0.closing.store(true, Relaxed);
+        self.0.ended.store(true, Relaxed);
     }
+}
+
+/// Rows of a step that may have logits: every running sequence may want one; scores share what is
+/// left, in chunks.
+pub fn max_logit_rows(max_sequences: usize, max_batch_tokens: usize) -> usize {
+    max_sequences.max(64).min(max_batch_tokens)
 }
 
 fn runner_size(config: &EngineConfig, model: &DecoderConfig) -> Result<RunnerSize, LoadError> {
@@ -699,8 +717,7 @@ fn runner_size(config: &EngineConfig, model: &DecoderConfig) -> Result<RunnerSiz
         threads: config.threads,
         blocks,
         max_rows: config.max_batch_tokens,
-        // Every running sequence may want one; scores share what is left, in chunks.
-        max_logit_rows: config.max_sequences.max(64).min(config.max_batch_tokens),
+        max_logit_rows: max_logit_rows(config.max_sequences, config.max_batch_tokens),
         context_tokens: config
             .context_tokens
             .unwrap_or(usize::MAX)
@@ -754,6 +771,8 @@ fn serve(mut core: Core, commands: &Receiver<Command>, epoch: Instant) {
             match command {
                 Ok(Command::Add(sequence)) => core.add(*sequence),
                 Ok(Command::Cancel(id)) => core.cancel(id),
+                #[cfg(test)]
+                Ok(Command::Panic) => panic!("told to"),
                 Ok(Command::Stop(how)) => {
                     stopping = true;
                     if how == Shutdown::Cancel {
@@ -788,6 +807,15 @@ fn serve(mut core: Core, commands: &Receiver<Command>, epoch: Instant) {
 }
 
 impl Shared {
+    /// Why nothing can be taken.
+    fn closed(&self) -> Option<SubmitError> {
+        match (self.closing.load(Relaxed), self.ended.load(Relaxed)) {
+            (true, _) => Some(SubmitError::ShuttingDown),
+            (false, true) => Some(SubmitError::Ended),
+            (false, false) => None,
+        }
+    }
+
     fn constraints(&self) -> Result<&Constraints, ConstraintError> {
         let built = self
             .constraints
@@ -803,6 +831,17 @@ impl EngineHandle {
 
     pub fn stats(&self) -> EngineStats {
         self.shared.stats.read()
+    }
+
+    /// Whether it takes requests: it was not told to stop, and its thread has not panicked.
+    pub fn is_alive(&self) -> bool {
+        self.shared.closed().is_none()
+    }
+
+    /// Ends the thread as a bug would.
+    #[cfg(test)]
+    pub fn panic(&self) {
+        let _ = self.inbox.send(Command::Panic);
     }
 
     /// The conversation as the model wants to read it; `answer_prefix` is what its answer begins
@@ -893,8 +932,13 @@ impl EngineHandle {
 
     /// How likely the model finds `continuation` after `prompt`, token by token. Waits for the
     /// answer, so never call it on a thread that must not wait. Control tokens are recognised in
-    /// the prompt only.
-    pub fn score(&self, prompt: &str, continuation: &str) -> Result<Vec<TokenLogprob>, ScoreError> {
+    /// the prompt only. `tenant` is as in a [`GenerationRequest`].
+    pub fn score(
+        &self,
+        tenant: Option<&str>,
+        prompt: &str,
+        continuation: &str,
+    ) -> Result<Vec<TokenLogprob>, ScoreError> {
         let place = self.take_place()?;
         let mut tokens = self.prompt_tokens(Prompt::Text(prompt.to_owned()))?;
         let next = tokens.len();
@@ -908,13 +952,17 @@ impl EngineHandle {
             .map_err(SubmitError::from)?;
         let (sender, events) = channel();
         let purpose = Purpose::Score { next, top: 0 };
+        let standing = Standing {
+            tenant: tenant.map_or(0, |name| tenant_number(name, self.shared.seed)),
+            ..Standing::default()
+        };
         self.enqueue(
             place,
             tokens,
             SamplingParams::default(),
             Vec::new(),
             purpose,
-            Standing::default(),
+            standing,
             Box::new(sender),
         )?;
         let mut scores = Vec::new();
@@ -929,7 +977,7 @@ impl EngineHandle {
                 Event::Failed(error) => return Err(error.into()),
             }
         }
-        Err(EngineError::ShuttingDown.into())
+        Err(self.shared.closed().unwrap_or(SubmitError::Ended).into())
     }
 
     fn prompt_tokens(&self, prompt: Prompt) -> Result<Vec<u32>, SubmitError> {
@@ -955,8 +1003,8 @@ impl EngineHandle {
     /// A place in the queue, taken before anything is computed for it.
     fn take_place(&self) -> Result<Place<'_>, SubmitError> {
         let shared = &*self.shared;
-        if shared.closing.load(Relaxed) {
-            return Err(SubmitError::ShuttingDown);
+        if let Some(closed) = shared.closed() {
+            return Err(closed);
         }
         let limit = shared.max_waiting;
         let room = |waiting: usize| (waiting < limit).then_some(waiting + 1);
@@ -1001,7 +1049,8 @@ impl EngineHandle {
         sequence.constraint = standing.constraint;
         sequence.deadline = standing.patience.and_then(|p| arrived.checked_add(p));
         let sent = self.inbox.send(Command::Add(Box::new(sequence)));
-        sent.map_err(|_| SubmitError::ShuttingDown)?;
+        // Nobody reads the inbox, so the thread has ended by now, or is about to say so.
+        sent.map_err(|_| shared.closed().unwrap_or(SubmitError::Ended))?;
         // The step gives it back.
         std::mem::forget(place);
         Ok(id)

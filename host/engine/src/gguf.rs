@@ -70,9 +70,11 @@ impl fmt::Display for Value {
     }
 }
 
-/// More entries than any vocabulary or merge list has; an array of bytes costs 32 times its size
-/// once parsed, so the file's length alone is too weak a bound.
-const MAX_ARRAY_ENTRIES: u64 = 1 << 22;
+/// What the header of even a small file may take in memory, texts aside: the largest vocabulary
+/// (Gemma 3: 262,144 tokens with types and scores) takes 25 MB. A larger file's may take as much as
+/// the file has bytes. An array of bytes costs 32 times its size once parsed, so that the counts fit
+/// the file is too weak a bound.
+const LEAST_MEMORY: u64 = 64 << 20;
 
 /// The element types a tensor may have, as numbered by ggml. Listing a type here means that its
 /// size is known, so that `inspect` can count it; what can be *run* is the model loader's matter.
@@ -360,6 +362,7 @@ impl Header {
             reader,
             at: 0,
             end: file_bytes,
+            memory: file_bytes.max(LEAST_MEMORY),
             what: "the magic".into(),
         };
         let magic = cursor.bytes(4)?;
@@ -384,6 +387,8 @@ impl Header {
         // the smallest metadata entry 8 (key length) + 4 (type) + 1 (value).
         let tensor_count = cursor.count(24)?;
         let metadata_count = cursor.count(13)?;
+        cursor.take_memory::<(String, TensorInfo)>(tensor_count)?;
+        cursor.take_memory::<(String, Value)>(metadata_count)?;
         let metadata = read_metadata(&mut cursor, metadata_count)?;
         let tensors = read_directory(&mut cursor, tensor_count)?;
         let alignment = match metadata.get("general.alignment") {
@@ -522,6 +527,8 @@ struct Cursor<'a, R> {
     reader: R,
     at: u64,
     end: u64,
+    /// Bytes that what is still to be read may take in memory, texts aside.
+    memory: u64,
     what: String,
 }
 
@@ -588,6 +595,20 @@ impl<R: Read> Cursor<'_, R> {
         Ok(count)
     }
 
+    /// Called before `count` of them are read.
+    fn take_memory<T>(&mut self, count: u64) -> Result<(), GgufError> {
+        let bytes = count.saturating_mul(size_of::<T>() as u64);
+        let left = self.memory.checked_sub(bytes).ok_or_else(|| {
+            self.refuse(format!(
+                "{count} entries take {bytes} bytes of memory; what is left for a header of a file \
+                 of {} bytes is {}",
+                self.end, self.memory
+            ))
+        })?;
+        self.memory = left;
+        Ok(())
+    }
+
     fn text(&mut self) -> Result<String, GgufError> {
         let length = self.count(1)?;
         let bytes = self.bytes(length)?;
@@ -629,11 +650,7 @@ impl<R: Read> Cursor<'_, R> {
             other => return Err(self.refuse(format!("value type {other} does not exist"))),
         };
         let count = self.count(least_bytes)?;
-        if count > MAX_ARRAY_ENTRIES {
-            return Err(self.refuse(format!(
-                "an array of {count} entries; at most {MAX_ARRAY_ENTRIES} are read"
-            )));
-        }
+        self.take_memory::<Value>(count)?;
         (0..count)
             .map(|_| self.value(kind, false))
             .collect::<Result<_, _>>()

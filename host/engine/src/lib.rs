@@ -45,8 +45,8 @@ pub use device::{Device, DeviceError};
 pub use encoder::{Embedding, Encoder, EncoderError};
 pub use engine::{
     DrafterKind, Engine, EngineConfig, EngineHandle, GenerationRequest, LoadError,
-    LoadQuantization, MAX_DRAFT_TOKENS, ModelInfo, Prompt, ScoreError, Shutdown, SpeculationConfig,
-    SubmitError,
+    LoadQuantization, MAX_DRAFT_TOKENS, MAX_STOP_BYTES, MAX_STOPS, ModelInfo, Prompt, ScoreError,
+    Shutdown, SpeculationConfig, SubmitError, max_logit_rows,
 };
 pub use events::{
     Closed, EngineError, Event, FinishReason, Sink, Timings, TokenLogprob, TopLogprob, Usage,
@@ -57,7 +57,7 @@ pub use model::ModelError;
 pub use model::source::ModelSource;
 pub use queue::MAX_TENANT_WEIGHT;
 pub use safetensors::{Safetensors, SafetensorsError, StoredTensor};
-pub use sampler::{ParamError, SamplingParams};
+pub use sampler::{MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS, ParamError, SamplingParams};
 pub use sequence::SequenceId;
 pub use speculation::PoolLimits;
 pub use stats::{DRAFT_POSITIONS, EngineStats, ITERATION_TOKEN_BOUNDS};

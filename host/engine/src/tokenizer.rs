@@ -12,6 +12,7 @@
 mod from_folder;
 mod from_gguf;
 mod sentencepiece;
+mod whole;
 
 use std::collections::HashMap;
 
@@ -21,6 +22,7 @@ use crate::gguf::GgufError;
 use crate::model::ModelError;
 use crate::model::source::ModelSource;
 use sentencepiece::SentencePiece;
+use whole::{WholeToken, WholeTokens};
 
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
@@ -66,10 +68,9 @@ pub struct Tokenizer {
     bytes: Vec<Box<[u8]>>,
     /// The token of every byte, where the vocabulary has one.
     byte_tokens: Vec<Option<u32>>,
-    /// Tokens recognised in text as a whole, longest first.
-    whole: Vec<WholeToken>,
-    /// Which bytes any of them starts with.
-    whole_starts: [bool; 256],
+    /// Tokens recognised in text as a whole: all, and those that are not control tokens.
+    whole: WholeTokens,
+    whole_plain: WholeTokens,
     control_texts: HashMap<u32, String>,
     begin: Option<u32>,
     add_begin: bool,
@@ -87,12 +88,6 @@ enum Cutter {
         space_first: bool,
     },
     SentencePiece(SentencePiece),
-}
-
-struct WholeToken {
-    text: String,
-    id: u32,
-    control: bool,
 }
 
 /// How a vocabulary spells bytes.
@@ -133,7 +128,8 @@ impl Tokenizer {
         }
     }
 
-    fn new(vocabulary: Vocabulary, cutter: Cutter) -> Self {
+    /// The error says what is wrong with the vocabulary.
+    fn new(vocabulary: Vocabulary, cutter: Cutter) -> Result<Self, String> {
         let Vocabulary {
             tokens,
             spelling,
@@ -165,28 +161,24 @@ impl Tokenizer {
                 control_texts.insert(id, text.clone());
             }
             if !text.is_empty() {
-                whole.push(WholeToken { text, id, control });
+                whole.push((text, WholeToken { id, control }));
             }
         }
         ends.sort_unstable();
         ends.dedup();
-        whole.sort_by_key(|token| std::cmp::Reverse(token.text.len()));
-        let mut whole_starts = [false; 256];
-        whole
-            .iter()
-            .for_each(|token| whole_starts[usize::from(token.text.as_bytes()[0])] = true);
-        Self {
+        let plain = whole.iter().filter(|(_, token)| !token.control);
+        Ok(Self {
             cutter,
             bytes,
             byte_tokens,
-            whole,
-            whole_starts,
+            whole_plain: WholeTokens::new(plain)?,
+            whole: WholeTokens::new(whole.iter())?,
             control_texts,
             begin,
             add_begin,
             end,
             ends,
-        }
+        })
     }
 
     pub fn vocabulary(&self) -> usize {
@@ -230,18 +222,22 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, special: bool) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 1);
         let mut rest = text;
+        let whole = if special {
+            &self.whole
+        } else {
+            &self.whole_plain
+        };
         while !rest.is_empty() {
-            let (at, found) = self.next_whole(rest, special);
+            let found = whole.first(rest);
+            let at = found.as_ref().map_or(rest.len(), |found| found.at.start);
             let first = rest.len() == text.len();
             match special && rest[..at].contains(GUARD) {
                 true => self.encode_plain(&rest[..at].replace(GUARD, ""), first, &mut ids),
                 false => self.encode_plain(&rest[..at], first, &mut ids),
             }
-            rest = &rest[at..];
-            if let Some(token) = found {
-                ids.push(token.id);
-                rest = &rest[token.text.len()..];
-            }
+            let Some(found) = found else { break };
+            ids.push(found.token.id);
+            rest = &rest[found.at.end..];
         }
         if let (true, true, Some(begin)) = (special, self.add_begin, self.begin)
             && ids.first() != Some(&begin)
@@ -256,42 +252,17 @@ impl Tokenizer {
     pub fn guard(&self, text: &str) -> String {
         let mut guarded = String::with_capacity(text.len());
         let mut rest = text;
-        while let (at, Some(token)) = self.next_whole(rest, true) {
-            guarded.push_str(&rest[..at]);
-            let mut spelled = token.text.chars();
+        while let Some(found) = self.whole.first(rest) {
+            guarded.push_str(&rest[..found.at.start]);
+            let mut spelled = rest[found.at.clone()].chars();
             guarded.extend(spelled.next());
-            if token.control {
+            if found.token.control {
                 guarded.push(GUARD);
             }
             guarded.push_str(spelled.as_str());
-            rest = &rest[at + token.text.len()..];
+            rest = &rest[found.at.end..];
         }
         guarded + rest
-    }
-
-    /// Where the next whole token starts (or the text ends), and which it is. One pass: a text full
-    /// of control tokens must not cost more than its length.
-    fn next_whole(&self, text: &str, special: bool) -> (usize, Option<&WholeToken>) {
-        for (at, first) in text
-            .bytes()
-            .enumerate()
-            .filter(|(_, byte)| self.whole_starts[usize::from(*byte)])
-        {
-            let rest = &text.as_bytes()[at..];
-            let begins = |token: &&WholeToken| {
-                token.text.as_bytes()[0] == first && rest.starts_with(token.text.as_bytes())
-            };
-            // `whole` is sorted longest first.
-            if let Some(token) = self
-                .whole
-                .iter()
-                .filter(|t| special || !t.control)
-                .find(begins)
-            {
-                return (at, Some(token));
-            }
-        }
-        (text.len(), None)
     }
 
     /// `first`: nothing stands before this text.

@@ -45,7 +45,8 @@ pub enum ModelError {
 
 /// Every model of the host. All calls block the calling thread; `generate` and `score`
 /// give up with `Unavailable` when `timeout_ms` is over, for a policy's deadline holds
-/// inside host calls as well.
+/// inside host calls as well. They take of the share of `tenant`, for whose request the
+/// policy works, and meet nobody else's prompts in a cache; `None` = nobody is known.
 pub trait Models: Send + Sync {
     /// Ids of all models, encoders included.
     fn names(&self) -> Vec<String>;
@@ -53,11 +54,13 @@ pub trait Models: Send + Sync {
     fn info(&self, name: &str) -> Result<TierView, ModelError>;
     /// Tokens of `text` in this model's vocabulary.
     fn count_tokens(&self, name: &str, text: &str) -> Result<u32, ModelError>;
-    /// Embedding of unit length.
+    /// Embedding of unit length. A text longer than the encoder reads is `LimitExceeded`, and not
+    /// cut.
     fn embed(&self, name: &str, text: &str, timeout_ms: u32) -> Result<Vec<f32>, ModelError>;
     /// Log-probability of every token of `continuation` after `prompt`.
     fn score(
         &self,
+        tenant: Option<&str>,
         name: &str,
         prompt: &str,
         continuation: &str,
@@ -66,6 +69,7 @@ pub trait Models: Send + Sync {
     /// Continue `prompt`; no chat template is applied.
     fn generate(
         &self,
+        tenant: Option<&str>,
         name: &str,
         prompt: &str,
         options: &GenerateOptions,

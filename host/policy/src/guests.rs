@@ -179,13 +179,21 @@ impl Models for FakeModels {
         Ok(vec![1.0])
     }
 
-    fn score(&self, _: &str, _: &str, _: &str, timeout: u32) -> Result<Vec<f32>, ModelError> {
+    fn score(
+        &self,
+        _: Option<&str>,
+        _: &str,
+        _: &str,
+        _: &str,
+        timeout: u32,
+    ) -> Result<Vec<f32>, ModelError> {
         std::thread::sleep(std::time::Duration::from_millis(u64::from(timeout)));
         Err(ModelError::Unavailable("too slow".into()))
     }
 
     fn generate(
         &self,
+        _: Option<&str>,
         _: &str,
         prompt: &str,
         _: &GenerateOptions,

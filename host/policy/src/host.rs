@@ -365,11 +365,12 @@ impl models::HostModel for HostState {
         prompt: String,
         continuation: String,
     ) -> wasmtime::Result<Result<Vec<f32>, types::Error>> {
+        let tenant = self.asked.request.tenant.as_deref();
         self.on_model(
             "homeostat:policy/models#score",
             &model,
             |name| (name, prompt.clone(), continuation.clone()),
-            |models, name, timeout_ms| models.score(name, &prompt, &continuation, timeout_ms),
+            |models, name, ms| models.score(tenant, name, &prompt, &continuation, ms),
         )
     }
 
@@ -386,11 +387,12 @@ impl models::HostModel for HostState {
             ))));
         }
         let options = convert::generate_options(options);
+        let tenant = self.asked.request.tenant.as_deref();
         let generated = self.on_model(
             "homeostat:policy/models#generate",
             &model,
             |name| (name, prompt.clone(), options.clone()),
-            |models, name, timeout_ms| models.generate(name, &prompt, &options, timeout_ms),
+            |models, name, ms| models.generate(tenant, name, &prompt, &options, ms),
         )?;
         Ok(generated.map(convert::generated))
     }

@@ -434,12 +434,20 @@ impl Models for NoModels {
         Self::none()
     }
 
-    fn score(&self, _: &str, _: &str, _: &str, _: u32) -> Result<Vec<f32>, ModelError> {
+    fn score(
+        &self,
+        _: Option<&str>,
+        _: &str,
+        _: &str,
+        _: &str,
+        _: u32,
+    ) -> Result<Vec<f32>, ModelError> {
         Self::none()
     }
 
     fn generate(
         &self,
+        _: Option<&str>,
         _: &str,
         _: &str,
         _: &GenerateOptions,

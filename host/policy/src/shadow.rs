@@ -366,21 +366,25 @@ impl Models for ModelBudget {
 
     fn score(
         &self,
+        tenant: Option<&str>,
         name: &str,
         prompt: &str,
         continuation: &str,
         timeout_ms: u32,
     ) -> Result<Vec<f32>, ModelError> {
-        self.take()?.score(name, prompt, continuation, timeout_ms)
+        self.take()?
+            .score(tenant, name, prompt, continuation, timeout_ms)
     }
 
     fn generate(
         &self,
+        tenant: Option<&str>,
         name: &str,
         prompt: &str,
         options: &GenerateOptions,
         timeout_ms: u32,
     ) -> Result<Generated, ModelError> {
-        self.take()?.generate(name, prompt, options, timeout_ms)
+        self.take()?
+            .generate(tenant, name, prompt, options, timeout_ms)
     }
 }

@@ -461,6 +461,54 @@ impl Config {
 }
 
 impl TierConfig {
+    /// A field that only a local tier heeds and that says something.
+    fn said_of_local(&self) -> Option<&'static str> {
+        let d = Self::default();
+        first_said([
+            ("path", self.path != d.path),
+            ("system", self.system != d.system),
+            ("threads", self.threads != d.threads),
+            ("device", self.device != d.device),
+            ("kv_bytes", self.kv_bytes != d.kv_bytes),
+            ("max_sequences", self.max_sequences != d.max_sequences),
+            ("max_waiting", self.max_waiting != d.max_waiting),
+            (
+                "max_batch_tokens",
+                self.max_batch_tokens != d.max_batch_tokens,
+            ),
+            (
+                "step_milliseconds",
+                self.step_milliseconds != d.step_milliseconds,
+            ),
+            ("prefix_cache", self.prefix_cache != d.prefix_cache),
+            ("speculation", self.speculation != d.speculation),
+            (
+                "load_quantization",
+                self.load_quantization != d.load_quantization,
+            ),
+        ])
+    }
+
+    /// A field that only a remote tier heeds and that says something.
+    fn said_of_remote(&self) -> Option<&'static str> {
+        let d = Self::default();
+        first_said([
+            ("url", self.url != d.url),
+            ("api_key_env", self.api_key_env != d.api_key_env),
+            ("logprobs", self.logprobs != d.logprobs),
+            ("prefill", self.prefill != d.prefill),
+            (
+                "connect_timeout_ms",
+                self.connect_timeout_ms != d.connect_timeout_ms,
+            ),
+            (
+                "first_byte_timeout_ms",
+                self.first_byte_timeout_ms != d.first_byte_timeout_ms,
+            ),
+            ("idle_timeout_ms", self.idle_timeout_ms != d.idle_timeout_ms),
+        ])
+    }
+
     fn check(&self) -> Result<(), String> {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./:".contains(&b);
         if self.id.is_empty() || !self.id.bytes().all(plain) {
@@ -481,8 +529,8 @@ impl TierConfig {
         }
         match self.kind {
             TierKind::Local => {
-                if self.url.is_some() || self.api_key_env.is_some() {
-                    return wrong("url and api_key_env are for kind = \"remote\"".into());
+                if let Some(field) = self.said_of_remote() {
+                    return wrong(format!("{field} is for kind = \"remote\""));
                 }
                 if self.model.is_some() == self.path.is_some() {
                     let what = "give model (of the manifests, or hf:OWNER/REPO) or path (a GGUF \
@@ -496,16 +544,8 @@ impl TierConfig {
                 self.speculation.check().or_else(wrong)?;
             }
             TierKind::Remote => {
-                if self.path.is_some() || self.system.is_some() {
-                    return wrong("path and system are for kind = \"local\"".into());
-                }
-                let defaults = Self::default();
-                if self.load_quantization != defaults.load_quantization
-                    || self.speculation != defaults.speculation
-                    || self.device != defaults.device
-                {
-                    let what = "load_quantization, speculation and device are for kind = \"local\"";
-                    return wrong(what.into());
+                if let Some(field) = self.said_of_local() {
+                    return wrong(format!("{field} is for kind = \"local\""));
                 }
                 if self.model.is_none() {
                     return wrong("model is missing: the model's name on that server".into());
@@ -522,6 +562,11 @@ impl TierConfig {
         }
         Ok(())
     }
+}
+
+fn first_said<const N: usize>(fields: [(&'static str, bool); N]) -> Option<&'static str> {
+    let said = fields.into_iter().find(|(_, said)| *said);
+    said.map(|(name, _)| name)
 }
 
 /// toml's error with its line, and the nearest known key where a key is unknown.
@@ -665,6 +710,56 @@ mod tests {
             &format!("{good}\nquality = [2.0, 0, 0]"),
             &["quality", "from 0 to 1"],
         );
+    }
+
+    #[test]
+    fn a_field_that_a_tier_of_this_kind_does_not_heed_is_refused_by_its_name() {
+        let remote =
+            "[[tiers]]\nid = \"b\"\nkind = \"remote\"\nmodel = \"m\"\nurl = \"http://x/v1\"\n";
+        for line in [
+            "path = \"x\"",
+            "system = \"x\"",
+            "threads = 2",
+            "device = \"cuda:0\"",
+            "kv_bytes = 1",
+            "max_sequences = 1",
+            "max_waiting = 1",
+            "max_batch_tokens = 1",
+            "step_milliseconds = 1",
+            "prefix_cache = false",
+            "speculation = { drafters = [] }",
+            "load_quantization = \"q4_0\"",
+        ] {
+            let (name, _) = line.split_once(' ').unwrap();
+            let words = ["tier b", name, "for kind = \"local\""];
+            refused(&format!("{remote}{line}"), &words);
+        }
+        let local = "[[tiers]]\nid = \"a\"\nmodel = \"m\"\n";
+        for line in [
+            "url = \"http://x/v1\"",
+            "api_key_env = \"X\"",
+            "logprobs = false",
+            "prefill = \"none\"",
+            "connect_timeout_ms = 1",
+            "first_byte_timeout_ms = 1",
+            "idle_timeout_ms = 1",
+        ] {
+            let (name, _) = line.split_once(' ').unwrap();
+            let words = ["tier a", name, "for kind = \"remote\""];
+            refused(&format!("{local}{line}"), &words);
+        }
+    }
+
+    #[test]
+    fn what_speculation_may_remember_stands_in_the_printed_file() {
+        let shown = DEFAULT_FILE.lines().filter_map(|l| l.strip_prefix("# "));
+        let shown = shown.filter(|l| l.starts_with("speculation = "));
+        let [shown] = shown.collect::<Vec<_>>()[..] else {
+            panic!("it is shown once");
+        };
+        let tier = format!("[[tiers]]\nid = \"a\"\nmodel = \"m\"\n{shown}");
+        let read = Config::parse("t", &tier).unwrap().tiers.remove(0);
+        assert!(read.speculation.remember_answers.is_some());
     }
 
     #[test]

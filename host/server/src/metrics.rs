@@ -382,7 +382,7 @@ impl ModelMetrics {
                 &TTFT_SECONDS,
             )?,
             tpot_seconds: each(
-                "time_per_output_token_seconds",
+                "request_time_per_output_token_seconds",
                 "Mean time of an answer's tokens after the first, one value per answer.",
                 &TPOT_SECONDS,
             )?,

@@ -3,7 +3,7 @@
 //! host can act on, a fault of the right kind, a next request that is served as if
 //! nothing had been, and no memory kept.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use homeostat_hooks::{
     AnsweredBy, Decision, FaultKind, GenerateOptions, Generated, Hook, HookReply, ModelError,
@@ -286,9 +286,12 @@ fn sleeps_in_a_host_call() {
     misbehave("sleeps_in_a_host_call", impatient(), ALL_DEADLINE);
 }
 
-/// Models that ask the room itself before they answer.
+/// Models that ask the room itself before they answer, and note for whom they were asked.
 #[derive(Default)]
-struct AskBack(OnceLock<Weak<PolicyRoom>>);
+struct AskBack {
+    room: OnceLock<Weak<PolicyRoom>>,
+    tenants: Mutex<Vec<Option<String>>>,
+}
 
 impl Models for AskBack {
     fn names(&self) -> Vec<String> {
@@ -307,19 +310,30 @@ impl Models for AskBack {
         Err(ModelError::Unavailable(name.into()))
     }
 
-    fn score(&self, name: &str, _: &str, _: &str, _: u32) -> Result<Vec<f32>, ModelError> {
+    fn score(
+        &self,
+        _: Option<&str>,
+        name: &str,
+        _: &str,
+        _: &str,
+        _: u32,
+    ) -> Result<Vec<f32>, ModelError> {
         Err(ModelError::Unavailable(name.into()))
     }
 
     fn generate(
         &self,
+        tenant: Option<&str>,
         _: &str,
         _: &str,
         _: &GenerateOptions,
         _: u32,
     ) -> Result<Generated, ModelError> {
+        let mut tenants = self.tenants.lock().expect("nobody panics with it");
+        tenants.push(tenant.map(str::to_owned));
+        drop(tenants);
         let room = self
-            .0
+            .room
             .get()
             .and_then(Weak::upgrade)
             .expect("the room lives");
@@ -339,14 +353,19 @@ fn asks_a_model_that_asks_back() {
         ..RoomConfig::default()
     };
     let room = Arc::new(PolicyRoom::new(config, models.clone()).expect("a room opens"));
-    assert!(models.0.set(Arc::downgrade(&room)).is_ok());
+    assert!(models.room.set(Arc::downgrade(&room)).is_ok());
     room.put(scene::limited("guest", GUESTS, patient()))
         .unwrap_or_else(|e| panic!("{e}"));
-    let request = scene::asking("request-1", "asks_a_model_that_asks_back");
+    let mut request = scene::asking("request-1", "asks_a_model_that_asks_back");
+    Arc::make_mut(&mut request).tenant = Some("acme".into());
     let reply = room.begin(request, Default::default()).classify();
     assert!(is_component(&reply), "{reply:?}");
     let stats = room.stats();
     assert_eq!((stats.waits_given_up, stats.instances), (1, 0));
+    // The models learn for whom: the questions inside are for requests of nobody.
+    let tenants = models.tenants.lock().expect("nobody panics with it");
+    assert_eq!(tenants[0].as_deref(), Some("acme"));
+    assert_eq!(tenants[1..], [None, None, None]);
 }
 
 #[test]

@@ -98,6 +98,45 @@ fn absurd_counts_are_refused_before_memory_is_asked_for() {
     }
 }
 
+/// A header of arrays of bytes, which cost the most for their size, and nothing else.
+fn arrays_of_bytes(lengths: &[u64]) -> Vec<u8> {
+    let mut file = b"GGUF".to_vec();
+    file.extend(3u32.to_le_bytes());
+    file.extend(0u64.to_le_bytes());
+    file.extend((lengths.len() as u64).to_le_bytes());
+    for (i, length) in lengths.iter().enumerate() {
+        let key = format!("list.{i}");
+        file.extend((key.len() as u64).to_le_bytes());
+        file.extend(key.as_bytes());
+        // An array, of bytes.
+        file.extend(9u32.to_le_bytes());
+        file.extend(0u32.to_le_bytes());
+        file.extend(length.to_le_bytes());
+        file.resize(file.len() + *length as usize, 7);
+    }
+    file
+}
+
+#[test]
+fn arrays_together_take_no_more_memory_than_the_file_or_a_vocabulary() {
+    let read = |lengths: &[u64], file_bytes: u64| {
+        let file = arrays_of_bytes(lengths);
+        let read = Header::read(Path::new("lists.gguf"), &file[..], file_bytes);
+        read.map(drop).map_err(|e| e.to_string())
+    };
+    // 32 bytes of memory for each: 48 MiB, and two of them 96 MiB.
+    let each = (3 << 20) / 2;
+    let small = 3 * each + 1_000;
+    assert_eq!(read(&[each], small), Ok(()));
+    let message = read(&[each, each], small).expect_err("too much");
+    assert!(
+        message.contains("while reading metadata list.1: 1572864 entries take 50331648 bytes"),
+        "{message}"
+    );
+    // A file that has as many bytes (of weights) may.
+    assert_eq!(read(&[each, each], 100 << 20), Ok(()));
+}
+
 /// A header with a field of every kind, and where the fields are.
 struct Fields {
     file: Vec<u8>,

@@ -393,3 +393,22 @@ fn timings_and_usage_add_up() {
     let first = timings.first_token.expect("there was a first token");
     assert!(timings.queued <= first && first <= timings.total);
 }
+
+#[test]
+fn an_engine_that_has_died_says_so_and_not_that_it_is_shutting_down() {
+    let engine = engine(|_| {});
+    let handle = engine.handle();
+    assert!(handle.is_alive());
+    let running = submit(&handle, long(10));
+    handle.panic();
+    // Its reader is let go when the thread has ended.
+    while running.recv().is_ok() {}
+    eventually(&handle, |handle| !handle.is_alive());
+    let (sender, _events) = channel();
+    let refused = handle.submit(GenerationRequest::new("a"), Box::new(Collect(sender)));
+    assert_eq!(refused, Err(SubmitError::Ended));
+    assert!(!SubmitError::Ended.to_string().contains("shutting down"));
+    engine.shutdown(Shutdown::Cancel);
+    let refused = handle.submit(GenerationRequest::new("a"), Box::new(Collect(channel().0)));
+    assert_eq!(refused, Err(SubmitError::ShuttingDown));
+}

@@ -88,7 +88,7 @@ pub(super) fn read(folder: &ModelFolder) -> Result<Tokenizer, TokenizerError> {
         pipeline: Box::new(pipeline),
         space_first,
     };
-    Ok(Tokenizer::new(vocabulary, library))
+    Tokenizer::new(vocabulary, library).map_err(|problem| refuse(&problem))
 }
 
 type Added = (u32, String, TokenKind);

@@ -81,7 +81,8 @@ pub(super) fn read(gguf: &Gguf) -> Result<Tokenizer, TokenizerError> {
         add_begin: gguf.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(begins),
         ends,
     };
-    Ok(Tokenizer::new(vocabulary, cutter))
+    Tokenizer::new(vocabulary, cutter)
+        .map_err(|problem| TokenizerError::Vocabulary { file, problem })
 }
 
 fn entry(text: &str, kind: i64, spelling: Spelling) -> (String, TokenKind) {

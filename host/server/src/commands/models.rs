@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use homeostat_engine::{Inspection, LoadQuantization, inspect};
+use homeostat_engine::{EngineConfig, Inspection, LoadQuantization, inspect};
 use homeostat_telemetry::Telemetry;
 use serde_json::{Value, json};
 
@@ -33,8 +33,13 @@ pub fn models(command: ModelsCommand) -> Result<(), Failure> {
             let config = load(&config)?;
             let path = locate(&Shelf::open(&config)?, &model)?;
             let found = inspect(&path).map_err(Failure::failed)?;
-            let target = LoadQuantization::default();
-            let table = Table::new(&config, &found, target, &context, &batch);
+            let asked = Asked {
+                contexts: &context,
+                batches: &batch,
+                load_quantization: LoadQuantization::default(),
+            };
+            let rows = tier_of(&config, &model).max_batch_tokens;
+            let table = Table::new(&found, None, rows, &asked);
             match json {
                 true => print_json(&inspection_json(&path, &found, &table)),
                 false => {
@@ -64,7 +69,7 @@ pub fn models(command: ModelsCommand) -> Result<(), Failure> {
                 batches,
                 load_quantization,
             };
-            plan.print(&config, json)
+            plan.print(json)
         }
     }
 }
@@ -182,6 +187,13 @@ fn print_listed(model: &Value) {
     }
 }
 
+/// Of what the memory is asked.
+struct Asked<'a> {
+    contexts: &'a [u64],
+    batches: &'a [u64],
+    load_quantization: LoadQuantization,
+}
+
 /// Contexts × batches of one model.
 struct Table {
     footprint: Option<Footprint>,
@@ -191,25 +203,25 @@ struct Table {
 impl Table {
     /// Without contexts: 2k, 8k and the model's own, as far as the model goes.
     fn new(
-        config: &Config,
         model: &Inspection,
-        target: LoadQuantization,
-        contexts: &[u64],
-        batches: &[u64],
+        draft: Option<&Inspection>,
+        max_batch_tokens: usize,
+        asked: &Asked<'_>,
     ) -> Self {
         let is_encoder = ENCODERS.contains(&model.architecture.as_str());
-        let rows = rows_of_a_step(config);
-        let footprint = Footprint::of(model, target, rows).filter(|_| !is_encoder);
+        let target = asked.load_quantization;
+        let footprint = Footprint::of(model, draft, target, max_batch_tokens as u64);
+        let footprint = footprint.filter(|_| !is_encoder);
         let own = model.context_tokens.unwrap_or(8192);
         let mut usual = vec![2048.min(own), 8192.min(own), own];
         usual.dedup();
-        let contexts = match contexts {
+        let contexts = match asked.contexts {
             [] => &usual,
             given => given,
         };
         let pairs = contexts
             .iter()
-            .flat_map(|c| batches.iter().map(|b| (*c, *b)));
+            .flat_map(|c| asked.batches.iter().map(|b| (*c, *b)));
         let demand = |(c, b)| footprint.as_ref()?.demand(c, b);
         Self {
             rows: pairs.filter_map(demand).collect(),
@@ -218,11 +230,18 @@ impl Table {
     }
 }
 
-/// Scratch grows with the rows of a step; the first local tier's are as good as any.
-fn rows_of_a_step(config: &Config) -> u64 {
+/// The local tier that serves a model, by the name or the path that the plan has for it.
+fn serving<'a>(config: &'a Config, name: &str) -> Option<&'a TierConfig> {
+    let path = |tier: &TierConfig| Some(config.path(tier.path.as_ref()?).display().to_string());
     let mut local = config.tiers.iter().filter(|t| t.kind == TierKind::Local);
-    let tier = local.next().cloned().unwrap_or_else(TierConfig::default);
-    tier.max_batch_tokens as u64
+    local.find(|t| t.model.as_deref() == Some(name) || path(t).as_deref() == Some(name))
+}
+
+/// The same; a model that nobody serves yet would be served as the first local one is.
+fn tier_of(config: &Config, name: &str) -> TierConfig {
+    let mut local = config.tiers.iter().filter(|t| t.kind == TierKind::Local);
+    let tier = serving(config, name).or_else(|| local.next());
+    tier.cloned().unwrap_or_default()
 }
 
 fn print_inspection(found: &Inspection) {
@@ -271,22 +290,24 @@ fn print_demands(found: &Inspection, table: &Table) {
     );
     println!("weights in memory   {}", human(footprint.weight_bytes));
     println!(
-        "scratch, host       {}, {} (estimates)",
-        human(footprint.scratch_bytes),
+        "host                {} (estimate)",
         human(footprint.host_bytes)
     );
-    println!("\n context  batch    KV cache  all memory");
+    println!("\n{COLUMNS}");
     for row in &table.rows {
         println!("{}{}", cells(row), beyond(row).unwrap_or_default());
     }
 }
 
+const COLUMNS: &str = " context  batch    KV cache     scratch  all memory";
+
 fn cells(row: &Demand) -> String {
     format!(
-        "{:8} {:6} {:>11} {:>11}",
+        "{:8} {:6} {:>11} {:>11} {:>11}",
         row.context_tokens,
         row.batch,
         human(row.kv_bytes),
+        human(row.scratch_bytes),
         human(row.total_bytes)
     )
 }
@@ -330,35 +351,49 @@ fn inspection_json(path: &Path, found: &Inspection, table: &Table) -> Value {
         "has_chat_template": found.has_chat_template,
         "weight_bytes_in_memory": table.footprint.map(|f| f.weight_bytes),
         "kv_bytes_per_token": table.footprint.map(|f| f.kv_bytes_per_token),
-        "scratch_bytes": table.footprint.map(|f| f.scratch_bytes),
         "host_bytes": table.footprint.map(|f| f.host_bytes),
         "memory": table.rows,
     })
 }
 
+/// A model that may be served.
+struct Planned {
+    name: String,
+    model: Inspection,
+    /// The draft model that its tier has, with its name.
+    draft: Option<(String, Inspection)>,
+    /// As its tier is configured.
+    max_batch_tokens: usize,
+}
+
 /// Which models, contexts and batches fit.
 struct Plan {
     room: Room,
-    /// Names and what is known of them.
-    models: Vec<(String, Inspection)>,
+    models: Vec<Planned>,
     contexts: Vec<u64>,
     batches: Vec<u64>,
     load_quantization: LoadQuantization,
 }
 
 impl Plan {
-    fn table(&self, config: &Config, model: &Inspection) -> Table {
-        let target = self.load_quantization;
-        Table::new(config, model, target, &self.contexts, &self.batches)
+    fn table(&self, planned: &Planned) -> Table {
+        let asked = Asked {
+            contexts: &self.contexts,
+            batches: &self.batches,
+            load_quantization: self.load_quantization,
+        };
+        let draft = planned.draft.as_ref().map(|(_, draft)| draft);
+        Table::new(&planned.model, draft, planned.max_batch_tokens, &asked)
     }
 
-    fn print(&self, config: &Config, as_json: bool) -> Result<(), Failure> {
+    fn print(&self, as_json: bool) -> Result<(), Failure> {
         if as_json {
-            let models = self.models.iter().map(|(name, model)| {
-                let table = self.table(config, model);
+            let models = self.models.iter().map(|planned| {
+                let table = self.table(planned);
                 let fits = table.rows.iter().map(|row| self.verdict_json(row));
                 json!({
-                    "model": name, "footprint": table.footprint,
+                    "model": planned.name, "footprint": table.footprint,
+                    "draft_model": planned.draft.as_ref().map(|(name, _)| name),
                     "fits": fits.collect::<Vec<_>>(),
                 })
             });
@@ -370,54 +405,102 @@ impl Plan {
             human(self.room.total_bytes),
             human(self.room.available_bytes)
         );
-        for (name, model) in &self.models {
-            let table = self.table(config, model);
-            let Some(footprint) = &table.footprint else {
-                println!("\n{name}: its header does not say what a token takes");
-                continue;
-            };
-            println!(
-                "\n{name}: weights {}, KV {} per token, scratch {}, host {}",
-                human(footprint.weight_bytes),
-                human(footprint.kv_bytes_per_token),
-                human(footprint.scratch_bytes),
-                human(footprint.host_bytes)
-            );
-            println!(" context  batch    KV cache  all memory");
-            for row in &table.rows {
-                println!("{}  {}", cells(row), self.verdict(row));
-            }
+        for planned in &self.models {
+            self.print_model(planned);
         }
         Ok(())
     }
 
-    /// What to write into the configuration, or by how much it does not fit.
+    fn print_model(&self, planned: &Planned) {
+        let (table, name) = (self.table(planned), &planned.name);
+        let Some(footprint) = &table.footprint else {
+            println!("\n{name}: its header does not say what a token takes");
+            return;
+        };
+        println!(
+            "\n{name}: weights {}, KV {} per token, host {}",
+            human(footprint.weight_bytes),
+            human(footprint.kv_bytes_per_token),
+            human(footprint.host_bytes)
+        );
+        if let Some((draft, _)) = &planned.draft {
+            println!("all memory counts its draft model {draft}, which is beside kv_bytes");
+        }
+        println!("{COLUMNS}");
+        for row in &table.rows {
+            println!("{}  {}", cells(row), self.verdict(row));
+        }
+    }
+
+    /// What to write into the configuration, or why not.
     fn verdict(&self, row: &Demand) -> String {
+        match self.obstacle(row) {
+            Some(obstacle) => format!("does not fit: {obstacle}"),
+            None => {
+                let settings = settings(row).into_iter();
+                let written = settings.map(|(name, value)| format!("{name} = {value}"));
+                format!("fits: {}", written.collect::<Vec<_>>().join(", "))
+            }
+        }
+    }
+
+    fn obstacle(&self, row: &Demand) -> Option<String> {
         if let Some(limit) = row.beyond_context {
-            return format!("does not fit: the model's context is {limit} tokens");
+            return Some(format!("the model's context is {limit} tokens"));
+        }
+        if let Err(refused) = starts(row) {
+            return Some(refused);
         }
         match self.room.lacks(row) {
-            0 => format!(
-                "fits: kv_bytes = {}, max_sequences = {}, context_tokens = {}",
-                row.kv_bytes, row.batch, row.context_tokens
-            ),
-            lacking => format!("does not fit: {} more are needed", human(lacking)),
+            0 => None,
+            lacking => Some(format!("{} more are needed", human(lacking))),
         }
     }
 
     fn verdict_json(&self, row: &Demand) -> Value {
-        let lacking = self.room.lacks(row);
-        let fits = lacking == 0 && row.beyond_context.is_none();
-        let settings = json!({
-            "kv_bytes": row.kv_bytes, "max_sequences": row.batch,
-            "context_tokens": row.context_tokens,
-        });
+        let obstacle = self.obstacle(row);
+        let settings: serde_json::Map<String, Value> = settings(row)
+            .into_iter()
+            .map(|(name, value)| (name.to_string(), value.into()))
+            .collect();
         json!({
             "context_tokens": row.context_tokens, "batch": row.batch, "kv_bytes": row.kv_bytes,
-            "total_bytes": row.total_bytes, "fits": fits, "lacking_bytes": lacking,
-            "beyond_context": row.beyond_context, "settings": fits.then_some(settings),
+            "scratch_bytes": row.scratch_bytes, "draft_bytes": row.draft_bytes,
+            "total_bytes": row.total_bytes, "fits": obstacle.is_none(),
+            "lacking_bytes": self.room.lacks(row), "beyond_context": row.beyond_context,
+            "settings": obstacle.is_none().then_some(settings), "obstacle": obstacle,
         })
     }
+}
+
+/// What a tier must be given.
+fn settings(row: &Demand) -> Vec<(&'static str, u64)> {
+    let rows = row.max_batch_tokens.map(|n| ("max_batch_tokens", n));
+    let always = [
+        ("kv_bytes", row.kv_bytes),
+        ("max_sequences", row.batch),
+        ("context_tokens", row.context_tokens),
+    ];
+    always.into_iter().chain(rows).collect()
+}
+
+/// Whether an engine takes these settings, by its own check.
+fn starts(row: &Demand) -> Result<(), String> {
+    let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let defaults = EngineConfig::new("", "");
+    let engine = EngineConfig {
+        kv_bytes: row.kv_bytes,
+        max_sequences: size(row.batch),
+        context_tokens: Some(size(row.context_tokens)),
+        max_batch_tokens: row.max_batch_tokens.map_or(
+            defaults
+                .max_batch_tokens
+                .max(size(row.batch).saturating_add(1)),
+            size,
+        ),
+        ..defaults
+    };
+    engine.check().map_err(|e| e.to_string())
 }
 
 fn given(bytes: u64) -> Room {
@@ -449,13 +532,10 @@ fn room(config: &Config) -> Result<Room, Failure> {
 }
 
 /// The named models; without names all generative ones that are here.
-fn planned(config: &Config, names: &[String]) -> Result<Vec<(String, Inspection)>, Failure> {
+fn planned(config: &Config, names: &[String]) -> Result<Vec<Planned>, Failure> {
     let shelf = Shelf::open(config)?;
     if !names.is_empty() {
-        let look = |name: &String| {
-            let path = locate(&shelf, name)?;
-            Ok((name.clone(), with_weights(&path)?))
-        };
+        let look = |name: &String| look_at(config, &shelf, name, &locate(&shelf, name)?);
         return names.iter().map(look).collect();
     }
     let generative = shelf.manifests.iter();
@@ -474,8 +554,8 @@ fn planned(config: &Config, names: &[String]) -> Result<Vec<(String, Inspection)
     let by_path = paths.map(|path| (path.display().to_string(), Ok(path)));
     let mut found = Vec::new();
     for (name, path) in by_name.chain(by_path) {
-        match path.and_then(|path| with_weights(&path)) {
-            Ok(model) => found.push((name, model)),
+        match path.and_then(|path| look_at(config, &shelf, &name, &path)) {
+            Ok(model) => found.push(model),
             Err(error) => eprintln!("left out: {error}"),
         }
     }
@@ -485,6 +565,24 @@ fn planned(config: &Config, names: &[String]) -> Result<Vec<(String, Inspection)
         )),
         false => Ok(found),
     }
+}
+
+/// A model and the draft model of the tier that serves it.
+fn look_at(config: &Config, shelf: &Shelf, name: &str, path: &Path) -> Result<Planned, Failure> {
+    let draft = serving(config, name).and_then(|t| t.speculation.draft_model.clone());
+    let draft = draft.map(|draft| {
+        let path = match is_path(&draft) {
+            true => config.path(Path::new(&draft)),
+            false => shelf.verified(&draft)?,
+        };
+        Ok::<_, Failure>((draft, with_weights(&path)?))
+    });
+    Ok(Planned {
+        name: name.to_string(),
+        model: with_weights(path)?,
+        draft: draft.transpose()?,
+        max_batch_tokens: tier_of(config, name).max_batch_tokens,
+    })
 }
 
 /// A model whose weights are there: without them nobody can say what it takes.
@@ -542,6 +640,9 @@ mod tests {
             context_tokens: 2048,
             batch: 8,
             kv_bytes: 1 << 30,
+            scratch_bytes: 0,
+            draft_bytes: 0,
+            max_batch_tokens: None,
             total_bytes,
             beyond_context,
         };
@@ -552,5 +653,69 @@ mod tests {
         let beyond = plan.verdict_json(&row(1, Some(1024)));
         assert_eq!(beyond["fits"], false);
         assert_eq!(beyond["settings"], Value::Null);
+    }
+
+    /// A plan for the default model, in 16 GiB.
+    fn plan(config: &Config, contexts: &[u64], batches: &[u64]) -> Plan {
+        Plan {
+            room: given(16 << 30),
+            models: planned(config, &["smollm2-135m-instruct".into()]).unwrap(),
+            contexts: contexts.to_vec(),
+            batches: batches.to_vec(),
+            load_quantization: LoadQuantization::Q8_0,
+        }
+    }
+
+    #[test]
+    fn what_a_plan_prints_loads() {
+        let plan = plan(&Config::default(), &[32], &[1, 255, 256, 1024]);
+        let path = locate(
+            &Shelf::open(&Config::default()).unwrap(),
+            &plan.models[0].name,
+        );
+        let path = path.unwrap();
+        for row in &plan.table(&plan.models[0]).rows {
+            let verdict = plan.verdict(row);
+            let written = verdict.strip_prefix("fits: ").expect("it fits");
+            let lines = written.replace(", ", "\n");
+            let file = format!("[[tiers]]\nid = \"a\"\npath = \"a\"\n{lines}\n");
+            let tier = Config::parse("t", &file).unwrap().tiers.remove(0);
+            assert_eq!(tier.max_sequences as u64, row.batch);
+            let loaded = homeostat_engine::Engine::load(EngineConfig {
+                kv_bytes: tier.kv_bytes,
+                max_sequences: tier.max_sequences,
+                max_batch_tokens: tier.max_batch_tokens,
+                context_tokens: tier.context_tokens.map(|n| n as usize),
+                threads: 1,
+                ..EngineConfig::new("a", &path)
+            });
+            assert!(loaded.is_ok(), "{verdict}: {:?}", loaded.err());
+        }
+    }
+
+    #[test]
+    fn a_batch_that_no_engine_takes_does_not_fit_and_says_why() {
+        let plan = plan(&Config::default(), &[32], &[1025]);
+        let row = plan.table(&plan.models[0]).rows[0];
+        let verdict = plan.verdict(&row);
+        assert!(
+            verdict.starts_with("does not fit: max_sequences is 1025"),
+            "{verdict}"
+        );
+        assert_eq!(plan.verdict_json(&row)["settings"], Value::Null);
+    }
+
+    #[test]
+    fn the_draft_model_of_a_tier_is_counted_where_its_model_is_planned() {
+        let mut config = Config::default();
+        let alone = plan(&config, &[2048], &[1]).models.remove(0);
+        assert_eq!(alone.draft, None);
+        config.tiers[0].speculation.draft_model = Some("smollm2-135m-instruct".into());
+        let plan = plan(&config, &[2048], &[1]);
+        let row = plan.table(&plan.models[0]).rows[0];
+        let footprint = plan.table(&plan.models[0]).footprint.unwrap();
+        let twice = footprint.weight_bytes + row.kv_bytes + row.scratch_bytes;
+        assert_eq!(row.draft_bytes, twice);
+        assert_eq!(row.total_bytes, 2 * twice + footprint.host_bytes);
     }
 }

@@ -529,7 +529,7 @@ async fn metrics_count_requests_and_have_no_line_for_what_is_not_measured() {
         r#"homeostat_prompt_tokens_total{model_name="small"} 11"#,
         r#"homeostat_request_success_total{finished_reason="stop",model_name="small"} 1"#,
         r#"homeostat_time_to_first_token_seconds_count{model_name="small"} 1"#,
-        r#"homeostat_time_per_output_token_seconds_count{model_name="small"} 1"#,
+        r#"homeostat_request_time_per_output_token_seconds_count{model_name="small"} 1"#,
         r#"homeostat_e2e_request_latency_seconds_count{model_name="small"} 1"#,
         r#"homeostat_request_prompt_tokens_sum{model_name="small"} 11"#,
         r#"homeostat_request_generation_tokens_sum{model_name="small"} 2"#,

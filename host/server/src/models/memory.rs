@@ -3,12 +3,13 @@
 //! Weights are the bytes of the quantised tensors, since the engine repacks them at load into
 //! forms of the same size and drops the original; floats count as what they become. The KV cache is exact: keys and values of every
 //! layer in f16, in whole blocks per sequence, and nobody is preempted while all sequences
-//! have their full length. Scratch is the arithmetic of a step's buffers, from above.
+//! have their full length. Scratch is the arithmetic of a step's buffers and of the rotation's
+//! angles, from above. A draft model takes all three as well, beside `kv_bytes`.
 //!
 //! It refuses to guess where a header lacks a factor: then the answer is "not said".
 
 use homeostat_engine::block::BLOCK_SIZE;
-use homeostat_engine::{Inspection, LoadQuantization};
+use homeostat_engine::{Inspection, LoadQuantization, max_logit_rows};
 use serde::Serialize;
 
 /// The rest of the host: process, policies, HTTP, tokenizer. Measured resident size of a
@@ -16,27 +17,85 @@ use serde::Serialize;
 /// the weights, KV and scratch of its one tier: 203 MiB, and some to spare.
 const HOST_BYTES: u64 = 224 << 20;
 
-/// Buffers of one step with `rows` rows of which `logit_rows` want logits: activations of the
-/// widest layer in f32 with a quantised copy beside them, and the logits.
-fn scratch_bytes(model: &Inspection, rows: u64, logit_rows: u64) -> Option<u64> {
-    let heads = model.heads? + 2 * model.kv_heads?;
-    let dense = model.feed_forward.unwrap_or(0);
-    let expert = model
-        .experts
-        .and_then(|e| Some(e.used? * e.feed_forward?))
-        .unwrap_or(0);
-    let widths = [
-        // Residual, normed, attention's output, the down projection's output.
-        4u64.checked_mul(model.hidden?)?,
-        heads.checked_mul(model.head_dim?)?,
-        // Gate and up.
-        dense.max(expert).checked_mul(2)?,
-    ];
-    let per_row = widths.into_iter().try_fold(0u64, u64::checked_add)?;
-    // 4 bytes as f32 and at most 2 for the quantised copy.
-    let activations = per_row.checked_mul(6)?.checked_mul(rows)?;
-    let logits = model.vocabulary?.checked_mul(4)?.checked_mul(logit_rows)?;
-    activations.checked_add(logits)
+/// What a step's buffers take: of each row, of each row with logits, and of each position that a
+/// sequence may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Scratch {
+    row: u64,
+    logit_row: u64,
+    position: u64,
+}
+
+impl Scratch {
+    /// Activations of the widest layer in f32 with a quantised copy beside them, the logits, and
+    /// the angles by which heads are rotated.
+    fn of(model: &Inspection) -> Option<Self> {
+        let heads = model.heads? + 2 * model.kv_heads?;
+        let dense = model.feed_forward.unwrap_or(0);
+        let expert = model
+            .experts
+            .and_then(|e| Some(e.used? * e.feed_forward?))
+            .unwrap_or(0);
+        let widths = [
+            // Residual, normed, attention's output, the down projection's output.
+            4u64.checked_mul(model.hidden?)?,
+            heads.checked_mul(model.head_dim?)?,
+            // Gate and up.
+            dense.max(expert).checked_mul(2)?,
+        ];
+        let per_row = widths.into_iter().try_fold(0u64, u64::checked_add)?;
+        // Gemma 3 rotates some layers otherwise than the rest.
+        let rotations = 1 + u64::from(model.architecture.starts_with("gemma3"));
+        Some(Self {
+            // 4 bytes as f32 and at most 2 for the quantised copy.
+            row: per_row.checked_mul(6)?,
+            // The row that is selected, and its logits.
+            logit_row: model
+                .vocabulary?
+                .checked_add(model.hidden?)?
+                .checked_mul(4)?,
+            // A sine and a cosine in f32 for two elements of a head.
+            position: model.head_dim?.checked_mul(4 * rotations)?,
+        })
+    }
+
+    fn bytes(&self, rows: u64, logit_rows: u64, positions: u64) -> Option<u64> {
+        let parts = [
+            self.row.checked_mul(rows)?,
+            self.logit_row.checked_mul(logit_rows)?,
+            self.position.checked_mul(positions)?,
+        ];
+        parts.into_iter().try_fold(0, u64::checked_add)
+    }
+}
+
+/// What one model takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Share {
+    /// 0 where a folder has a config.json only.
+    weight_bytes: u64,
+    kv_bytes_per_token: u64,
+    scratch: Scratch,
+}
+
+impl Share {
+    fn of(model: &Inspection, target: LoadQuantization) -> Option<Self> {
+        Some(Self {
+            weight_bytes: weights_at_load(model, target),
+            kv_bytes_per_token: model.kv_bytes_per_token.filter(|b| *b > 0)?,
+            scratch: Scratch::of(model)?,
+        })
+    }
+
+    /// Of `batch` sequences of `context` tokens each, in whole blocks.
+    fn kv_bytes(&self, context: u64, batch: u64) -> Option<u64> {
+        let block = BLOCK_SIZE as u64;
+        context
+            .div_ceil(block)
+            .checked_mul(block)?
+            .checked_mul(batch)?
+            .checked_mul(self.kv_bytes_per_token)
+    }
 }
 
 /// What a model takes whatever is asked of it, and what each token of a sequence adds.
@@ -45,39 +104,61 @@ pub struct Footprint {
     /// 0 where a folder has a config.json only.
     pub weight_bytes: u64,
     pub kv_bytes_per_token: u64,
-    pub scratch_bytes: u64,
     pub host_bytes: u64,
     /// The model's own limit.
     pub context_tokens: Option<u64>,
+    #[serde(skip)]
+    own: Share,
+    /// Of the model that guesses ahead for it.
+    #[serde(skip)]
+    draft: Option<Share>,
+    #[serde(skip)]
+    max_batch_tokens: u64,
 }
 
 impl Footprint {
-    /// `None` where the header lacks what the sums need. `rows` is `max_batch_tokens`.
-    pub fn of(model: &Inspection, target: LoadQuantization, rows: u64) -> Option<Self> {
+    /// `None` where the header lacks what the sums need. `max_batch_tokens` is what is configured.
+    pub fn of(
+        model: &Inspection,
+        draft: Option<&Inspection>,
+        target: LoadQuantization,
+        max_batch_tokens: u64,
+    ) -> Option<Self> {
+        let own = Share::of(model, target)?;
+        let draft = match draft {
+            Some(draft) => Some(Share::of(draft, target)?),
+            None => None,
+        };
         Some(Self {
-            weight_bytes: weights_at_load(model, target),
-            kv_bytes_per_token: model.kv_bytes_per_token.filter(|b| *b > 0)?,
-            scratch_bytes: scratch_bytes(model, rows, rows.min(64))?,
+            weight_bytes: own.weight_bytes,
+            kv_bytes_per_token: own.kv_bytes_per_token,
             host_bytes: HOST_BYTES,
             context_tokens: model.context_tokens,
+            own,
+            draft,
+            max_batch_tokens,
         })
     }
 
-    /// The KV cache of `batch` sequences of `context` tokens each: what `kv_bytes` must be.
-    pub fn kv_bytes(&self, context: u64, batch: u64) -> Option<u64> {
-        let block = BLOCK_SIZE as u64;
-        context
-            .div_ceil(block)
-            .checked_mul(block)?
-            .checked_mul(batch)?
-            .checked_mul(self.kv_bytes_per_token)
-    }
-
+    /// What `batch` sequences of `context` tokens each take.
     pub fn demand(&self, context: u64, batch: u64) -> Option<Demand> {
-        let kv_bytes = self.kv_bytes(context, batch)?;
+        // An engine wants a row for each running sequence, and one for a prompt.
+        let rows = self.max_batch_tokens.max(batch.checked_add(1)?);
+        let logit_rows = max_logit_rows(usize::try_from(batch).ok()?, usize::try_from(rows).ok()?);
+        let scratch = |share: &Share| share.scratch.bytes(rows, logit_rows as u64, context);
+        let kv_bytes = self.own.kv_bytes(context, batch)?;
+        let scratch_bytes = scratch(&self.own)?;
+        let draft_bytes = match &self.draft {
+            // As many blocks as the model that it guesses for has.
+            Some(draft) => [draft.weight_bytes, scratch(draft)?]
+                .into_iter()
+                .try_fold(draft.kv_bytes(context, batch)?, u64::checked_add)?,
+            None => 0,
+        };
         let parts = [
             self.weight_bytes,
-            self.scratch_bytes,
+            scratch_bytes,
+            draft_bytes,
             self.host_bytes,
             kv_bytes,
         ];
@@ -85,6 +166,9 @@ impl Footprint {
             context_tokens: context,
             batch,
             kv_bytes,
+            scratch_bytes,
+            draft_bytes,
+            max_batch_tokens: (rows > self.max_batch_tokens).then_some(rows),
             total_bytes: parts.into_iter().try_fold(0u64, u64::checked_add)?,
             beyond_context: self.context_tokens.filter(|limit| context > *limit),
         })
@@ -118,7 +202,14 @@ fn weights_at_load(model: &Inspection, target: LoadQuantization) -> u64 {
 pub struct Demand {
     pub context_tokens: u64,
     pub batch: u64,
+    /// What `kv_bytes` must be.
     pub kv_bytes: u64,
+    /// Buffers of a step, and rotation angles.
+    pub scratch_bytes: u64,
+    /// All of the draft model; 0 without one.
+    pub draft_bytes: u64,
+    /// What must be configured, where that is more than what is.
+    pub max_batch_tokens: Option<u64>,
     pub total_bytes: u64,
     /// The model's limit, where the context is longer than that.
     pub beyond_context: Option<u64>,
@@ -168,10 +259,46 @@ mod tests {
         homeostat_engine::inspect(folder.path()).unwrap()
     }
 
+    fn of(model: &Inspection) -> Option<Footprint> {
+        Footprint::of(model, None, LoadQuantization::Q8_0, 256)
+    }
+
+    #[test]
+    fn scratch_grows_with_rows_logits_and_positions() {
+        let footprint = of(&from_config(LLAMA_3_70B)).unwrap();
+        let demand = |context, batch| footprint.demand(context, batch).unwrap();
+        let scratch = |context, batch| demand(context, batch).scratch_bytes;
+        let logit_row = (128_256 + 8_192) * 4;
+        // Up to 64 sequences an engine has 64 rows of logits.
+        assert_eq!(scratch(1024, 1), scratch(1024, 64));
+        assert_eq!(scratch(1024, 255) - scratch(1024, 64), 191 * logit_row);
+        assert_eq!(demand(1024, 255).max_batch_tokens, None);
+        // One more takes one more row of a step.
+        let row = 6 * (4 * 8_192 + 80 * 128 + 2 * 28_672);
+        assert_eq!(scratch(1024, 256) - scratch(1024, 255), row + logit_row);
+        assert_eq!(demand(1024, 256).max_batch_tokens, Some(257));
+        // A head has 128 elements: 64 sines, 64 cosines.
+        assert_eq!(scratch(1025, 1) - scratch(1024, 1), 128 * 4);
+    }
+
+    #[test]
+    fn a_draft_model_takes_its_weights_scratch_and_as_many_blocks_beside_kv_bytes() {
+        let model = from_config(LLAMA_3_70B);
+        let draft = LLAMA_3_70B.replace("\"num_hidden_layers\": 80", "\"num_hidden_layers\": 8");
+        let draft = from_config(&draft);
+        let with = Footprint::of(&model, Some(&draft), LoadQuantization::Q8_0, 256).unwrap();
+        let (with, without) = (with.demand(4096, 4), of(&model).unwrap().demand(4096, 4));
+        let (with, without) = (with.unwrap(), without.unwrap());
+        let alone = of(&draft).unwrap().demand(4096, 4).unwrap();
+        assert_eq!(with.kv_bytes, without.kv_bytes);
+        assert_eq!(with.draft_bytes, alone.kv_bytes + alone.scratch_bytes);
+        assert_eq!(with.total_bytes, without.total_bytes + with.draft_bytes);
+    }
+
     #[test]
     fn llama_3_70b_takes_320_kib_a_token_and_40_gib_for_each_of_three_shapes() {
         let model = from_config(LLAMA_3_70B);
-        let footprint = Footprint::of(&model, LoadQuantization::Q8_0, 256).unwrap();
+        let footprint = of(&model).unwrap();
         assert_eq!(footprint.kv_bytes_per_token, 320 << 10);
         for (context, batch, gib) in [
             (128 << 10, 1, 40),
@@ -191,33 +318,25 @@ mod tests {
 
     #[test]
     fn a_sequence_takes_whole_blocks() {
-        let footprint =
-            Footprint::of(&from_config(LLAMA_3_70B), LoadQuantization::Q8_0, 256).unwrap();
+        let footprint = of(&from_config(LLAMA_3_70B)).unwrap();
         let block = BLOCK_SIZE as u64 * footprint.kv_bytes_per_token;
-        assert_eq!(footprint.kv_bytes(1, 3), Some(3 * block));
-        assert_eq!(
-            footprint.kv_bytes(BLOCK_SIZE as u64 + 1, 1),
-            Some(2 * block)
-        );
+        let kv = |context, batch| footprint.demand(context, batch).unwrap().kv_bytes;
+        assert_eq!(kv(1, 3), 3 * block);
+        assert_eq!(kv(BLOCK_SIZE as u64 + 1, 1), 2 * block);
     }
 
     #[test]
     fn absurd_shapes_are_no_numbers_rather_than_wrong_ones() {
-        let footprint =
-            Footprint::of(&from_config(LLAMA_3_70B), LoadQuantization::Q8_0, 256).unwrap();
-        assert_eq!(footprint.kv_bytes(u64::MAX / 2, 2), None);
+        let footprint = of(&from_config(LLAMA_3_70B)).unwrap();
+        assert_eq!(footprint.demand(u64::MAX / 2, 2), None);
         assert_eq!(footprint.demand(1 << 40, 1 << 20), None);
         let lacking = LLAMA_3_70B.replace("\"num_hidden_layers\": 80,", "");
-        assert_eq!(
-            Footprint::of(&from_config(&lacking), LoadQuantization::Q8_0, 256),
-            None
-        );
+        assert_eq!(of(&from_config(&lacking)), None);
     }
 
     #[test]
     fn what_is_lacking_is_said_to_the_byte() {
-        let footprint =
-            Footprint::of(&from_config(LLAMA_3_70B), LoadQuantization::Q8_0, 256).unwrap();
+        let footprint = of(&from_config(LLAMA_3_70B)).unwrap();
         let demand = footprint.demand(2048, 1).unwrap();
         let room = |available_bytes| Room {
             total_bytes: 64 * GIB,

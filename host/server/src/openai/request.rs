@@ -5,6 +5,7 @@
 //! type goes further than here.
 
 use homeostat_cascade::{Job, OutputFormat, Prompt, Sampling};
+use homeostat_engine::{MAX_LOGIT_BIAS, MAX_STOP_BYTES, MAX_STOPS, MAX_TOP_LOGPROBS};
 use homeostat_hooks::{Attribute, Endpoint, Message, Role, Value};
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
@@ -15,14 +16,10 @@ use super::output;
 
 /// Answers to one request; each of them costs a whole generation.
 const N_MAX: i64 = 8;
-/// Stop strings. OpenAI takes 4, vLLM any number; more than 16 is a mistake.
-const STOP_MAX: usize = 16;
 /// Alternatives per token, as for OpenAI.
-const TOP_LOGPROBS_MAX: i64 = 20;
+const TOP_LOGPROBS_MAX: i64 = MAX_TOP_LOGPROBS as i64;
 /// New tokens: no context of today holds more, so a larger number is a mistake.
 const TOKENS_MAX: i64 = 10_000_000;
-/// Entries of `logit_bias`: OpenAI's limit.
-const LOGIT_BIAS_MAX: usize = 1024;
 /// What `/v1/completions` generates when the client does not say, as for OpenAI.
 const COMPLETION_TOKENS_DEFAULT: u32 = 16;
 
@@ -197,6 +194,10 @@ pub fn sharer_of_tenant(tenant: &str) -> String {
     format!("tenant {tenant}")
 }
 
+/// The name under which the engines know policies that work for a request without a tenant. No
+/// client's begins like it.
+pub const SHARER_OF_POLICIES: &str = "policies";
+
 /// The id of answer number `index`, under which its decision is recorded.
 pub fn job_id(id: &str, index: u32) -> String {
     if index == 0 {
@@ -253,19 +254,26 @@ fn stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
         Some(Json::Array(list)) => list,
         Some(one) => vec![one],
     };
-    if list.len() > STOP_MAX {
+    if list.len() > MAX_STOPS {
         let what = format!(
-            "stop has {} strings, expected at most {STOP_MAX}",
+            "stop has {} strings, expected at most {MAX_STOPS}",
             list.len()
         );
         return Err(ApiError::invalid("stop", what));
     }
     let texts = list.into_iter().map(|value| match value {
-        Json::String(text) if !text.is_empty() => Ok(text),
-        Json::String(_) => Err(ApiError::invalid(
+        Json::String(text) if text.is_empty() => Err(ApiError::invalid(
             "stop",
             "stop contains an empty string, which would end every answer at once",
         )),
+        Json::String(text) if text.len() > MAX_STOP_BYTES => Err(ApiError::invalid(
+            "stop",
+            format!(
+                "stop contains a string of {} bytes, expected at most {MAX_STOP_BYTES}",
+                text.len()
+            ),
+        )),
+        Json::String(text) => Ok(text),
         other => Err(ApiError::invalid(
             "stop",
             format!(
@@ -299,9 +307,9 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
             })?;
         biases.push((token, bias));
     }
-    if biases.len() > LOGIT_BIAS_MAX {
+    if biases.len() > MAX_LOGIT_BIAS {
         return Err(wrong(format!(
-            "logit_bias has {} entries, expected at most {LOGIT_BIAS_MAX}",
+            "logit_bias has {} entries, expected at most {MAX_LOGIT_BIAS}",
             biases.len()
         )));
     }
@@ -601,6 +609,24 @@ mod tests {
         ] {
             refused(chat(extra), param, &words);
         }
+    }
+
+    #[test]
+    fn the_door_lets_in_what_the_engine_takes_and_no_more() {
+        let bias = |n: usize| {
+            let entries: Vec<String> = (0..n).map(|id| format!("\"{id}\":1")).collect();
+            chat(&format!(r#","logit_bias":{{{}}}"#, entries.join(",")))
+        };
+        let stop = |n: usize| chat(&format!(r#","stop":"{}""#, "x".repeat(n)));
+        let biased = bias(MAX_LOGIT_BIAS).unwrap().sampling;
+        let params = homeostat_engine::SamplingParams {
+            logit_bias: biased.logit_bias,
+            ..Default::default()
+        };
+        assert_eq!(params.check(MAX_LOGIT_BIAS), Ok(()));
+        refused(bias(MAX_LOGIT_BIAS + 1), "logit_bias", &["301", "300"]);
+        assert!(stop(MAX_STOP_BYTES).is_ok());
+        refused(stop(MAX_STOP_BYTES + 1), "stop", &["257 bytes", "256"]);
     }
 
     #[test]

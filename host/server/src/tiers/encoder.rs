@@ -10,7 +10,8 @@ pub trait Embedder: Send + Sync {
     fn max_tokens(&self) -> usize;
     /// Tokens of a text, control tokens included.
     fn count_tokens(&self, text: &str) -> Result<usize, String>;
-    /// One vector of unit length per text. Blocks while it computes.
+    /// One vector of unit length per text. Blocks while it computes. Whoever asks has counted the
+    /// tokens: of a text longer than [`Self::max_tokens`] only the beginning is read.
     fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, String>;
 }
 

@@ -12,11 +12,13 @@ use std::time::Instant;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use homeostat_cascade::{
-    GenerateCall, OutputFormat, Prompt, Tier, TierError, TierEvent, TierFault, Token, TokenStream,
+    CONTEXT_LENGTH_EXCEEDED, CONVERSATION_REFUSED, GenerateCall, OutputFormat, Prompt, Tier,
+    TierError, TierEvent, TierFault, Token, TokenStream,
 };
 use homeostat_engine::{
     ChatMessage, Closed, ConstraintError, EngineError, EngineHandle, Event, FinishReason,
-    GenerationRequest, Grammar, SamplingParams, SequenceId, Sink, SubmitError, Timings,
+    GenerationRequest, Grammar, SamplingParams, SequenceId, Sink, SubmitError, TemplateError,
+    Timings,
 };
 use homeostat_hooks::{Finish, Role, Sample, TierView};
 use tokio::sync::mpsc;
@@ -87,7 +89,7 @@ impl Tier for LocalTier {
         let stats = self.shared.engine.stats();
         let means = *self.shared.means();
         TierView {
-            ready: true,
+            ready: self.shared.engine.is_alive(),
             num_requests_running: stats.num_requests_running as u32,
             num_requests_waiting: stats.num_requests_waiting as u32,
             ttft_ms: means.ttft_ms.map(Sample::measured),
@@ -101,24 +103,15 @@ impl Tier for LocalTier {
         async move {
             // A grammar is compiled before its request is queued: milliseconds, for a large one more.
             let long = prompt_bytes(&call) > LONG_PROMPT_BYTES || call.output != OutputFormat::Text;
-            let (events, receiver) = mpsc::unbounded_channel();
-            let submit = {
-                let shared = shared.clone();
-                move || shared.submit(&call, events)
-            };
-            let id = if long {
-                tokio::task::spawn_blocking(submit)
+            // A client that leaves meanwhile takes only the handle of that thread's work with it;
+            // what the thread then gives back cancels what it has begun.
+            let begin = move || Running::begin(shared, &call);
+            let running = if long {
+                tokio::task::spawn_blocking(begin)
                     .await
                     .map_err(|e| TierError::host("internal_error", format!("tokenizer: {e}")))??
             } else {
-                submit()?
-            };
-            let running = Running {
-                shared,
-                id,
-                receiver,
-                newest: None,
-                over: false,
+                begin()?
             };
             Ok(futures::stream::unfold(running, Running::next).boxed())
         }
@@ -190,13 +183,7 @@ impl Shared {
                 let messages: Vec<ChatMessage> = system.chain(said).collect();
                 let prefix = Some(call.answer_prefix.as_str()).filter(|p| !p.is_empty());
                 let rendered = self.engine.render_chat(&messages, true, prefix);
-                rendered.map_err(|e| TierError {
-                    fault: TierFault::Client,
-                    code: "invalid_value",
-                    message: format!("tier {} cannot read this conversation: {e}", self.view.id),
-                    retryable: false,
-                    retry_after_ms: None,
-                })
+                rendered.map_err(|e| unreadable(&self.view.id, &e))
             }
         }
     }
@@ -262,11 +249,28 @@ fn prompt_bytes(call: &GenerateCall) -> usize {
     }
 }
 
+/// Why a conversation has no text for this tier's model. Its template may refuse what another's
+/// takes, such as a system message; one that is broken or missing is the model's fault.
+fn unreadable(tier: &str, error: &TemplateError) -> TierError {
+    let (fault, code) = match error {
+        TemplateError::Refused(_) => (TierFault::Client, CONVERSATION_REFUSED),
+        TemplateError::Empty => (TierFault::Client, "invalid_value"),
+        TemplateError::Broken(_) | TemplateError::Missing => (TierFault::Tier, "model_failed"),
+    };
+    TierError {
+        fault,
+        code,
+        message: format!("tier {tier} cannot read this conversation: {error}"),
+        retryable: false,
+        retry_after_ms: None,
+    }
+}
+
 fn refused(tier: &str, error: SubmitError) -> TierError {
     let (fault, code, retry_after_ms) = match &error {
         SubmitError::QueueFull { .. } => (TierFault::Tier, "queue_full", Some(1000)),
         SubmitError::ContextTooLong { .. } | SubmitError::NeverFits { .. } => {
-            (TierFault::Client, "context_length_exceeded", None)
+            (TierFault::Client, CONTEXT_LENGTH_EXCEEDED, None)
         }
         SubmitError::Invalid(_) => (TierFault::Client, "invalid_value", None),
         SubmitError::Constraint(ConstraintError::Vocabulary(_)) => {
@@ -274,6 +278,7 @@ fn refused(tier: &str, error: SubmitError) -> TierError {
         }
         SubmitError::Constraint(_) => (TierFault::Client, "invalid_grammar", None),
         SubmitError::ShuttingDown => (TierFault::Tier, "unavailable", Some(1000)),
+        SubmitError::Ended => (TierFault::Host, "engine_ended", None),
     };
     TierError {
         fault,
@@ -321,6 +326,19 @@ struct Running {
 }
 
 impl Running {
+    /// Blocks while it tokenises and compiles.
+    fn begin(shared: Arc<Shared>, call: &GenerateCall) -> Result<Self, TierError> {
+        let (events, receiver) = mpsc::unbounded_channel();
+        let id = shared.submit(call, events)?;
+        Ok(Self {
+            shared,
+            id,
+            receiver,
+            newest: None,
+            over: false,
+        })
+    }
+
     async fn next(mut self) -> Option<(Result<TierEvent, TierError>, Self)> {
         while !self.over {
             let Some(event) = self.receiver.recv().await else {
@@ -388,5 +406,35 @@ impl Drop for Running {
         if !self.over {
             self.shared.engine.cancel(self.id);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_that_refuses_is_the_requests_matter_and_one_that_is_broken_the_tiers() {
+        let fault = |error: TemplateError| {
+            let e = unreadable("t", &error);
+            assert!(e.message.contains("tier t"), "{}", e.message);
+            (e.fault, e.code)
+        };
+        let refused = TemplateError::Refused("System role not supported".into());
+        assert_eq!(fault(refused), (TierFault::Client, CONVERSATION_REFUSED));
+        let broken = TemplateError::Broken("strftime_now does not know %Q".into());
+        assert_eq!(fault(broken), (TierFault::Tier, "model_failed"));
+        assert_eq!(
+            fault(TemplateError::Missing),
+            (TierFault::Tier, "model_failed")
+        );
+    }
+
+    #[test]
+    fn a_dead_engine_is_the_hosts_fault_and_not_a_shutdown() {
+        let dead = refused("t", SubmitError::Ended);
+        assert_eq!((dead.fault, dead.code), (TierFault::Host, "engine_ended"));
+        assert!(!dead.retryable);
+        assert!(!dead.message.contains("shutting down"), "{}", dead.message);
     }
 }

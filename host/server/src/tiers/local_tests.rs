@@ -7,7 +7,7 @@ use futures::StreamExt;
 use homeostat_cascade::{
     GenerateCall, OutputFormat, Prompt, Sampling, Tier, TierError, TierEvent, TierFault, Token,
 };
-use homeostat_engine::{Engine, EngineConfig};
+use homeostat_engine::{Engine, EngineConfig, Shutdown};
 use homeostat_hooks::{Finish, GenerateOptions, Message, ModelError, Models, Role, TierView};
 
 use super::local::{LocalTier, Wishes};
@@ -15,15 +15,22 @@ use super::models::HostModels;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::models::Shelf;
+use crate::openai::request::sharer_of_tenant;
 
-/// One engine for all tests of this file.
-static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
+/// One engine for the tests of this file that share it.
+static ENGINE: LazyLock<Engine> = LazyLock::new(engine);
+
+fn engine() -> Engine {
     let shelf = Shelf::open(&Config::default()).unwrap();
     let file = shelf.verified("smollm2-135m-instruct").unwrap();
     Engine::load(EngineConfig::new("small", file)).unwrap()
-});
+}
 
 fn tier() -> LocalTier {
+    tier_over(&ENGINE)
+}
+
+fn tier_over(engine: &Engine) -> LocalTier {
     let view = TierView {
         id: "small".into(),
         ..TierView::default()
@@ -33,7 +40,7 @@ fn tier() -> LocalTier {
         system: Some(String::new()),
     };
     let times = Metrics::new().unwrap().times_of("small");
-    LocalTier::new(view, ENGINE.handle(), wishes, times)
+    LocalTier::new(view, engine.handle(), wishes, times)
 }
 
 fn call(question: &str) -> GenerateCall {
@@ -206,6 +213,79 @@ async fn a_dropped_answer_ends_its_sequence() {
 }
 
 #[test]
+fn a_client_that_leaves_while_its_prompt_is_tokenised_ends_its_sequence() {
+    let engine = engine();
+    let tier = tier_over(&engine);
+    // One thread for work that blocks: what is asked of it is done in turn.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut asked = tier.generate(call(&"word ".repeat(4_000)));
+        assert!(futures::poll!(&mut asked).is_pending());
+        drop(asked);
+        tokio::task::spawn_blocking(|| ()).await.unwrap();
+    });
+    let handle = engine.handle();
+    // Generous: the test hangs here if nobody ends it. Its prompt has 4,000 tokens.
+    let ended = (0..60_000).any(|_| {
+        std::thread::sleep(Duration::from_millis(1));
+        handle.stats().requests_finished_total == 1
+    });
+    let stats = handle.stats();
+    assert!(ended, "{stats:?}");
+    assert!(stats.iteration_tokens_total < 2_000, "{stats:?}");
+}
+
+#[test]
+fn a_tier_is_ready_for_as_long_as_its_engine_takes_requests() {
+    let engine = engine();
+    let tier = tier_over(&engine);
+    assert!(tier.view().ready);
+    engine.shutdown(Shutdown::Cancel);
+    assert!(!tier.view().ready);
+}
+
+#[test]
+fn what_policies_ask_is_cached_for_their_tenant_alone() {
+    let engine = engine();
+    let tier = Arc::new(tier_over(&engine));
+    let models = HostModels::new(vec![tier.clone()], Vec::new(), None).unwrap();
+    let prompt = "word ".repeat(100);
+    let hits = || engine.handle().stats().prefix_cache_hits_total;
+    let ask = |tenant| {
+        let options = GenerateOptions {
+            max_tokens: 1,
+            ..GenerateOptions::default()
+        };
+        let answer = models.generate(tenant, "small", &prompt, &options, 60_000);
+        answer.unwrap();
+        hits()
+    };
+    assert_eq!(ask(Some("acme")), 0);
+    assert_eq!(ask(Some("other")), 0);
+    assert_eq!(ask(None), 0);
+    // A client without a name, and a tenant's own client.
+    let client = |sharer: Option<String>| {
+        let raw = GenerateCall {
+            prompt: Arc::new(Prompt::Raw(prompt.clone())),
+            sharer,
+            ..call("")
+        };
+        futures::executor::block_on(async {
+            let stream = tier.generate(raw).await.unwrap();
+            stream.for_each(|_| async {}).await;
+        });
+        hits()
+    };
+    assert_eq!(client(None), 0);
+    let of_tenant = client(Some(sharer_of_tenant("acme")));
+    assert!(of_tenant > 0);
+    assert!(ask(Some("other")) > of_tenant);
+}
+
+#[test]
 fn policies_may_count_score_and_generate_within_their_time() {
     let models = HostModels::new(vec![Arc::new(tier())], Vec::new(), None).unwrap();
     assert_eq!(
@@ -214,14 +294,14 @@ fn policies_may_count_score_and_generate_within_their_time() {
             .unwrap(),
         4
     );
-    let likely = models.score("small", "The capital of France is", " Paris", 60_000);
-    let unlikely = models.score("small", "The capital of France is", " banana", 60_000);
+    let likely = models.score(None, "small", "The capital of France is", " Paris", 60_000);
+    let unlikely = models.score(None, "small", "The capital of France is", " banana", 60_000);
     assert!(likely.unwrap()[0] > unlikely.unwrap()[0]);
     let options = GenerateOptions {
         max_tokens: 2,
         ..GenerateOptions::default()
     };
-    let answer = models.generate("small", "The capital of France is", &options, 60_000);
+    let answer = models.generate(None, "small", "The capital of France is", &options, 60_000);
     let answer = answer.unwrap();
     assert!(answer.text.starts_with(" Paris"), "{}", answer.text);
     assert_eq!(answer.logprobs.len(), 2);
@@ -229,6 +309,6 @@ fn policies_may_count_score_and_generate_within_their_time() {
         max_tokens: 2000,
         ..options
     };
-    let late = models.generate("small", "Once upon a time", &hurried, 1);
+    let late = models.generate(None, "small", "Once upon a time", &hurried, 1);
     assert!(matches!(late, Err(ModelError::Unavailable(_))), "{late:?}");
 }

@@ -18,6 +18,7 @@ use homeostat_hooks::{GenerateOptions, Generated, ModelError, Models, TierView};
 
 use super::encoder::Embedder;
 use super::local::LocalTier;
+use crate::openai::request::{SHARER_OF_POLICIES, sharer_of_tenant};
 
 /// Questions that may wait for the worker. An embedding takes some ten milliseconds, a
 /// policy's deadline is a hundred: whoever would wait longer gives up anyhow.
@@ -109,6 +110,17 @@ impl Models for HostModels {
         let encoder = encoder.clone();
         let text = text.to_string();
         self.worker.ask(timeout_ms, move || {
+            let tokens = encoder
+                .count_tokens(&text)
+                .map_err(ModelError::InvalidArgument)?;
+            let limit = encoder.max_tokens();
+            if tokens > limit {
+                let why = format!(
+                    "the text has {tokens} tokens, {} reads {limit}",
+                    encoder.id()
+                );
+                return Err(ModelError::LimitExceeded(why));
+            }
             let vectors = encoder.embed(&[&text]).map_err(ModelError::Internal)?;
             let first = vectors.into_iter().next();
             first.ok_or_else(|| ModelError::Internal("the encoder gave no vector".into()))
@@ -117,6 +129,7 @@ impl Models for HostModels {
 
     fn score(
         &self,
+        tenant: Option<&str>,
         name: &str,
         prompt: &str,
         continuation: &str,
@@ -124,8 +137,10 @@ impl Models for HostModels {
     ) -> Result<Vec<f32>, ModelError> {
         let engine = self.local(name)?.engine().clone();
         let (prompt, continuation) = (prompt.to_string(), continuation.to_string());
+        let sharer = sharer(tenant);
         self.worker.ask(timeout_ms, move || {
-            let scores = engine.score(&prompt, &continuation).map_err(|e| match e {
+            let scores = engine.score(Some(&sharer), &prompt, &continuation);
+            let scores = scores.map_err(|e| match e {
                 ScoreError::Submit(e) => not_taken(&e),
                 other => ModelError::Unavailable(other.to_string()),
             })?;
@@ -135,6 +150,7 @@ impl Models for HostModels {
 
     fn generate(
         &self,
+        tenant: Option<&str>,
         name: &str,
         prompt: &str,
         options: &GenerateOptions,
@@ -145,6 +161,7 @@ impl Models for HostModels {
         let mut request = GenerationRequest::new(prompt);
         request.max_new_tokens = Some(options.max_tokens as usize);
         request.stop = options.stop.clone();
+        request.tenant = Some(sharer(tenant));
         request.params = SamplingParams {
             temperature: options.temperature,
             seed: Some(options.seed),
@@ -178,6 +195,11 @@ impl Models for HostModels {
     }
 }
 
+/// Whose share a policy's question takes, and whose prompts it may meet in the prefix cache.
+fn sharer(tenant: Option<&str>) -> String {
+    tenant.map_or_else(|| SHARER_OF_POLICIES.into(), sharer_of_tenant)
+}
+
 fn late(timeout_ms: u32) -> ModelError {
     ModelError::Unavailable(format!(
         "no answer within the {timeout_ms} ms that were left"
@@ -186,7 +208,7 @@ fn late(timeout_ms: u32) -> ModelError {
 
 fn not_taken(error: &SubmitError) -> ModelError {
     match error {
-        SubmitError::QueueFull { .. } | SubmitError::ShuttingDown => {
+        SubmitError::QueueFull { .. } | SubmitError::ShuttingDown | SubmitError::Ended => {
             ModelError::Unavailable(error.to_string())
         }
         SubmitError::ContextTooLong { .. } | SubmitError::NeverFits { .. } => {
@@ -294,15 +316,21 @@ mod tests {
         assert_eq!(models.names(), ["lengths"]);
         assert_eq!(models.embed("lengths", "abc", 10_000).unwrap(), [3.0]);
         assert_eq!(models.count_tokens("lengths", "ab").unwrap(), 2);
+        assert!(models.embed("lengths", "abcdefgh", 10_000).is_ok());
+        let error = models.embed("lengths", "abcdefghi", 10_000).unwrap_err();
+        assert!(matches!(error, ModelError::LimitExceeded(_)), "{error}");
+        assert!(error.to_string().contains("9 tokens"), "{error}");
         assert_eq!(models.info("lengths").unwrap().context_tokens, 8);
         let options = GenerateOptions::default();
-        let error = models.generate("lengths", "a", &options, 1).unwrap_err();
+        let error = models
+            .generate(None, "lengths", "a", &options, 1)
+            .unwrap_err();
         assert!(matches!(error, ModelError::Unavailable(_)), "{error}");
     }
 
     #[test]
     fn an_unknown_model_is_an_error_that_lists_the_known_ones() {
-        let error = models().score("nobody", "a", "b", 1).unwrap_err();
+        let error = models().score(None, "nobody", "a", "b", 1).unwrap_err();
         assert!(matches!(error, ModelError::InvalidArgument(_)));
         assert!(error.to_string().contains("lengths"), "{error}");
     }

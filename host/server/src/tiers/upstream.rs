@@ -4,7 +4,10 @@
 //! Servers differ. Fields beyond OpenAI's are sent only when the client asked for
 //! something that needs them, and every field of a chunk may be missing.
 
-use homeostat_cascade::{GenerateCall, OutputFormat, Prompt, TierError, TierFault, Token};
+use homeostat_cascade::{
+    CONTEXT_LENGTH_EXCEEDED, CONVERSATION_REFUSED, GenerateCall, OutputFormat, Prompt, TierError,
+    TierFault, Token,
+};
 use homeostat_hooks::{Finish, Role};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -279,12 +282,13 @@ pub fn refusal(tier: &str, status: u16, retry_after: Option<u32>, body: &[u8]) -
         message_of(error)
     };
     let code = error.get("code").and_then(Value::as_str).unwrap_or("");
-    let too_long = code == "context_length_exceeded"
+    let too_long = code == CONTEXT_LENGTH_EXCEEDED
         || (text.contains("context") && (text.contains("length") || text.contains("window")));
     let (fault, code, retryable) = match status {
-        400 | 413 | 422 if too_long => (TierFault::Client, "context_length_exceeded", false),
         // llama-cpp-python reports a prompt that is too long as its own failure.
-        500 if too_long => (TierFault::Client, "context_length_exceeded", false),
+        400 | 413 | 422 | 500 if too_long => (TierFault::Client, CONTEXT_LENGTH_EXCEEDED, false),
+        // Another host of this kind.
+        400 if code == CONVERSATION_REFUSED => (TierFault::Client, CONVERSATION_REFUSED, false),
         400 | 413 | 422 => (TierFault::Client, "invalid_value", false),
         401 | 403 => (TierFault::Tier, "upstream_auth", false),
         404 | 405 => (TierFault::Tier, "upstream_not_found", false),
@@ -493,6 +497,8 @@ mod tests {
         assert_eq!(fault(400, long), client);
         let llama = r#"{"error":{"message":"Requested tokens (99) exceed context window of 10"}}"#;
         assert_eq!(fault(500, llama), client);
+        let template = r#"{"error":{"message":"no system","code":"conversation_refused"}}"#;
+        assert_eq!(fault(400, template).1, CONVERSATION_REFUSED);
         assert_eq!(fault(400, "{}").1, "invalid_value");
         assert_eq!(fault(401, "").1, "upstream_auth");
         assert_eq!(fault(429, ""), (TierFault::Tier, "queue_full", true));
