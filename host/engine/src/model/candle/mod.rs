@@ -34,7 +34,7 @@ use candle_nn::ops::{rms_norm, sigmoid, softmax_last_dim};
 use candle_nn::rotary_emb::{rope, rope_i};
 
 use self::attention::{PagedCache, Plan, Scores};
-use self::weights::{Upload, embed, multiply};
+use self::weights::{Upload, as_input, embed, multiply};
 use super::ModelError;
 use super::config::{DecoderConfig, ExpertConfig, Rope};
 use super::decoder::{RunnerSize, check_batch};
@@ -59,6 +59,12 @@ impl DeviceWeights {
         let upload = Upload { device };
         let weights = DecoderWeights::pack(source, &upload)?;
         let device = upload.device;
+        // Candle gives each thread a stream of its own, and the one that loads is not the one that
+        // computes.
+        device.synchronize().map_err(|e| ModelError::Unreadable {
+            file: source.path().display().to_string(),
+            problem: format!("not copied to the device: {e}"),
+        })?;
         Ok(Self { weights, device })
     }
 
@@ -99,8 +105,11 @@ impl CandleRunner {
             RopeTable::new(rope.style, rope.dim, rope.base, divisors, positions)
         };
         let has_local = config.kinds.iter().any(|kind| kind.local_rope);
+        let cache = PagedCache::new(config, size.blocks, &device)?;
+        // For the thread that computes, as after loading.
+        device.synchronize()?;
         Ok(Self {
-            cache: PagedCache::new(config, size.blocks, &device)?,
+            cache,
             rope: table(&config.rope, &weights.rope_divisors),
             local_rope: has_local.then(|| table(&config.local_rope, &[])),
             size,
@@ -211,7 +220,7 @@ impl CandleRunner {
             post_norm,
         } = &self.weights.layers[index].attention;
         let (rows, epsilon) = (residual.dim(0)?, config.rms_epsilon);
-        let x = norm(residual, input_norm, epsilon)?;
+        let x = as_input(q, &norm(residual, input_norm, epsilon)?)?;
         let heads = |weights, bias, norms, count| {
             let projected = add_bias(&multiply(weights, &x)?, bias)?;
             let heads = projected.reshape((rows, count, config.head_dim))?;
@@ -304,6 +313,7 @@ fn add_bias(x: &Tensor, bias: &Option<Tensor>) -> Result<Tensor> {
 
 /// `down(activation(gate(x)) * up(x))`.
 fn gated(weights: &GatedWeights<Upload>, activation: Activation, x: &Tensor) -> Result<Tensor> {
+    let x = &as_input(&weights.gate, x)?;
     let gate = multiply(&weights.gate, x)?;
     let gate = match activation {
         Activation::Silu => gate.silu()?,
