@@ -67,7 +67,10 @@ impl PagedCache {
                 flat.slice_set(&rows.narrow(0, run.row, run.rows)?, 0, run.slot)?;
             }
             if let Some(scattered) = &plan.scattered {
-                let rows = rows.index_select(&scattered.rows, 0)?;
+                let rows = match &scattered.rows {
+                    Some(picked) => rows.index_select(picked, 0)?,
+                    None => rows,
+                };
                 flat.scatter_set(&scattered.slots, &rows, 0)?;
             }
         }
@@ -107,8 +110,8 @@ const LONG_RUN: usize = 16;
 
 /// The writes that are no long runs.
 struct Scattered {
-    /// `[writes]`
-    rows: Tensor,
+    /// `[writes]`; `None`: all rows in their order, which need no selection.
+    rows: Option<Tensor>,
     /// `[writes, width]`: the slot of each write, the same number in every column.
     slots: Tensor,
 }
@@ -150,10 +153,12 @@ impl Plan {
             true => None,
             false => {
                 let (rows, slots): (Vec<u32>, Vec<u32>) = rest.into_iter().unzip();
+                let all = rows.iter().copied().eq(0..batch.rows() as u32);
+                let rows = (!all).then(|| Tensor::new(rows, device)).transpose()?;
                 let (writes, width) = (slots.len(), cache.width);
                 let slots = Tensor::from_vec(slots, (writes, 1), device)?;
                 Some(Scattered {
-                    rows: Tensor::new(rows, device)?,
+                    rows,
                     slots: slots.broadcast_as((writes, width))?.contiguous()?,
                 })
             }
