@@ -15,16 +15,17 @@
 //! about the CPU; this runner is compared within a tolerance.
 //!
 //! What has been run: all of it on candle's CPU device but the flash attention call, by the tests in
-//! `tests/architectures/devices.rs`. What has only been type-checked: this crate with the feature,
-//! against the signature of flash attention in candle-flash-attn 0.11.1. What has not been compiled
-//! is candle's own CUDA backend and kernels, and nothing has run on a GPU; the tests marked as
-//! needing one are run by `cargo test --release -p homeostat-engine --features cuda -- --ignored
+//! `tests/architectures/devices.rs`. (TO BE FINISHED AFTER THE RUN ON A GPU.) The tests marked as
+//! needing a GPU are run by `cargo test --release -p homeostat-engine --features cuda -- --ignored
 //! cuda`.
 //!
 //! To build with the feature: `nvcc` on the path, `CUDA_COMPUTE_CAP` (90 for an H200) where no GPU
 //! is visible, and network for candle-flash-attn's build script, which fetches CUTLASS with git;
-//! `CANDLE_FLASH_ATTN_BUILD_DIR` keeps its 53 compiled kernels. Such a binary starts only where the
-//! driver's and CUDA's libraries are, because candle links them.
+//! `CANDLE_FLASH_ATTN_BUILD_DIR` keeps its 53 compiled kernels. CUTLASS 3.5 does not compile with
+//! CUDA 13.0 unless `NVCC_APPEND_FLAGS` is `-DCUTLASS_ENABLE_DIRECT_CUDA_DRIVER_CALL`. Where there
+//! is no toolkit, or git reaches nobody, `.ci/setup cuda` makes both out of Python packages and
+//! says what to set. Such a binary starts only where the driver's and CUDA's libraries are, because
+//! candle links them.
 
 mod attention;
 mod weights;
