@@ -4,7 +4,8 @@
 //! It exists so that a benchmark in another language can time this engine without a server in
 //! between. It decides nothing about what is measured; the peers speak the same lines.
 //!
-//! `bench '{"model": "…gguf", "threads": 2, "kv_bytes": 134217728, "prefix_cache": false}'`
+//! `bench '{"model": "…gguf", "threads": 2, "kv_bytes": 134217728, "prefix_cache": false}'`, and
+//! for a GPU with `"device": "cuda:0", "max_batch_tokens": 8192, "max_sequences": 64` in it.
 
 use std::io::{BufRead, Write};
 use std::sync::mpsc::{Sender, channel};
@@ -24,6 +25,9 @@ struct Settings {
     threads: usize,
     kv_bytes: u64,
     prefix_cache: bool,
+    device: Option<String>,
+    max_batch_tokens: Option<usize>,
+    max_sequences: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -154,6 +158,11 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     config.threads = settings.threads;
     config.kv_bytes = settings.kv_bytes;
     config.prefix_cache = settings.prefix_cache;
+    if let Some(device) = settings.device {
+        config.device = device.parse()?;
+    }
+    config.max_batch_tokens = settings.max_batch_tokens.unwrap_or(config.max_batch_tokens);
+    config.max_sequences = settings.max_sequences.unwrap_or(config.max_sequences);
     let engine = Engine::load(config)?;
     let handle = engine.handle();
     let info = handle.info();

@@ -59,14 +59,20 @@ impl PagedCache {
         let slots = self.blocks * BLOCK_SIZE;
         let LayerCache { keys, values } = &self.layers[layer];
         for (cache, rows) in [(keys, k), (values, v)] {
-            let rows = match &plan.sources {
-                Some(sources) => rows.index_select(sources, 0)?,
-                None => rows.clone(),
-            };
-            let rows = rows.clamp(-GREATEST, GREATEST)?.to_dtype(DType::F16)?;
+            let rows = rows.maximum(&plan.least)?.minimum(&plan.greatest)?;
+            let rows = rows.to_dtype(DType::F16)?;
             // A view: the cache is contiguous, so this writes to its own memory.
             let flat = cache.reshape((slots, self.width))?;
-            flat.scatter_set(&plan.slots, &rows, 0)?;
+            for run in &plan.runs {
+                flat.slice_set(&rows.narrow(0, run.row, run.rows)?, 0, run.slot)?;
+            }
+            if let Some(scattered) = &plan.scattered {
+                let rows = match &scattered.rows {
+                    Some(picked) => rows.index_select(picked, 0)?,
+                    None => rows,
+                };
+                flat.scatter_set(&scattered.slots, &rows, 0)?;
+            }
         }
         Ok(())
     }
@@ -90,12 +96,34 @@ pub(super) struct Scores {
     pub softcap: Option<f32>,
 }
 
-/// A batch as tensors of indices: made once, used by every layer.
-pub(super) struct Plan {
+/// Rows that lie beside one another and go to slots beside one another: one copy.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Run {
+    row: usize,
+    slot: usize,
+    rows: usize,
+}
+
+/// Rows from which on a copy is cheaper than the scattering of single rows, which on a GPU takes
+/// the rows one after another.
+const LONG_RUN: usize = 16;
+
+/// The writes that are no long runs.
+struct Scattered {
+    /// `[writes]`; `None`: all rows in their order, which need no selection.
+    rows: Option<Tensor>,
     /// `[writes, width]`: the slot of each write, the same number in every column.
     slots: Tensor,
-    /// `[writes]`: the row of each write, where mirrors make it other than the rows in order.
-    sources: Option<Tensor>,
+}
+
+/// A batch as tensors of indices: made once, used by every layer.
+pub(super) struct Plan {
+    runs: Vec<Run>,
+    scattered: Option<Scattered>,
+    /// `[rows, width]` of the greatest number in a block, and of the least. Whole tensors, because
+    /// a scalar would be sent to the device by every layer.
+    greatest: Tensor,
+    least: Tensor,
     spans: Vec<Seen>,
     #[cfg(feature = "cuda")]
     flash: Option<flash::Tables>,
@@ -120,27 +148,27 @@ impl Plan {
         config: &DecoderConfig,
         device: &Device,
     ) -> Result<Self> {
-        let mut slots: Vec<u32> = Vec::with_capacity(batch.rows() + batch.mirrors.len());
-        for span in &batch.spans {
-            let table = &batch.blocks[span.blocks.clone()];
-            for position in &batch.positions[span.rows.clone()] {
-                let position = *position as usize;
-                slots.push(slot(table[position / BLOCK_SIZE], position));
+        let (runs, rest) = runs(batch);
+        let scattered = match rest.is_empty() {
+            true => None,
+            false => {
+                let (rows, slots): (Vec<u32>, Vec<u32>) = rest.into_iter().unzip();
+                let all = rows.iter().copied().eq(0..batch.rows() as u32);
+                let rows = (!all).then(|| Tensor::new(rows, device)).transpose()?;
+                let (writes, width) = (slots.len(), cache.width);
+                let slots = Tensor::from_vec(slots, (writes, 1), device)?;
+                Some(Scattered {
+                    rows,
+                    slots: slots.broadcast_as((writes, width))?.contiguous()?,
+                })
             }
-        }
-        let mut sources = None;
-        if !batch.mirrors.is_empty() {
-            let mirrors = batch.mirrors.iter();
-            slots.extend(mirrors.map(|m| slot(m.block, batch.positions[m.row as usize] as usize)));
-            let rows = 0..batch.rows() as u32;
-            let all: Vec<u32> = rows.chain(batch.mirrors.iter().map(|m| m.row)).collect();
-            sources = Some(Tensor::new(all, device)?);
-        }
-        let writes = slots.len();
-        let slots = Tensor::from_vec(slots, (writes, 1), device)?;
+        };
+        let bound = |value: f32| Tensor::full(value, (batch.rows(), cache.width), device);
         Ok(Self {
-            slots: slots.broadcast_as((writes, cache.width))?.contiguous()?,
-            sources,
+            runs,
+            scattered,
+            greatest: bound(GREATEST)?,
+            least: bound(-GREATEST)?,
             spans: match device.is_cuda() {
                 true => Vec::new(),
                 false => seen(batch, config, device)?,
@@ -179,6 +207,41 @@ impl Plan {
 
 fn slot(block: u32, position: usize) -> u32 {
     block * BLOCK_SIZE as u32 + (position % BLOCK_SIZE) as u32
+}
+
+/// The writes of a batch: long runs, and row and slot of every other.
+fn runs(batch: &Batch) -> (Vec<Run>, Vec<(u32, u32)>) {
+    let (mut long, mut rest) = (Vec::new(), Vec::new());
+    let mut keep = |run: Run| match run.rows < LONG_RUN {
+        true => rest.extend((0..run.rows).map(|i| ((run.row + i) as u32, (run.slot + i) as u32))),
+        false => long.push(run),
+    };
+    let mut open: Option<Run> = None;
+    for span in &batch.spans {
+        let table = &batch.blocks[span.blocks.clone()];
+        for row in span.rows.clone() {
+            let position = batch.positions[row] as usize;
+            let slot = slot(table[position / BLOCK_SIZE], position) as usize;
+            match &mut open {
+                Some(run) if (run.row + run.rows, run.slot + run.rows) == (row, slot) => {
+                    run.rows += 1;
+                }
+                _ => open
+                    .replace(Run { row, slot, rows: 1 })
+                    .into_iter()
+                    .for_each(&mut keep),
+            }
+        }
+    }
+    open.into_iter().for_each(&mut keep);
+    let mirrors = batch.mirrors.iter();
+    rest.extend(mirrors.map(|m| {
+        (
+            m.row,
+            slot(m.block, batch.positions[m.row as usize] as usize),
+        )
+    }));
+    (long, rest)
 }
 
 /// Spans without rows see nothing.
@@ -332,5 +395,41 @@ mod flash {
             )?
             .to_dtype(DType::F32)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::{Mirror, Span};
+
+    #[test]
+    fn rows_beside_one_another_are_one_copy_and_the_others_are_scattered() {
+        let mut batch = Batch {
+            tokens: vec![0; 42 + 20 + 1],
+            positions: (0..42).chain(10..30).chain([95]).collect(),
+            blocks: vec![3, 4, 7, 0, 1, 2],
+            ..Batch::default()
+        };
+        for (rows, blocks) in [(0..42, 0..2), (42..62, 2..3), (62..63, 3..6)] {
+            let logits = 0..0;
+            batch.spans.push(Span {
+                rows,
+                blocks,
+                logits,
+            });
+        }
+        batch.mirrors.push(Mirror { row: 62, block: 9 });
+        let (long, rest) = runs(&batch);
+        let run = |row, slot, rows| Run { row, slot, rows };
+        assert_eq!(long, [run(0, 96, 42), run(42, 234, 20)]);
+        assert_eq!(rest, [(62, 95), (62, 319)]);
+
+        // The same rows where the second block lies before the first.
+        batch.blocks[0] = 5;
+        let (long, rest) = runs(&batch);
+        assert_eq!(long, [run(0, 160, 32), run(42, 234, 20)]);
+        let short = (0..10).map(|i| (32 + i, 128 + i));
+        assert!(rest.into_iter().eq(short.chain([(62, 95), (62, 319)])));
     }
 }

@@ -15,16 +15,17 @@
 //! about the CPU; this runner is compared within a tolerance.
 //!
 //! What has been run: all of it on candle's CPU device but the flash attention call, by the tests in
-//! `tests/architectures/devices.rs`. What has only been type-checked: this crate with the feature,
-//! against the signature of flash attention in candle-flash-attn 0.11.1. What has not been compiled
-//! is candle's own CUDA backend and kernels, and nothing has run on a GPU; the tests marked as
-//! needing one are run by `cargo test --release -p homeostat-engine --features cuda -- --ignored
+//! `tests/architectures/devices.rs`. (TO BE FINISHED AFTER THE RUN ON A GPU.) The tests marked as
+//! needing a GPU are run by `cargo test --release -p homeostat-engine --features cuda -- --ignored
 //! cuda`.
 //!
 //! To build with the feature: `nvcc` on the path, `CUDA_COMPUTE_CAP` (90 for an H200) where no GPU
 //! is visible, and network for candle-flash-attn's build script, which fetches CUTLASS with git;
-//! `CANDLE_FLASH_ATTN_BUILD_DIR` keeps its 53 compiled kernels. Such a binary starts only where the
-//! driver's and CUDA's libraries are, because candle links them.
+//! `CANDLE_FLASH_ATTN_BUILD_DIR` keeps its 53 compiled kernels. CUTLASS 3.5 does not compile with
+//! CUDA 13.0 unless `NVCC_APPEND_FLAGS` is `-DCUTLASS_ENABLE_DIRECT_CUDA_DRIVER_CALL`. Where there
+//! is no toolkit, or git reaches nobody, `.ci/setup cuda` makes both out of Python packages and
+//! says what to set. Such a binary starts only where the driver's and CUDA's libraries are, because
+//! candle links them.
 
 mod attention;
 mod weights;
@@ -34,7 +35,7 @@ use candle_nn::ops::{rms_norm, sigmoid, softmax_last_dim};
 use candle_nn::rotary_emb::{rope, rope_i};
 
 use self::attention::{PagedCache, Plan, Scores};
-use self::weights::{Upload, embed, multiply};
+use self::weights::{Upload, as_input, embed, multiply};
 use super::ModelError;
 use super::config::{DecoderConfig, ExpertConfig, Rope};
 use super::decoder::{RunnerSize, check_batch};
@@ -59,6 +60,12 @@ impl DeviceWeights {
         let upload = Upload { device };
         let weights = DecoderWeights::pack(source, &upload)?;
         let device = upload.device;
+        // Candle gives each thread a stream of its own, and the one that loads is not the one that
+        // computes.
+        device.synchronize().map_err(|e| ModelError::Unreadable {
+            file: source.path().display().to_string(),
+            problem: format!("not copied to the device: {e}"),
+        })?;
         Ok(Self { weights, device })
     }
 
@@ -99,8 +106,11 @@ impl CandleRunner {
             RopeTable::new(rope.style, rope.dim, rope.base, divisors, positions)
         };
         let has_local = config.kinds.iter().any(|kind| kind.local_rope);
+        let cache = PagedCache::new(config, size.blocks, &device)?;
+        // For the thread that computes, as after loading.
+        device.synchronize()?;
         Ok(Self {
-            cache: PagedCache::new(config, size.blocks, &device)?,
+            cache,
             rope: table(&config.rope, &weights.rope_divisors),
             local_rope: has_local.then(|| table(&config.local_rope, &[])),
             size,
@@ -211,7 +221,7 @@ impl CandleRunner {
             post_norm,
         } = &self.weights.layers[index].attention;
         let (rows, epsilon) = (residual.dim(0)?, config.rms_epsilon);
-        let x = norm(residual, input_norm, epsilon)?;
+        let x = as_input(q, &norm(residual, input_norm, epsilon)?)?;
         let heads = |weights, bias, norms, count| {
             let projected = add_bias(&multiply(weights, &x)?, bias)?;
             let heads = projected.reshape((rows, count, config.head_dim))?;
@@ -304,6 +314,7 @@ fn add_bias(x: &Tensor, bias: &Option<Tensor>) -> Result<Tensor> {
 
 /// `down(activation(gate(x)) * up(x))`.
 fn gated(weights: &GatedWeights<Upload>, activation: Activation, x: &Tensor) -> Result<Tensor> {
+    let x = &as_input(&weights.gate, x)?;
     let gate = multiply(&weights.gate, x)?;
     let gate = match activation {
         Activation::Silu => gate.silu()?,

@@ -98,15 +98,23 @@ fn is_finite(kind: TensorType, bytes: &[u8]) -> bool {
     }
 }
 
-/// `x · wᵀ`: `[rows, cols]` in f32 to `[rows, outputs]` in f32. Float weights multiply in their own
-/// type, so activations are rounded to it.
+/// Activations in the type that these weights multiply: once for all matrices that take them.
+pub(super) fn as_input(weights: &QMatMul, x: &Tensor) -> Result<Tensor> {
+    match weights {
+        QMatMul::QTensor(_) => x.to_dtype(DType::F32),
+        QMatMul::Tensor(weights) | QMatMul::TensorF16(weights) => x.to_dtype(weights.dtype()),
+    }
+}
+
+/// `x · wᵀ`: `[rows, cols]` to `[rows, outputs]` in f32. Float weights multiply in their own type,
+/// so activations are rounded to it.
 pub(super) fn multiply(weights: &QMatMul, x: &Tensor) -> Result<Tensor> {
+    let x = as_input(weights, x)?;
     match weights {
         QMatMul::QTensor(weights) => x.apply_op1_no_bwd(weights.as_ref()),
-        QMatMul::Tensor(weights) | QMatMul::TensorF16(weights) => x
-            .to_dtype(weights.dtype())?
-            .matmul(&weights.t()?)?
-            .to_dtype(DType::F32),
+        QMatMul::Tensor(weights) | QMatMul::TensorF16(weights) => {
+            x.matmul(&weights.t()?)?.to_dtype(DType::F32)
+        }
     }
 }
 

@@ -287,6 +287,28 @@ mod cuda {
         blocks_are_shared_copied_and_mirrored(&gpu());
     }
 
+    /// As the engine does it. Each thread has a stream of its own on the device, so weights that
+    /// are not there yet when another thread computes would be seen here.
+    #[test]
+    #[ignore = "needs an NVIDIA GPU"]
+    fn weights_loaded_by_one_thread_on_cuda_serve_another() {
+        let folder = folder();
+        let path = Blueprint::of(Family::Qwen3).write_folder(folder.path(), Stored::F32, 1);
+        let tokens = tokens(3, 40);
+        let batch = ragged(&[(&tokens, 0, &[7, 2])]);
+        let device = gpu();
+        let expected = run(&mut on_device(&path, &device), &batch);
+        for _ in 0..20 {
+            let mut runner = on_device(&path, &device);
+            let found = std::thread::scope(|scope| {
+                let elsewhere = scope.spawn(|| run(&mut runner, &batch));
+                elsewhere.join().expect("the same batch again")
+            });
+            let kl = divergence(&expected, &found);
+            assert!(kl < ROUNDING, "on another thread: KL {kl}");
+        }
+    }
+
     #[test]
     #[ignore = "needs an NVIDIA GPU"]
     fn an_engine_on_cuda_answers_everybody() {
