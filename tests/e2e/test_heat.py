@@ -1,11 +1,12 @@
 """Heat moves requests to smaller tiers; what has no sensor is absent, never 0."""
 
+import json
 import subprocess
 
 import pytest
 
 import settings
-from homeostat_process import ROOT, TARGET, wait_until
+from homeostat_process import ROOT, TARGET, run_cli, wait_until
 
 # Hard enough that a cool machine asks the large tier.
 HARD = (
@@ -151,6 +152,38 @@ def test_a_bare_machine_says_absent_and_never_0(start, tmp_path):
     assert not any(seen["metabolism"]["causes"].values())
     assert seen["simulated"] is False
     assert "hw_" not in server.metrics(), "a sensor that does not exist has no metric"
+
+
+def test_a_recording_holds_every_raw_call_and_the_snapshots(built, library, gpu, tmp_path):
+    gpu.set(temperature=63, power_mw=250_000)
+    config = tmp_path / "homeostat.toml"
+    config.write_text(settings.telemetry(nvml=library, sysfs_root=empty(tmp_path)))
+    out = tmp_path / "trace.jsonl"
+    env = {"FAKE_NVML_STATE": str(gpu.file)}
+    command = ["telemetry", "record", "--out", out, "--seconds", 1, "--period-ms", 50]
+    run_cli(*command, "--config", config, env=env)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert lines[0]["header"]["format"] == 1 and lines[0]["header"]["period_ms"] == 50
+    calls = [line["call"] for line in lines if "call" in line]
+    assert {"init", "energy", "fields", "temperature"} <= {call["call"] for call in calls}
+    assert all(call["took_ns"] > 0 for call in calls)
+    ticks = [line["tick"] for line in lines if "tick" in line]
+    assert len(ticks) > 5
+    device = ticks[-1]["snapshot"]["devices"][-1]
+    assert device["temperature_celsius"]["value"] == 63
+    assert device["power_watts"]["value"] == 250
+    shown = run_cli("telemetry", "probe", "--times", 5, "--watch-ms", 5, "--config", config, env=env)
+    assert "field 186" in shown.stdout and "no answer: not_supported" in shown.stdout
+
+
+def test_what_a_power_strip_pushes_is_in_the_next_snapshots(server):
+    strip = {"id": "strip", "power_watts": 412.5, "period_ms": 60_000}
+    pushed = server.http.post("/admin/v1/telemetry", json={"devices": [strip]})
+    assert pushed.status_code == 200 and pushed.json() == {"readings": 1}
+    device = wait_until("the strip is there", lambda: devices(server).get("external.strip"))
+    assert device["power_watts"]["value"] == 412.5
+    refused = server.http.post("/admin/v1/telemetry", json={"devices": [{**strip, "watts": 1}]})
+    assert refused.status_code == 400 and "watts" in refused.text
 
 
 def test_on_this_machine_what_is_measured_is_plausible(shared):

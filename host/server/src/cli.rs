@@ -36,8 +36,8 @@ pub enum Command {
     /// Fetch and look at models.
     #[command(subcommand)]
     Models(ModelsCommand),
-    /// Show one snapshot of this machine, as policies see it, as JSON.
-    Telemetry(ConfigArgs),
+    /// Show one snapshot of this machine, as policies see it, as JSON; record its sensors.
+    Telemetry(TelemetryArgs),
     /// Check or print configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -69,6 +69,51 @@ pub struct ConfigArgs {
     /// Configuration file [default: homeostat.toml in the working folder, if it exists].
     #[arg(long, env = "HOMEOSTAT_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct TelemetryArgs {
+    #[command(subcommand)]
+    pub command: Option<TelemetryCommand>,
+    #[command(flatten)]
+    pub config: ConfigArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TelemetryCommand {
+    /// Record every raw reading, its latency and the snapshots, as JSON lines.
+    ///
+    /// Until the time is over or the program is told to stop (Ctrl-C). The file can be played
+    /// back; it holds no host name and no serial number.
+    Record {
+        /// File to write.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// How long [default: until Ctrl-C].
+        #[arg(long, value_name = "N")]
+        seconds: Option<f64>,
+        /// Sampling period, instead of the configured one.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(10..=10_000))]
+        period_ms: Option<u32>,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// Ask an NVIDIA board every question that this program has, and show which it answers,
+    /// how long that takes and how often the answer changes.
+    Probe {
+        /// Times that every question is asked.
+        #[arg(long, value_name = "N", default_value_t = 200)]
+        times: usize,
+        /// How long answers that move are watched, each.
+        #[arg(long, value_name = "N", default_value_t = 1_000)]
+        watch_ms: u64,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
 }
 
 #[derive(Debug, Args)]

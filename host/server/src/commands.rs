@@ -7,11 +7,11 @@ mod bundle;
 mod models;
 mod replay;
 mod state;
+mod telemetry;
 mod trials;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use homeostat_hooks::Hook;
 use homeostat_policy::bundle::read_policy;
@@ -19,7 +19,7 @@ use homeostat_policy::{Offer, PolicyRoom, RecordConfig, RoomConfig};
 use serde_json::Value;
 
 use crate::admin_client::ask;
-use crate::cli::{ConfigArgs, ConfigCommand, HostArgs, PolicyCommand};
+use crate::cli::{ConfigCommand, HostArgs, PolicyCommand};
 use crate::config::{Config, DEFAULT_FILE};
 use crate::tiers::HostModels;
 use crate::{Failure, serve};
@@ -27,6 +27,7 @@ use crate::{Failure, serve};
 pub use bundle::BundleCommand;
 pub use models::models;
 pub use replay::explain_from_log;
+pub use telemetry::telemetry;
 
 pub fn policy(command: PolicyCommand) -> Result<(), Failure> {
     match command {
@@ -175,17 +176,6 @@ fn print_json(value: &Value) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(Failure::failed)?;
     println!("{text}");
     Ok(())
-}
-
-/// One snapshot. A state needs a few samples before it means something.
-pub fn telemetry(args: &ConfigArgs) -> Result<(), Failure> {
-    let config = Config::load(args.config.as_deref())?;
-    let telemetry = homeostat_telemetry::Telemetry::start(serve::telemetry_config(&config));
-    let periods = u64::from(config.telemetry.period_ms) * 6;
-    std::thread::sleep(Duration::from_millis(periods));
-    let snapshot = telemetry.snapshot();
-    telemetry.shutdown();
-    print_json(&serde_json::to_value(&*snapshot).map_err(Failure::failed)?)
 }
 
 pub fn config(command: ConfigCommand) -> Result<(), Failure> {

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use homeostat_cascade::Cascade;
 use homeostat_hooks::Snapshot;
 use homeostat_policy::PolicyRoom;
+use homeostat_telemetry::Telemetry;
 use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -30,6 +31,7 @@ pub struct House {
     /// Largest component that is taken in.
     pub max_component_bytes: usize,
     pub snapshots: Snapshots,
+    pub telemetry: Arc<Telemetry>,
     pub metrics: Arc<Metrics>,
     pub sampling: SamplingDefaults,
     pub door: Door,

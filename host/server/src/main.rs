@@ -65,7 +65,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::serve(args),
         Command::Policy(command) => commands::policy(command),
         Command::Models(command) => commands::models(command),
-        Command::Telemetry(args) => commands::telemetry(&args),
+        Command::Telemetry(args) => commands::telemetry(args),
         Command::Config(command) => commands::config(command),
         Command::Explain {
             id,

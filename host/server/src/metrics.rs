@@ -10,6 +10,8 @@
 //! into families of that moment, like all gauges. A reading that does not exist has no line at
 //! all, because 0 would be a lie.
 
+mod sensors;
+
 use homeostat_cascade::{DecisionRecord, Ending, StepRecord};
 use homeostat_engine::{DRAFT_POSITIONS, EngineHandle, EngineStats, ITERATION_TOKEN_BOUNDS};
 use homeostat_hooks::{
@@ -534,6 +536,7 @@ fn gauges(house: &House) -> Result<Registry> {
     }
     policies(&mut now, &house.policies.stats())?;
     machine(&mut now, &(house.snapshots)())?;
+    sensors::sensors(&mut now, &house.telemetry.stats())?;
     Ok(now.registry)
 }
 

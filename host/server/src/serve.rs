@@ -204,6 +204,7 @@ fn build(config: &Config, engines: &Engines) -> Result<(Arc<House>, Arc<Telemetr
         policies: room,
         max_component_bytes: config.policies.max_component_bytes as usize,
         snapshots,
+        telemetry: telemetry.clone(),
         metrics,
         sampling: SamplingDefaults {
             temperature: config.sampling.temperature,

@@ -15,7 +15,7 @@ pub enum NvmlLibrary {
     System,
     /// This file.
     File(PathBuf),
-    /// Do not look for NVIDIA devices. On a laptop an open handle keeps the GPU awake.
+    /// Do not look for NVIDIA devices.
     Off,
 }
 
@@ -67,5 +67,12 @@ impl Default for Config {
             budgets: Vec::new(),
             thresholds: Thresholds::default(),
         }
+    }
+}
+
+impl Config {
+    /// The sampling period within its bounds.
+    pub(crate) fn base_period_ms(&self) -> u32 {
+        self.period_ms.clamp(10, 10_000)
     }
 }

@@ -12,16 +12,24 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use homeostat_hooks::{DeviceKind, Origin};
+use homeostat_hooks::{DeviceKind, Origin, ThrottleReasons};
 
+use crate::gpu_metrics::GpuMetrics;
 use crate::reading::{CounterStep, EnergyMeter, Reading, Signal};
 use crate::sampler::{Provider, Tick};
 use crate::sysfs;
 
 /// Chips come and go with drivers and docks, seldom.
 const RESCAN_MS: u64 = 10_000;
+/// Power from energy is a mean over this time.
+const POWER_WINDOW_MS: u64 = 1_000;
+/// The window of an average whose driver states none; firmwares average over about this.
+const UNSTATED_WINDOW_MS: u32 = 1_000;
 /// A stated limit outside of this is a default of the firmware, not a limit.
 const PLAUSIBLE_LIMIT: std::ops::RangeInclusive<f64> = 40.0..=125.0;
+
+/// The chip by which a Raspberry Pi tells that its supply is too weak.
+const VOLTAGE_CHIP: &str = "rpi_volt";
 
 /// Chip name, device kind and id prefix.
 const CHIPS: [(&str, DeviceKind, &str); 9] = [
@@ -44,6 +52,33 @@ struct Thermometer {
     limit_celsius: Option<f64>,
 }
 
+/// One value that a chip gave at a tick.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    signal: Signal,
+    value: f64,
+    window_ms: u32,
+    origin: Origin,
+}
+
+impl Found {
+    fn measured(signal: Signal, value: f64) -> Self {
+        Self {
+            signal,
+            value,
+            window_ms: 0,
+            origin: Origin::Measured,
+        }
+    }
+
+    fn derived(signal: Signal, value: f64) -> Self {
+        Self {
+            origin: Origin::Derived,
+            ..Self::measured(signal, value)
+        }
+    }
+}
+
 /// One chip.
 #[derive(Debug)]
 struct Chip {
@@ -63,6 +98,8 @@ pub struct Hwmon {
     /// Device paths by id prefix, in the order of first sight: a number is never given to
     /// another device.
     numbers: BTreeMap<&'static str, Vec<PathBuf>>,
+    /// The alarm of a board that watches its supply voltage.
+    undervoltage: Option<PathBuf>,
     scan_due_ms: u64,
 }
 
@@ -73,6 +110,7 @@ impl Hwmon {
             folder: sysfs_root.join("class/hwmon"),
             chips: BTreeMap::new(),
             numbers: BTreeMap::new(),
+            undervoltage: None,
             scan_due_ms: 0,
         }
     }
@@ -96,12 +134,32 @@ impl Hwmon {
                 continue;
             }
             let name = sysfs::text(folder.join("name")).unwrap_or_default();
+            if name == VOLTAGE_CHIP {
+                self.undervoltage = Some(folder.join("in0_lcrit_alarm"));
+            }
             let Some(&(_, kind, prefix)) = CHIPS.iter().find(|(chip, ..)| *chip == name) else {
                 continue;
             };
             let id = format!("{prefix}.{}", self.number(prefix, &device));
             self.chips.insert(device, Chip::new(folder, kind, id));
         }
+    }
+
+    /// A single-board computer with a weak supply slows its processor without any heat.
+    fn voltage(&self, tick: &mut Tick<'_>) -> bool {
+        let Some(path) = &self.undervoltage else {
+            return false;
+        };
+        let Some(alarm): Option<u8> = sysfs::number(path) else {
+            return false;
+        };
+        let reasons = ThrottleReasons {
+            undervoltage: alarm != 0,
+            ..ThrottleReasons::default()
+        };
+        let cpu = tick.readings.device("cpu.0", DeviceKind::Cpu);
+        cpu.record_throttle(reasons, tick.now_ms);
+        true
     }
 
     fn number(&mut self, prefix: &'static str, device: &Path) -> usize {
@@ -130,7 +188,7 @@ impl Provider for Hwmon {
         for chip in self.chips.values_mut() {
             answered |= chip.read(tick);
         }
-        answered
+        answered | self.voltage(tick)
     }
 }
 
@@ -161,20 +219,26 @@ impl Chip {
             self.energy_before = None;
             return false;
         }
+        let metrics = self.metrics();
         let mut found = self.temperatures();
-        found.extend(self.powers(tick));
+        found.extend(self.powers(&metrics, tick));
         if self.kind == DeviceKind::Gpu {
             found.extend(self.memory_and_use());
         }
-        for &(signal, value, origin) in &found {
+        for found in &found {
             let reading = Reading {
-                origin,
-                ..Reading::instant(value, tick.now_ms, tick.period_ms)
+                origin: found.origin,
+                window_ms: found.window_ms,
+                ..Reading::instant(found.value, tick.now_ms, tick.period_ms)
             };
             let device = tick.readings.device(&self.id, self.kind);
-            if device.record(signal, reading).is_err() {
+            if device.record(found.signal, reading).is_err() {
                 tick.recorder.error("hwmon", "absurd");
             }
+        }
+        if let (Some(reasons), false) = (metrics.throttle, found.is_empty()) {
+            let device = tick.readings.device(&self.id, self.kind);
+            device.record_throttle(reasons, tick.now_ms);
         }
         !found.is_empty()
     }
@@ -182,7 +246,7 @@ impl Chip {
     /// The core's and the memory's temperature, and the smallest margin over all sensors
     /// that state a limit. Junction sensors run hotter and have their own limit, so margins
     /// are comparable where temperatures are not.
-    fn temperatures(&self) -> Vec<(Signal, f64, Origin)> {
+    fn temperatures(&self) -> Vec<Found> {
         let mut core: Option<(u8, f64)> = None;
         let mut memory = None;
         let mut margin: Option<f64> = None;
@@ -198,7 +262,7 @@ impl Chip {
                 let own = limit - celsius;
                 margin = Some(margin.map_or(own, |m: f64| m.min(own)));
             }
-            if thermometer.label == "mem" {
+            if thermometer.is_of_memory() {
                 memory = Some(celsius);
                 continue;
             }
@@ -210,54 +274,86 @@ impl Chip {
             });
         }
         [
-            core.map(|(_, celsius)| (Signal::Temperature, celsius, Origin::Measured)),
-            memory.map(|celsius| (Signal::MemoryTemperature, celsius, Origin::Measured)),
-            margin.map(|celsius| (Signal::ThermalMargin, celsius, Origin::Derived)),
+            core.map(|(_, celsius)| Found::measured(Signal::Temperature, celsius)),
+            memory.map(|celsius| Found::measured(Signal::MemoryTemperature, celsius)),
+            margin.map(|celsius| Found::derived(Signal::ThermalMargin, celsius)),
         ]
         .into_iter()
         .flatten()
         .collect()
     }
 
-    /// Power in µW (drivers give the average, the present one, or only energy), its limit.
-    fn powers(&mut self, tick: &Tick<'_>) -> Vec<(Signal, f64, Origin)> {
-        let micro = |file: &str| -> Option<f64> {
-            let value: f64 = sysfs::number(self.folder.join(file))?;
-            Some(value / 1e6)
-        };
-        let limit = micro("power1_cap").or_else(|| micro("power1_max"));
-        let power = micro("power1_average").or_else(|| micro("power1_input"));
+    /// What AMD's driver says beyond hwmon.
+    fn metrics(&self) -> GpuMetrics {
+        if self.kind != DeviceKind::Gpu {
+            return GpuMetrics::default();
+        }
+        let table = fs::read(self.folder.join("device/gpu_metrics"));
+        table.map_or(GpuMetrics::default(), |table| GpuMetrics::parse(&table))
+    }
+
+    fn micro(&self, file: &str) -> Option<f64> {
+        let value: f64 = sysfs::number(self.folder.join(file))?;
+        Some(value / 1e6)
+    }
+
+    /// Power and its limit, in files of µW, and energy. Of power some boards tell the
+    /// present value, some only an average over a time that the driver may state; with
+    /// neither it follows from the energy.
+    fn powers(&mut self, metrics: &GpuMetrics, tick: &Tick<'_>) -> Vec<Found> {
+        let limits = ["power1_cap", "power1_max", "power1_rated_max"];
+        let limit = limits.iter().find_map(|file| self.micro(file));
         let mut found = Vec::new();
         if let Some(limit) = limit.filter(|watts| *watts > 0.0) {
-            found.push((Signal::PowerLimit, limit, Origin::Measured));
+            found.push(Found::measured(Signal::PowerLimit, limit));
         }
-        if let Some(watts) = power {
-            found.push((Signal::Power, watts, Origin::Measured));
-        }
-        let Some(raw) = sysfs::number(self.folder.join("energy1_input")) else {
-            return found;
+        let power = match self.micro("power1_input") {
+            Some(watts) => Some(Found::measured(Signal::Power, watts)),
+            None => self.micro("power1_average").map(|watts| Found {
+                window_ms: sysfs::number(self.folder.join("power1_average_interval"))
+                    .unwrap_or(UNSTATED_WINDOW_MS),
+                ..Found::measured(Signal::Power, watts)
+            }),
         };
-        if self.meter.take(raw, None) == CounterStep::Reset {
+        found.extend(power);
+        // Intel counts the card first, and on parts without a card the package.
+        let counters = ["energy1_input", "energy2_input"];
+        let counter = counters
+            .iter()
+            .find_map(|file| sysfs::number(self.folder.join(file)));
+        if let Some(raw_uj) = counter.or(metrics.energy_uj) {
+            found.extend(self.energy(raw_uj, power.is_none(), tick));
+        }
+        found
+    }
+
+    /// The energy so far, and the mean power of the last second where nothing else tells
+    /// the power.
+    fn energy(&mut self, raw_uj: u64, needs_power: bool, tick: &Tick<'_>) -> Vec<Found> {
+        if self.meter.take(raw_uj, None) == CounterStep::Reset {
             tick.recorder.error("hwmon", "counter_reset");
             self.energy_before = None;
         }
-        found.push((Signal::Energy, self.meter.joules(), Origin::Measured));
+        let mut found = vec![Found::measured(Signal::Energy, self.meter.joules())];
         let (since, before) = *self
             .energy_before
             .get_or_insert((tick.now_ms, self.meter.total_uj()));
         let elapsed_ms = tick.now_ms.saturating_sub(since);
-        if elapsed_ms >= 1_000 {
+        if elapsed_ms >= POWER_WINDOW_MS {
             let grown_uj = self.meter.total_uj() - before;
             self.energy_before = Some((tick.now_ms, self.meter.total_uj()));
-            if power.is_none() {
+            if needs_power {
                 let watts = grown_uj as f64 / 1000.0 / elapsed_ms as f64;
-                found.push((Signal::Power, watts, Origin::Derived));
+                found.push(Found {
+                    window_ms: elapsed_ms as u32,
+                    ..Found::derived(Signal::Power, watts)
+                });
             }
         }
         found
     }
 
-    fn memory_and_use(&self) -> Vec<(Signal, f64, Origin)> {
+    fn memory_and_use(&self) -> Vec<Found> {
         let device = self.folder.join("device");
         [
             (Signal::Utilization, "gpu_busy_percent", 0.01),
@@ -267,7 +363,7 @@ impl Chip {
         .into_iter()
         .filter_map(|(signal, file, unit)| {
             let value: f64 = sysfs::number(device.join(file))?;
-            Some((signal, value * unit, Origin::Measured))
+            Some(Found::measured(signal, value * unit))
         })
         .collect()
     }
@@ -296,12 +392,16 @@ impl Thermometer {
         Some(milli / 1000.0)
     }
 
+    fn is_of_memory(&self) -> bool {
+        matches!(self.label.as_str(), "mem" | "vram")
+    }
+
     /// Which of a chip's sensors is the core's temperature: the one that covers all.
     /// `Tctl` is shifted on some models and counts only without `Tdie`.
     fn rank(&self) -> u8 {
         match self.label.as_str() {
             label if label.starts_with("Package id") => 3,
-            "Tdie" | "edge" => 3,
+            "Tdie" | "edge" | "pkg" => 3,
             "Tctl" => 2,
             _ => 1,
         }
@@ -312,6 +412,7 @@ impl Thermometer {
 mod tests {
     use super::*;
     use crate::fixture::Fixture;
+    use crate::gpu_metrics::tests::table;
 
     /// A chip at a device of its own.
     fn chip(fixture: &Fixture, hwmon: u32, device: &str, name: &str, files: &[(&str, &str)]) {
@@ -461,6 +562,101 @@ mod tests {
         let power = gpu.power_watts.expect("derived");
         assert_eq!((power.value, power.origin), (30.0, Origin::Derived));
         assert_eq!(gpu.energy_joules.map(|s| s.value), Some(30.0));
+    }
+
+    #[test]
+    fn present_power_is_preferred_and_an_average_says_its_window() {
+        let power = |files: &[(&str, &str)]| {
+            let mut fixture = Fixture::new();
+            chip(&fixture, 0, "pci-a", "amdgpu", files);
+            let mut hwmon = Hwmon::new(&fixture.path(""));
+            fixture.read(&mut hwmon, 0);
+            let gpu = fixture.device("gpu.amd.0", 0).expect("listed");
+            let power = gpu.power_watts.expect("told");
+            (power.value, power.window_ms)
+        };
+        let present = ("power1_input", "90000000");
+        let average = ("power1_average", "80000000");
+        let interval = ("power1_average_interval", "50");
+        assert_eq!(power(&[present, average]), (90.0, 0));
+        assert_eq!(power(&[average]), (80.0, 1_000));
+        assert_eq!(power(&[average, interval]), (80.0, 50));
+    }
+
+    #[test]
+    fn an_instinct_has_energy_and_a_radeon_reasons_from_the_metrics_table() {
+        let mut fixture = Fixture::new();
+        let metrics = fixture.path("devices/pci-a/gpu_metrics");
+        chip(&fixture, 0, "pci-a", "amdgpu", &[("temp2_input", "60000")]);
+        let mut hwmon = Hwmon::new(&fixture.path(""));
+        for (now, joules) in [(0, 100), (1_000, 400)] {
+            std::fs::write(&metrics, table(4, 24, 65_536 * joules)).expect("written");
+            fixture.read(&mut hwmon, now);
+        }
+        let gpu = fixture.device("gpu.amd.0", 1_000).expect("listed");
+        assert_eq!(gpu.energy_joules.map(|s| s.value), Some(300.0));
+        assert_eq!(gpu.power_watts.map(|s| s.value), Some(300.0));
+        assert_eq!(gpu.throttle, None);
+        std::fs::write(&metrics, table(3, 112, 1 << 34)).expect("written");
+        fixture.read(&mut hwmon, 1_100);
+        let gpu = fixture.device("gpu.amd.0", 1_100).expect("listed");
+        assert!(gpu.throttle.expect("told").thermal_software);
+    }
+
+    #[test]
+    fn an_arc_tells_package_memory_and_its_rated_limit() {
+        let mut fixture = Fixture::new();
+        let files = [
+            ("temp2_input", "61000"),
+            ("temp2_label", "pkg"),
+            ("temp2_crit", "100000"),
+            ("temp3_input", "70000"),
+            ("temp3_label", "vram"),
+            ("power1_rated_max", "190000000"),
+            ("energy2_input", "5000000"),
+        ];
+        chip(&fixture, 0, "pci-i", "xe", &files);
+        let mut hwmon = Hwmon::new(&fixture.path(""));
+        fixture.read(&mut hwmon, 0);
+        let gpu = fixture.device("gpu.intel.0", 0).expect("listed");
+        let value = |sample: Option<homeostat_hooks::Sample>| sample.map(|s| s.value);
+        assert_eq!(value(gpu.temperature_celsius), Some(61.0));
+        assert_eq!(value(gpu.memory_temperature_celsius), Some(70.0));
+        assert_eq!(value(gpu.thermal_margin_celsius), Some(39.0));
+        assert_eq!(value(gpu.power_limit_watts), Some(190.0));
+        assert_eq!(value(gpu.energy_joules), Some(0.0));
+        assert_eq!(gpu.power_watts, None, "one reading has no duration");
+        // Two ticks at one moment, then a counter of 32 bits that began anew.
+        fixture.read(&mut hwmon, 0);
+        fixture.write("class/hwmon/hwmon0/energy2_input", "1000");
+        fixture.read(&mut hwmon, 1_000);
+        let gpu = fixture.device("gpu.intel.0", 1_000).expect("listed");
+        assert_eq!(value(gpu.energy_joules), Some(0.0), "nothing is invented");
+        assert_eq!(gpu.power_watts, None);
+        assert_eq!(fixture.errors("hwmon"), 1);
+    }
+
+    #[test]
+    fn a_weak_supply_is_told_without_any_heat() {
+        let mut fixture = Fixture::new();
+        chip(&fixture, 0, "volt", "rpi_volt", &[("in0_lcrit_alarm", "1")]);
+        chip(
+            &fixture,
+            1,
+            "cpu",
+            "cpu_thermal",
+            &[("temp1_input", "50000")],
+        );
+        let mut hwmon = Hwmon::new(&fixture.path(""));
+        fixture.read(&mut hwmon, 0);
+        let undervoltage = |fixture: &Fixture, now| {
+            let cpu = fixture.device("cpu.0", now).expect("listed");
+            cpu.throttle.map(|reasons| reasons.undervoltage)
+        };
+        assert_eq!(undervoltage(&fixture, 0), Some(true));
+        fixture.write("class/hwmon/hwmon0/in0_lcrit_alarm", "0");
+        fixture.read(&mut hwmon, 100);
+        assert_eq!(undervoltage(&fixture, 100), Some(false));
     }
 
     #[test]

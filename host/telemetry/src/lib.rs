@@ -21,10 +21,12 @@
 mod battery;
 mod cgroup;
 mod config;
+mod energy;
 mod external;
 pub mod filter;
 #[cfg(test)]
 mod fixture;
+mod gpu_metrics;
 mod hwmon;
 pub mod metabolism;
 mod nvml;
@@ -34,15 +36,23 @@ mod rapl;
 mod reading;
 mod sampler;
 mod stats;
+mod stuck;
 mod sysfs;
 mod telemetry;
 mod thermal_zone;
+mod trace;
 
 pub use config::{Config, NvmlLibrary};
+pub use energy::EnergyMove;
 pub use external::{ExternalReading, Refused};
 pub use homeostat_hooks::Snapshot;
 pub use metabolism::{Ladder, Thresholds};
+pub use nvml::{CallReport, ChangeReport, probe_nvml};
 pub use reading::{Absurd, CounterStep, DeviceReadings, EnergyMeter, Reading, Readings, Signal};
 pub use sampler::{Inputs, Provider, Sampler, Tick};
-pub use stats::{ProviderStats, Recorder, Stats};
+pub use stats::{CallStats, DeviceStats, ProviderStats, Recorder, Stats};
 pub use telemetry::Telemetry;
+pub use trace::{
+    Replay, TRACE_FORMAT, Trace, TraceCall, TraceDevice, TraceError, TraceHeader, TraceHost,
+    TraceTick, TraceWriter,
+};

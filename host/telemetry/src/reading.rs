@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use homeostat_hooks::{
     Device, DeviceKind, Health, Origin, Pressure, Sample, Supply, ThrottleReasons,
 };
+use serde::{Deserialize, Serialize};
 
 /// After this a value is not shown any more. Heat moves by tens of degrees in 30 s, so
 /// anything older says nothing about now.
@@ -22,7 +23,8 @@ pub const GONE_MS: u64 = 30_000;
 pub const FRESH_PERIODS: u64 = 3;
 
 /// What a reading measures; the unit is the one in the snapshot field's name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Signal {
     /// Core temperature, °C.
     Temperature,
@@ -46,9 +48,23 @@ pub enum Signal {
     Clock,
 }
 
-const SIGNALS: usize = Signal::Clock as usize + 1;
+const SIGNALS: usize = Signal::ALL.len();
 
 impl Signal {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Signal; 10] = [
+        Signal::Temperature,
+        Signal::MemoryTemperature,
+        Signal::ThermalMargin,
+        Signal::Power,
+        Signal::PowerLimit,
+        Signal::Energy,
+        Signal::Utilization,
+        Signal::MemoryUsed,
+        Signal::MemoryTotal,
+        Signal::Clock,
+    ];
+
     /// Whether a value can be true. The bounds are physical, not typical: a working chip
     /// is above freezing (0 and −1 are what absent sensors answer) and melts before
     /// 150 °C; no single device draws 20 kW; an exbibyte of memory is a misread register.
@@ -70,7 +86,7 @@ impl Signal {
 }
 
 /// One accepted value with its time.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Reading {
     /// The value.
     pub value: f64,
@@ -182,8 +198,12 @@ pub struct DeviceReadings {
     pub model: String,
     /// The driver or the watchdog says that it does not answer any more.
     pub lost: bool,
+    /// Its temperature stands still although it should not.
+    pub suspect: bool,
     readings: [Option<Reading>; SIGNALS],
     throttle: Option<(ThrottleReasons, u64)>,
+    /// Moves of the energy counter that nobody has collected yet: µs and the sum in µJ.
+    energy_moves: Vec<(u64, u64)>,
 }
 
 impl DeviceReadings {
@@ -193,8 +213,10 @@ impl DeviceReadings {
             kind,
             model: String::new(),
             lost: false,
+            suspect: false,
             readings: [None; SIGNALS],
             throttle: None,
+            energy_moves: Vec::new(),
         }
     }
 
@@ -213,6 +235,20 @@ impl DeviceReadings {
     /// Writes down why the device is slow now.
     pub fn record_throttle(&mut self, reasons: ThrottleReasons, at_ms: u64) {
         self.throttle = Some((reasons, at_ms));
+    }
+
+    /// Writes down that the energy counter moved at that time to that sum, more exactly
+    /// than a reading tells; collected with the next tick.
+    pub fn record_energy_move(&mut self, at_us: u64, total_uj: u64) {
+        self.energy_moves.push((at_us, total_uj));
+    }
+
+    pub(crate) fn energy_moves(&self) -> &[(u64, u64)] {
+        &self.energy_moves
+    }
+
+    pub(crate) fn take_energy_moves(&mut self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.energy_moves)
     }
 
     /// Time since anything was read of this device.
@@ -235,6 +271,17 @@ impl DeviceReadings {
     /// The last value of a signal, however old.
     pub fn last(&self, signal: Signal) -> Option<&Reading> {
         self.readings[signal as usize].as_ref()
+    }
+
+    /// All last values.
+    pub(crate) fn readings(&self) -> impl Iterator<Item = (Signal, &Reading)> {
+        let named = Signal::ALL.into_iter().zip(&self.readings);
+        named.filter_map(|(signal, reading)| Some((signal, reading.as_ref()?)))
+    }
+
+    /// Why the device is or was slow, and when it said so.
+    pub(crate) fn last_throttle(&self) -> Option<(ThrottleReasons, u64)> {
+        self.throttle
     }
 
     /// Why the device is slow, unless that was said too long ago.
@@ -279,7 +326,7 @@ impl DeviceReadings {
         if known.clone().all(|r| !r.is_fresh(now_ms)) {
             return Health::Stale;
         }
-        match known.all(|r| r.is_fresh(now_ms)) {
+        match known.all(|r| r.is_fresh(now_ms)) && !self.suspect {
             true => Health::Ok,
             false => Health::Degraded,
         }
@@ -287,7 +334,7 @@ impl DeviceReadings {
 }
 
 /// Memory of the container that the host runs in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerMemory {
     /// Limit, bytes.
     pub limit_bytes: u64,

@@ -12,6 +12,7 @@ use homeostat_hooks::{Budget, Device, Origin, Snapshot};
 use crate::battery::Battery;
 use crate::cgroup::Cgroup;
 use crate::config::Config;
+use crate::energy::{EnergyMove, EnergyMoves};
 use crate::hwmon::Hwmon;
 use crate::metabolism::{StateMachine, Vitals};
 use crate::pace::Pace;
@@ -19,6 +20,7 @@ use crate::proc::Proc;
 use crate::rapl::Rapl;
 use crate::reading::{Reading, Readings, Signal};
 use crate::stats::Recorder;
+use crate::stuck::StuckWatch;
 use crate::thermal_zone::ThermalZone;
 
 /// What a provider gets at a tick.
@@ -45,6 +47,13 @@ pub trait Provider: Send {
         base_ms
     }
 
+    /// Whether it is asked less often when asking is expensive. Sources that are no sensor
+    /// (a recording, a simulated machine) are asked at every tick, so that a slow computer
+    /// does not change what comes out.
+    fn is_paced(&self) -> bool {
+        true
+    }
+
     /// Reads once. Returns whether it had anything to read; a provider without its sensor
     /// answers `false`, which is no error.
     fn read(&mut self, tick: &mut Tick<'_>) -> bool;
@@ -64,6 +73,8 @@ pub struct Sampler {
     config: Config,
     providers: Vec<(Box<dyn Provider>, Pace)>,
     readings: Readings,
+    energy: EnergyMoves,
+    stuck: StuckWatch,
     machine: StateMachine,
     recorder: Recorder,
     sequence: u64,
@@ -72,7 +83,7 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler over the given providers; later ones win where two write the same field.
     pub fn new(config: Config, providers: Vec<Box<dyn Provider>>, recorder: Recorder) -> Self {
-        let base_ms = config.period_ms.clamp(10, 10_000);
+        let base_ms = config.base_period_ms();
         let pace = |provider: Box<dyn Provider>| {
             let pace = Pace::new(provider.period_ms(base_ms));
             (provider, pace)
@@ -81,6 +92,8 @@ impl Sampler {
             machine: StateMachine::new(config.thresholds.clone(), config.profile),
             providers: providers.into_iter().map(pace).collect(),
             readings: Readings::default(),
+            energy: EnergyMoves::default(),
+            stuck: StuckWatch::default(),
             recorder,
             sequence: 0,
             config,
@@ -106,10 +119,19 @@ impl Sampler {
         &mut self.readings
     }
 
+    /// When energy counters moved since this was asked last, oldest first.
+    pub fn take_energy_moves(&mut self) -> Vec<EnergyMove> {
+        self.energy.drain()
+    }
+
     /// Samples once.
     pub fn tick(&mut self, now_ms: u64, inputs: &Inputs) -> Snapshot {
         self.ask_providers(now_ms);
+        let trace = self.recorder.trace().cloned();
+        let changes = trace.map(|trace| (trace.changes(now_ms, &self.readings), trace));
         self.complete_margins();
+        self.energy.collect(&mut self.readings);
+        self.stuck.look(&mut self.readings, &self.recorder);
         let pressure = self.readings.pressure(inputs.kv_used_ratio);
         let metabolism = self.machine.observe(
             &Vitals {
@@ -123,7 +145,7 @@ impl Sampler {
         self.recorder.ticked(now_ms, self.machine.transitions());
         let devices = self.devices(now_ms);
         self.sequence += 1;
-        Snapshot {
+        let snapshot = Snapshot {
             sequence: self.sequence,
             monotonic_ms: now_ms,
             profile: self.config.profile,
@@ -134,12 +156,16 @@ impl Sampler {
             budgets: inputs.budgets.clone(),
             metabolism,
             attributes: Vec::new(),
+        };
+        if let Some((changes, trace)) = changes {
+            trace.tick(changes, &snapshot);
         }
+        snapshot
     }
 
     fn ask_providers(&mut self, now_ms: u64) {
         for (provider, pace) in &mut self.providers {
-            if !pace.is_due(now_ms) {
+            if provider.is_paced() && !pace.is_due(now_ms) {
                 continue;
             }
             let started = Instant::now();
@@ -150,7 +176,9 @@ impl Sampler {
                 recorder: &self.recorder,
             });
             let took = started.elapsed();
-            pace.polled(now_ms, took);
+            if provider.is_paced() {
+                pace.polled(now_ms, took);
+            }
             self.recorder.read(
                 provider.name(),
                 took,

@@ -1,10 +1,27 @@
 //! What the sampler costs and what goes wrong in it: the numbers behind the server's
 //! metrics. Written once per tick and by the NVML thread, read by whoever scrapes; never
-//! on the path of a request.
+//! on the path of a request. Where a trace is recorded, every call goes into it from here.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::trace::{TraceCall, TraceWriter};
+
+/// Counters of one call into a vendor's library.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct CallStats {
+    /// Calls so far.
+    pub calls: u64,
+    /// Time spent in them, s.
+    pub seconds_total: f64,
+    /// Time spent in the last one, s.
+    pub seconds_last: f64,
+    /// Longest of them, s.
+    pub seconds_max: f64,
+}
 
 /// Counters of one provider.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -23,6 +40,17 @@ pub struct ProviderStats {
     pub period_ms: u32,
     /// Errors by kind, e.g. `absurd`, `gpu_lost`, `not_supported`, `timeout`.
     pub errors: BTreeMap<&'static str, u64>,
+    /// Single calls by name, for providers that talk to a vendor's library.
+    pub calls: BTreeMap<&'static str, CallStats>,
+}
+
+/// What is known of a device beyond what policies see.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct DeviceStats {
+    /// Values by name; the unit is in the name.
+    pub values: BTreeMap<&'static str, f64>,
+    /// Time that its clocks were held down, s, by reason, as its driver counts it.
+    pub throttled_seconds: BTreeMap<&'static str, f64>,
 }
 
 /// All counters at one moment.
@@ -34,15 +62,30 @@ pub struct Stats {
     pub age_ms: u64,
     /// Providers by name.
     pub providers: BTreeMap<&'static str, ProviderStats>,
+    /// What is known of a device beyond what policies see, by device.
+    pub devices: BTreeMap<String, DeviceStats>,
     /// State changes: `transitions[from][to]`, in the order nominal, elevated,
     /// constrained, critical.
     pub transitions: [[u64; 4]; 4],
+}
+
+/// One call into a vendor's library, as it is written down.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Called<'a> {
+    pub provider: &'static str,
+    /// The device that it concerned; empty for calls that concern none.
+    pub device: &'a str,
+    pub call: &'static str,
+    /// Monotonic time at which it began.
+    pub at_us: u64,
+    pub took: Duration,
 }
 
 /// The shared notebook of the counters.
 #[derive(Debug, Clone, Default)]
 pub struct Recorder {
     shared: Arc<Mutex<Recorded>>,
+    trace: Option<Arc<TraceWriter>>,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +95,19 @@ struct Recorded {
 }
 
 impl Recorder {
+    /// A notebook that also writes every call and error into a trace.
+    pub fn tracing(trace: Arc<TraceWriter>) -> Self {
+        Self {
+            trace: Some(trace),
+            ..Self::default()
+        }
+    }
+
+    /// The trace, where one is recorded.
+    pub fn trace(&self) -> Option<&Arc<TraceWriter>> {
+        self.trace.as_ref()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Recorded> {
         // Counters stay meaningful even if a writer died half-way through.
         self.shared
@@ -64,6 +120,37 @@ impl Recorder {
         let mut recorded = self.lock();
         let provider = recorded.stats.providers.entry(provider).or_default();
         *provider.errors.entry(kind).or_default() += 1;
+    }
+
+    /// Changes what is known of a device beyond what policies see.
+    pub(crate) fn device(&self, device: &str, change: impl FnOnce(&mut DeviceStats)) {
+        let mut recorded = self.lock();
+        let devices = &mut recorded.stats.devices;
+        if !devices.contains_key(device) {
+            devices.insert(device.to_owned(), DeviceStats::default());
+        }
+        if let Some(of_device) = devices.get_mut(device) {
+            change(of_device);
+        }
+    }
+
+    /// Counts one call into a library with its latency; `Err` names the kind of failure,
+    /// which is counted as an error too.
+    pub(crate) fn call<T: Serialize>(&self, called: Called<'_>, answer: Result<&T, &'static str>) {
+        if let Some(trace) = &self.trace {
+            trace.call(TraceCall::new(called, answer));
+        }
+        let seconds = called.took.as_secs_f64();
+        let mut recorded = self.lock();
+        let provider = recorded.stats.providers.entry(called.provider).or_default();
+        let call = provider.calls.entry(called.call).or_default();
+        call.calls += 1;
+        call.seconds_total += seconds;
+        call.seconds_last = seconds;
+        call.seconds_max = call.seconds_max.max(seconds);
+        if let Err(kind) = answer {
+            *provider.errors.entry(kind).or_default() += 1;
+        }
     }
 
     /// Counts one read, what it took and when the next is planned; `answered_ms` = when it

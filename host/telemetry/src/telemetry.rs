@@ -9,10 +9,12 @@ use arc_swap::ArcSwap;
 use homeostat_hooks::{Budget, Snapshot};
 
 use crate::config::Config;
+use crate::energy::{EnergyLog, EnergyMove};
 use crate::external::{ExternalReading, Mailbox, Refused};
 use crate::nvml::Nvml;
 use crate::sampler::{Inputs, Sampler};
 use crate::stats::{Recorder, Stats};
+use crate::trace::TraceWriter;
 
 /// What the handle and the thread share.
 struct Shared {
@@ -22,6 +24,8 @@ struct Shared {
     /// Serialises writers of `inputs` and guards the pushed readings; never taken on the
     /// path of a request.
     mailbox: Mutex<Mailbox>,
+    /// Never taken on the path of a request.
+    energy: Mutex<EnergyLog>,
     recorder: Recorder,
 }
 
@@ -38,6 +42,10 @@ impl Shared {
             .deliver(sampler.readings_mut(), now_ms);
         let snapshot = sampler.tick(now_ms, &self.inputs.load());
         self.snapshot.store(Arc::new(snapshot));
+        self.energy
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(sampler.take_energy_moves());
     }
 }
 
@@ -52,6 +60,16 @@ impl Telemetry {
     /// Starts sampling. The first snapshot is taken before this returns, so there is never
     /// an empty one to see. Nothing here fails: a sensor that is not there is absent.
     pub fn start(config: Config) -> Self {
+        Self::start_with(config, Recorder::default())
+    }
+
+    /// The same, and every call and every tick goes into the trace. Whoever made the trace
+    /// calls its [`finish`](TraceWriter::finish) after [`shutdown`](Self::shutdown).
+    pub fn start_recording(config: Config, trace: Arc<TraceWriter>) -> Self {
+        Self::start_with(config, Recorder::tracing(trace))
+    }
+
+    fn start_with(config: Config, recorder: Recorder) -> Self {
         let shared = Arc::new(Shared {
             epoch: Instant::now(),
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
@@ -60,11 +78,12 @@ impl Telemetry {
                 budgets: config.budgets.clone(),
             }),
             mailbox: Mutex::default(),
-            recorder: Recorder::default(),
+            energy: Mutex::default(),
+            recorder,
         });
         let mut providers = Sampler::file_providers(&config);
-        let base_ms = config.period_ms.clamp(10, 10_000);
-        if let Some(nvml) = Nvml::start(&config.nvml, shared.epoch, base_ms, &shared.recorder) {
+        let base_ms = config.base_period_ms();
+        if let Some(nvml) = Nvml::start(&config, shared.epoch, &shared.recorder) {
             providers.push(Box::new(nvml));
         }
         let mut sampler = Sampler::new(config, providers, shared.recorder.clone());
@@ -126,6 +145,14 @@ impl Telemetry {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         mailbox.push(readings, now_ms)
+    }
+
+    /// When energy counters moved, after the move with that sequence number (0 = all that
+    /// are kept: some tens of seconds), oldest first. Finer than snapshots: a counter is
+    /// asked twice in its period.
+    pub fn energy_moves(&self, after: u64) -> Vec<EnergyMove> {
+        let log = self.shared.energy.lock();
+        log.unwrap_or_else(PoisonError::into_inner).after(after)
     }
 
     /// Counters of the sampler.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use homeostat_fake_nvml::FakeNvml;
 use homeostat_hooks::{Device, Health, MetabolicState, Origin, Snapshot};
-use homeostat_telemetry::{Config, NvmlLibrary, Telemetry};
+use homeostat_telemetry::{Config, NvmlLibrary, Telemetry, probe_nvml};
 
 fn start(fake: &FakeNvml) -> Telemetry {
     Telemetry::start(Config {
@@ -318,4 +318,148 @@ fn a_driver_that_is_being_replaced_is_opened_again() {
     let back = wait(&telemetry, "47 °C", |s| celsius(s) == Some(47.0));
     assert_eq!(gpu(&back, "gpu.0").expect("back").health, Health::Ok);
     assert!(errors(&telemetry, "version_mismatch") >= 1);
+}
+
+#[test]
+fn where_only_the_module_tells_its_power_that_is_the_power() {
+    let fake = FakeNvml::new(
+        "fault.field.186=not_supported\nfield.186.module=640000\npower_average_mw=1000",
+    );
+    let telemetry = start(&fake);
+    let snapshot = telemetry.snapshot();
+    let power = gpu(&snapshot, "gpu.0").and_then(|d| d.power_watts);
+    let power = power.expect("of the module");
+    assert_eq!((power.value, power.window_ms), (640.0, 0));
+    let stats = telemetry.stats();
+    let values = &stats.devices["gpu.0"].values;
+    assert_eq!(values.get("module_power_watts"), Some(&640.0));
+    assert_eq!(values.get("memory_power_watts"), None, "absent, not 0");
+}
+
+#[test]
+fn power_of_the_memory_is_told_to_operators() {
+    let fake = FakeNvml::new("power_mw=500000\nfield.186.memory=90500");
+    let telemetry = start(&fake);
+    let snapshot = telemetry.snapshot();
+    let power = gpu(&snapshot, "gpu.0").and_then(|d| d.power_watts);
+    assert_eq!(power.map(|p| p.value), Some(500.0), "of the GPU");
+    let stats = telemetry.stats();
+    let values = &stats.devices["gpu.0"].values;
+    assert_eq!(values.get("memory_power_watts"), Some(&90.5));
+}
+
+/// The reason bits that follow from counters, with numbers of a driver's own.
+fn slowed_by_counter(driver: &str, field: &str) -> (bool, Option<f64>) {
+    let state = |ns: u64| format!("driver={driver}\n{field}={ns}");
+    let fake = FakeNvml::new(&state(5_000_000_000));
+    let telemetry = start(&fake);
+    let before = telemetry.snapshot();
+    let said = gpu(&before, "gpu.0").and_then(|d| d.throttle);
+    assert!(!said.expect("told").thermal_hardware, "not since we look");
+    fake.set(&state(5_400_000_000));
+    let later = wait(&telemetry, "a slowdown or two looks at the counters", |s| {
+        let throttle = gpu(s, "gpu.0").and_then(|d| d.throttle);
+        throttle.is_some_and(|t| t.thermal_hardware) || s.monotonic_ms > before.monotonic_ms + 3_000
+    });
+    let slowed = gpu(&later, "gpu.0").and_then(|d| d.throttle);
+    let stats = telemetry.stats();
+    let throttled = &stats
+        .devices
+        .get("gpu.0")
+        .map(|d| d.throttled_seconds.clone());
+    let seconds = throttled
+        .as_ref()
+        .and_then(|t| t.get("thermal_hardware").copied());
+    (slowed.is_some_and(|t| t.thermal_hardware), seconds)
+}
+
+#[test]
+fn a_slowdown_between_two_looks_is_seen_by_its_counter() {
+    // The same counter has another number from driver 580.82 on.
+    assert_eq!(
+        slowed_by_counter("580.159.03", "field.270"),
+        (true, Some(5.4))
+    );
+    assert_eq!(
+        slowed_by_counter("570.86.15", "field.252"),
+        (true, Some(5.4))
+    );
+    assert_eq!(slowed_by_counter("580.159.03", "field.252"), (false, None));
+}
+
+#[test]
+fn every_call_has_its_latency_and_the_counter_its_moves() {
+    let fake = FakeNvml::new("energy_mj=1000");
+    let telemetry = start(&fake);
+    fake.set("energy_mj=3500");
+    wait(&telemetry, "2.5 J", |s| {
+        let energy = gpu(s, "gpu.0").and_then(|d| d.energy_joules);
+        energy.is_some_and(|e| e.value == 2.5)
+    });
+    let stats = telemetry.stats();
+    let calls = &stats.providers["nvml"].calls;
+    for call in [
+        "init",
+        "energy",
+        "fields",
+        "temperature",
+        "margin",
+        "clock_event_reasons",
+        "clock_sm",
+        "memory",
+        "utilization",
+        "enforced_power_limit",
+        "temperature_limits",
+    ] {
+        let call = calls
+            .get(call)
+            .unwrap_or_else(|| panic!("{call} was not made"));
+        assert!(call.calls >= 1 && call.seconds_max > 0.9 * call.seconds_total / call.calls as f64);
+    }
+    assert!(calls["energy"].calls > calls["memory"].calls, "tiers");
+    let moves = telemetry.energy_moves(0);
+    let sums: Vec<u64> = moves.iter().map(|m| m.total_uj).collect();
+    assert_eq!(sums, [0, 2_500_000]);
+    assert!(moves[0].at_us < moves[1].at_us && moves[0].device == "gpu.0");
+    assert_eq!(telemetry.energy_moves(moves[1].sequence), vec![]);
+}
+
+#[test]
+fn slow_calls_are_made_less_often_and_that_is_told() {
+    let fake = FakeNvml::new("fault.temperature=slow");
+    let telemetry = start(&fake);
+    wait(&telemetry, "back-off", |_| {
+        telemetry.stats().providers["nvml"].period_ms >= 400
+    });
+    let stats = telemetry.stats();
+    assert!(stats.providers["nvml"].calls["temperature"].seconds_max > 0.005);
+    fake.set("");
+    wait(&telemetry, "the base period again", |_| {
+        telemetry.stats().providers["nvml"].period_ms <= 150
+    });
+}
+
+#[test]
+fn a_probe_tells_which_questions_a_board_answers() {
+    let fake = FakeNvml::new("fault.energy=not_supported\ntemperature=61\nfield.74=12");
+    let library = NvmlLibrary::File(fake.library());
+    let reports = probe_nvml(&library, 3, Duration::from_millis(20)).expect("it opens");
+    let report = |call: &str| {
+        let found = reports.iter().find(|r| r.call == call);
+        found.unwrap_or_else(|| panic!("{call} is missing"))
+    };
+    assert_eq!(report("temperature").answer, Some(61.into()));
+    assert_eq!(report("energy").error, Some("not_supported"));
+    assert_eq!(report("field 74").answer, Some(12.0.into()));
+    assert_eq!(report("field 186 memory").error, Some("not_supported"));
+    assert_eq!(report("violation power").answer, Some(12.into()));
+    let temperature = report("temperature");
+    assert!(temperature.asked == 3 && temperature.p50_us <= temperature.max_us);
+    let changes = temperature.changes.expect("watched");
+    assert!(changes.changes == 0 && changes.shortest_ms.is_none() && changes.asked > 0);
+    let missing = NvmlLibrary::File("/nonexistent/libnvidia-ml.so.1".into());
+    let error = probe_nvml(&missing, 1, Duration::ZERO).expect_err("no library");
+    assert!(error.contains("does not open"), "{error}");
+    let off = probe_nvml(&NvmlLibrary::Off, 1, Duration::ZERO);
+    assert_eq!(off.expect("nothing to ask"), vec![]);
 }

@@ -223,8 +223,19 @@ struct FieldValue {
     value: Value,
 }
 
+/// How a field is called in the state file: by its number, and its scope where that is not
+/// the GPU.
+fn field_name(id: u32, scope: u32) -> String {
+    match scope {
+        0 => format!("field.{id}"),
+        1 => format!("field.{id}.module"),
+        2 => format!("field.{id}.memory"),
+        _ => format!("field.{id}.scope{scope}"),
+    }
+}
+
 /// One field: its value type after `nvmlValueType_t` and its value.
-fn field(state: &State, i: u32, id: u32) -> Result<(c_uint, Value), u32> {
+fn field(state: &State, i: u32, id: u32, scope: u32) -> Result<(c_uint, Value), u32> {
     let unsigned = |n: i64| {
         (
             1,
@@ -235,6 +246,15 @@ fn field(state: &State, i: u32, id: u32) -> Result<(c_uint, Value), u32> {
     };
     let signed = |n: i64| (5, Value { signed: n as c_int });
     let limit = state.number(i, "gpu_max", 87);
+    let name = field_name(id, scope);
+    if scope != 0 || matches!(id, 74..=81 | 251..=273) {
+        state.text(i, &name).ok_or(NOT_SUPPORTED)?;
+        let long = state.number(i, &name, 0) as c_ulonglong;
+        return Ok(match scope {
+            0 => (3, Value { long }),
+            _ => unsigned(long as i64),
+        });
+    }
     Ok(match id {
         82 => unsigned(state.number(i, "memory_temperature", 50)),
         83 => (
@@ -272,8 +292,8 @@ unsafe extern "C" fn nvmlDeviceGetFieldValues(
     // SAFETY: the caller passes `count` initialised structures.
     let values = unsafe { std::slice::from_raw_parts_mut(values, count as usize) };
     for slot in values {
-        let fault = enter(Some(i), &format!("field.{}", slot.field));
-        match fault.and_then(|_| field(&state, i, slot.field)) {
+        let fault = enter(Some(i), &field_name(slot.field, slot.scope));
+        match fault.and_then(|_| field(&state, i, slot.field, slot.scope)) {
             Ok((value_type, value)) => {
                 slot.status = SUCCESS;
                 slot.value_type = value_type;
@@ -418,6 +438,52 @@ unsafe extern "C" fn nvmlDeviceGetPerformanceState(device: Handle, out: *mut c_u
     unsafe {
         answer(device, "pstate", out, |state, i| {
             Ok(state.number(i, "pstate", 0) as c_uint)
+        })
+    }
+}
+
+#[repr(C)]
+struct ViolationTime {
+    reference_us: c_ulonglong,
+    violation_ns: c_ulonglong,
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn nvmlDeviceGetViolationStatus(
+    device: Handle,
+    policy: c_uint,
+    out: *mut ViolationTime,
+) -> u32 {
+    // SAFETY: `out` is valid by NVML's contract.
+    unsafe {
+        answer(device, "violation", out, |state, i| {
+            // The policies have the order of the fields of that name.
+            let name = field_name(74 + policy, 0);
+            state.text(i, &name).ok_or(NOT_SUPPORTED)?;
+            Ok(ViolationTime {
+                reference_us: 0,
+                violation_ns: state.number(i, &name, 0) as c_ulonglong,
+            })
+        })
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn nvmlDeviceGetPowerManagementLimitConstraints(
+    device: Handle,
+    min: *mut c_uint,
+    max: *mut c_uint,
+) -> u32 {
+    // SAFETY: both are valid by NVML's contract.
+    unsafe {
+        let answered = answer(device, "limits", min, |state, i| {
+            Ok(state.number(i, "power_limit_min_mw", 200_000) as c_uint)
+        });
+        if answered != SUCCESS {
+            return answered;
+        }
+        answer(device, "limits", max, |state, i| {
+            Ok(state.number(i, "power_limit_max_mw", 700_000) as c_uint)
         })
     }
 }

@@ -20,6 +20,9 @@ const GPU_IS_LOST: u32 = 15;
 const LIB_RM_VERSION_MISMATCH: u32 = 18;
 const UNKNOWN: u32 = 999;
 
+/// What a slow call takes.
+const SLOW: Duration = Duration::from_millis(20);
+
 /// The file's content at one moment.
 pub struct State {
     values: HashMap<String, String>,
@@ -76,6 +79,10 @@ pub fn enter(index: Option<u32>, call: &str) -> Result<State, u32> {
         let state = State::read();
         let code = match state.fault(index, call) {
             None | Some("none" | "") => return Ok(state),
+            Some("slow") => {
+                std::thread::sleep(SLOW);
+                return Ok(state);
+            }
             Some("hang") => {
                 std::thread::sleep(Duration::from_millis(10));
                 continue;

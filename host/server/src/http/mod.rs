@@ -9,6 +9,7 @@ mod body;
 mod embeddings;
 mod models;
 mod ops;
+mod sensors;
 #[cfg(test)]
 pub mod testing;
 #[cfg(test)]
@@ -83,7 +84,10 @@ pub fn router(house: Arc<House>) -> Router {
             "/admin/v1/decisions/{id}/explanation",
             get(admin::explanation),
         )
-        .route("/admin/v1/telemetry", get(admin::telemetry))
+        .route(
+            "/admin/v1/telemetry",
+            get(admin::telemetry).post(sensors::push),
+        )
         .layer(middleware::from_fn_with_state(house.clone(), admin::guard));
     let for_machines = Router::new()
         .route("/healthz", get(ops::healthz))

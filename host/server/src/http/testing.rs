@@ -12,6 +12,7 @@ use homeostat_cascade::{
 };
 use homeostat_hooks::{BuiltIn, Finish, Snapshot, TierView};
 use homeostat_policy::{PolicyRoom, RoomConfig};
+use homeostat_telemetry::Telemetry;
 use tokio::sync::Semaphore;
 
 use crate::config::ServerConfig;
@@ -57,6 +58,7 @@ pub fn house(change: impl FnOnce(&mut ServerConfig)) -> Arc<House> {
         policies: Arc::new(room),
         max_component_bytes: 1 << 20,
         snapshots,
+        telemetry: Arc::new(no_sensors()),
         metrics,
         sampling: SamplingDefaults {
             temperature: 0.2,
@@ -65,6 +67,16 @@ pub fn house(change: impl FnOnce(&mut ServerConfig)) -> Arc<House> {
         door: Door::new(&server),
         started: 7,
         draining: false.into(),
+    })
+}
+
+/// Telemetry of a machine that has nothing to tell.
+fn no_sensors() -> Telemetry {
+    Telemetry::start(homeostat_telemetry::Config {
+        sysfs_root: "/nonexistent".into(),
+        procfs_root: "/nonexistent".into(),
+        nvml: homeostat_telemetry::NvmlLibrary::Off,
+        ..homeostat_telemetry::Config::default()
     })
 }
 

@@ -421,6 +421,64 @@ async fn the_admin_api_is_closed_to_other_machines_and_to_browsers() {
 }
 
 #[tokio::test]
+async fn readings_from_outside_appear_in_the_snapshot_and_in_the_metrics() {
+    let house = house(|_| {});
+    let body = r#"{"devices":[{"id":"strip","kind":"host","power_watts":412.5,
+                   "energy_joules":3600,"period_ms":60000,"window_ms":1000}]}"#;
+    let path = "/admin/v1/telemetry";
+    let (status, _, text) = send(&house, request("POST", path, body)).await;
+    assert_eq!((status.as_u16(), text.as_str()), (200, r#"{"readings":2}"#));
+    let strip = loop {
+        let snapshot = house.telemetry.snapshot();
+        let found = snapshot.devices.iter().find(|d| d.id == "external.strip");
+        if let Some(strip) = found {
+            break strip.clone();
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    let watts = strip.power_watts.unwrap();
+    assert_eq!((watts.value, watts.window_ms), (412.5, 1_000));
+    let (_, _, metrics) = send(&house, request("GET", "/metrics", "")).await;
+    for line in [
+        "homeostat_telemetry_age_seconds ",
+        r#"homeostat_telemetry_reads{provider="hwmon"} "#,
+        r#"homeostat_telemetry_period_seconds{provider="battery"} 2"#,
+        r#"homeostat_metabolic_transitions{from="nominal",to="critical"} 0"#,
+    ] {
+        assert!(metrics.contains(line), "{line} is missing in\n{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn readings_that_cannot_be_true_are_refused_by_name_and_none_is_taken() {
+    let house = house(|_| {});
+    for (body, words) in [
+        ("{", &["no readings"][..]),
+        (r#"{"devices":[{"id":"a","watts":3}]}"#, &["watts"][..]),
+        (
+            r#"{"devices":[{"id":"a","power_watts":3},{"id":"b","temperature_celsius":-1}]}"#,
+            &["\"b\"", "Temperature"][..],
+        ),
+        (
+            r#"{"devices":[{"id":"a","power_watts":3,"period_ms":1}]}"#,
+            &["period_ms", "\"a\""][..],
+        ),
+        (
+            r#"{"devices":[{"id":"","power_watts":3}]}"#,
+            &["device id"][..],
+        ),
+    ] {
+        let answer = send(&house, request("POST", "/admin/v1/telemetry", body)).await;
+        refused(&answer, 400, words);
+    }
+    let seen = house.telemetry.snapshot().sequence;
+    while house.telemetry.snapshot().sequence < seen + 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(house.telemetry.snapshot().devices, vec![]);
+}
+
+#[tokio::test]
 async fn what_is_no_policy_is_refused_and_nothing_changes() {
     let house = house(|_| {});
     let put = send(

@@ -1,64 +1,109 @@
 //! One NVIDIA device: what is asked how often, and what the answers mean.
 //!
-//! Four calls and one batch of fields ten times a second, three calls once a second,
-//! thresholds once a minute. Process lists and fan speeds are never asked: they hold the
-//! driver's lock for milliseconds. The power used is the instant one (field 186); the
-//! classic call answers with an average over a second on most boards, which the sample's
-//! window then says.
+//! Five calls and one batch of fields ten times a second, four calls and another batch once
+//! a second, thresholds once a minute; the energy counter as often as it moves. Process
+//! lists and fan speeds are never asked: they hold the driver's lock for milliseconds. The
+//! power used is the instant one (field 186) of the GPU, or of the whole module where the
+//! GPU alone is not told; the classic call answers with an average over a second on most
+//! boards, which the sample's window then says.
 //!
 //! Limits: since the Ada generation a driver states them as *T.Limits*, margins relative to
 //! the live margin (0 = may be slowed by software, −2 = is slowed by hardware), and the
 //! temperature thresholds are on their way out. Both are understood; where a driver has
 //! neither, there is no margin here.
+//!
+//! Why clocks are low is told twice: by bits that say it of this moment, and by counters of
+//! the time since the driver was loaded. A slowdown between two looks at the bits still
+//! moves a counter, so both count.
 
-#![allow(
-    unsafe_code,
-    reason = "two calls that the wrapper lacks or decodes wrongly go through the bindings"
-)]
+use std::time::Instant;
 
 use homeostat_hooks::{DeviceKind, Origin, ThrottleReasons};
 use nvml_wrapper::bitmasks::device::ThrottleReasons as Bits;
-use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor, TemperatureThreshold};
-use nvml_wrapper::error::{NvmlError, nvml_sym, nvml_try};
+use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml};
-use nvml_wrapper_sys::bindings::{nvmlFieldValue_t, nvmlMarginTemperature_t};
+use serde::Serialize;
 
+use crate::nvml::calls::{self, Call, Field, FieldAnswer, Scope, value_of};
+use crate::nvml::counter::CounterWatch;
 use crate::nvml::worker::{Published, Slot};
 use crate::reading::{DeviceReadings, Reading, Signal};
 
 const SLOW_TIER_MS: u32 = 1_000;
 const STATIC_TIER_MS: u64 = 60_000;
 
-const MEMORY_TEMPERATURE: u32 = 82;
-const POWER_AVERAGE: u32 = 185;
-const POWER_INSTANT: u32 = 186;
-const POWER_LIMIT_ENFORCED: u32 = 190;
-const SLOWDOWN_T_LIMIT: u32 = 194;
-const OPERATING_T_LIMIT: u32 = 196;
+const MEMORY_TEMPERATURE: Field = Field::new(82);
+const POWER_AVERAGE: Field = Field::new(185);
+const POWER_INSTANT: Field = Field::new(186);
+const MODULE_POWER: Field = Field::of(186, Scope::Module);
+const MEMORY_POWER: Field = Field::of(186, Scope::Memory);
+const POWER_LIMIT_ENFORCED: Field = Field::new(190);
+const SHUTDOWN_T_LIMIT: Field = Field::new(193);
+const SLOWDOWN_T_LIMIT: Field = Field::new(194);
+const MEMORY_T_LIMIT: Field = Field::new(195);
+const OPERATING_T_LIMIT: Field = Field::new(196);
+
+/// Asked ten times a second, as far as the board has them.
+const FAST_FIELDS: [Field; 5] = [
+    POWER_INSTANT,
+    POWER_AVERAGE,
+    MODULE_POWER,
+    MEMORY_POWER,
+    MEMORY_TEMPERATURE,
+];
+
+/// A counter of the time that one reason held the clocks down, ns.
+#[derive(Debug)]
+struct Violation {
+    field: Field,
+    reason: Reason,
+    total_ns: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Reason {
+    PowerCap,
+    BoardLimit,
+    Reliability,
+    ThermalSoftware,
+    ThermalHardware,
+    PowerBrake,
+}
+
+/// A reason that held the clocks down for less than this share of the time since the last
+/// look is noise at the edge of a limit.
+const VIOLATED_RATIO: f64 = 0.001;
+
+fn violations(driver: &str) -> Vec<Violation> {
+    // Drivers from 580.82 on give the newer counters other numbers.
+    let newer = if renumbers(driver) { 269 } else { 251 };
+    [
+        (74, Reason::PowerCap),
+        (77, Reason::BoardLimit),
+        (79, Reason::Reliability),
+        (newer, Reason::ThermalSoftware),
+        (newer + 1, Reason::ThermalHardware),
+        (newer + 2, Reason::PowerBrake),
+    ]
+    .map(|(id, reason)| Violation {
+        field: Field::new(id),
+        reason,
+        total_ns: None,
+    })
+    .into()
+}
+
+fn renumbers(driver: &str) -> bool {
+    let mut parts = driver.split('.').map_while(|part| part.parse::<u32>().ok());
+    match (parts.next(), parts.next()) {
+        (Some(major), minor) => (major, minor.unwrap_or(0)) >= (580, 82),
+        _ => false,
+    }
+}
 
 /// Thresholds outside of this are defaults of a driver that has none.
 const PLAUSIBLE_THRESHOLD: std::ops::RangeInclusive<u32> = 50..=125;
 const PLAUSIBLE_T_LIMIT: std::ops::RangeInclusive<f64> = -40.0..=40.0;
-
-/// Every call, so that one that a board does not support is asked once and not ten times
-/// a second.
-#[derive(Debug, Clone, Copy)]
-enum Call {
-    Name,
-    MaxClock,
-    Fields,
-    Limits,
-    Threshold,
-    Temperature,
-    Margin,
-    Energy,
-    AveragePower,
-    Throttle,
-    Clock,
-    Memory,
-    Utilization,
-    PowerLimit,
-}
 
 /// Where this board begins to slow down.
 #[derive(Debug, Default)]
@@ -75,29 +120,49 @@ pub(super) struct Card<'nvml> {
     id: String,
     readings: DeviceReadings,
     unsupported: u32,
+    absent_fields: Vec<Field>,
     lost: bool,
     /// An error after which the whole library must be opened anew.
     fatal: Option<NvmlError>,
     limits: Limits,
     max_clock_mhz: Option<u32>,
+    /// The GPU's own power is told; that of its module is not asked for.
+    has_instant_power: bool,
     energy_mj: Option<(u64, u64)>,
+    counter: CounterWatch,
+    violations: Vec<Violation>,
+    violations_ms: Option<u64>,
+    /// Reasons whose counters moved between the last two looks.
+    held_down: ThrottleReasons,
     slow_due_ms: u64,
     static_due_ms: u64,
 }
 
 impl<'nvml> Card<'nvml> {
-    pub fn open(slot: &Slot, nvml: &'nvml Nvml, index: u32) -> Self {
-        let device = slot.call(|| nvml.device_by_index(index)).ok();
+    pub fn open(slot: &Slot, nvml: &'nvml Nvml, index: u32, driver: &str) -> Self {
+        let id = format!("gpu.{index}");
+        // The handle is a pointer, which says nothing to anybody.
+        let mut device = None;
+        let opened = slot.call(&id, "device_handle", || {
+            device = Some(nvml.device_by_index(index)?);
+            Ok(())
+        });
         Self {
-            lost: device.is_none(),
+            lost: opened.is_err(),
             device,
-            id: format!("gpu.{index}"),
+            id,
             readings: DeviceReadings::new(DeviceKind::Gpu),
             unsupported: 0,
+            absent_fields: Vec::new(),
             fatal: None,
             limits: Limits::default(),
             max_clock_mhz: None,
+            has_instant_power: false,
             energy_mj: None,
+            counter: CounterWatch::default(),
+            violations: violations(driver),
+            violations_ms: None,
+            held_down: ThrottleReasons::default(),
             slow_due_ms: 0,
             static_due_ms: 0,
         }
@@ -107,12 +172,19 @@ impl<'nvml> Card<'nvml> {
         self.lost
     }
 
+    /// The GPU does nothing, as far as it tells.
+    pub fn is_idle(&self) -> bool {
+        let busy = self.readings.last(Signal::Utilization);
+        busy.is_none_or(|reading| reading.value == 0.0)
+    }
+
     pub fn publish(&self, period_ms: u32) -> Published {
         Published {
             id: self.id.clone(),
             readings: self.readings.clone(),
             lost: self.lost,
             energy_mj: self.energy_mj,
+            energy_moves: self.counter.moves(),
             period_ms,
         }
     }
@@ -133,19 +205,43 @@ impl<'nvml> Card<'nvml> {
         self.fatal.take().map_or(Ok(()), Err)
     }
 
+    /// When the energy counter should be asked between two polls.
+    pub fn energy_due_us(&self) -> u64 {
+        match self.lost || self.fatal.is_some() || !self.supports(Call::Energy) {
+            true => u64::MAX,
+            false => self.counter.due_us(),
+        }
+    }
+
+    /// Asks the energy counter.
+    pub fn sample_energy(&mut self, slot: &Slot) {
+        let started = Instant::now();
+        let answer = self.ask(slot, Call::Energy, Device::total_energy_consumption);
+        match answer {
+            Some(mj) => {
+                self.energy_mj = Some((mj, slot.now_ms()));
+                self.counter.take(mj, slot.now_us(), started.elapsed());
+            }
+            None => self.counter.postpone(slot.now_us()),
+        }
+    }
+
+    fn supports(&self, call: Call) -> bool {
+        self.unsupported & (1 << call as u32) == 0
+    }
+
     /// One call; `None` if the board is lost, does not support it or failed.
-    fn ask<T>(
+    fn ask<T: Serialize>(
         &mut self,
         slot: &Slot,
         call: Call,
         f: impl FnOnce(&Device<'nvml>) -> Result<T, NvmlError>,
     ) -> Option<T> {
-        let bit = 1 << call as u32;
-        if self.lost || self.fatal.is_some() || self.unsupported & bit != 0 {
+        if self.lost || self.fatal.is_some() || !self.supports(call) {
             return None;
         }
         let device = self.device.as_ref()?;
-        match slot.call(|| f(device)) {
+        match slot.call(&self.id, call.name(), || f(device)) {
             Ok(value) => return Some(value),
             Err(NvmlError::GpuLost | NvmlError::ResetRequired) => {
                 self.lost = true;
@@ -156,7 +252,7 @@ impl<'nvml> Card<'nvml> {
                 | NvmlError::NoPermission
                 | NvmlError::FunctionNotFound
                 | NvmlError::FailedToLoadSymbol(_),
-            ) => self.unsupported |= bit,
+            ) => self.unsupported |= 1 << call as u32,
             Err(
                 error @ (NvmlError::Uninitialized
                 | NvmlError::DriverNotLoaded
@@ -168,36 +264,56 @@ impl<'nvml> Card<'nvml> {
         None
     }
 
+    /// A batch of fields, without those that the board does not have.
+    fn ask_fields(&mut self, slot: &Slot, call: Call, fields: &[Field]) -> Vec<FieldAnswer> {
+        let absent = |field: &Field| self.absent_fields.contains(field);
+        let present: Vec<Field> = fields.iter().copied().filter(|f| !absent(f)).collect();
+        if present.is_empty() {
+            return Vec::new();
+        }
+        let answers = self.ask(slot, call, |device| calls::fields(device, &present));
+        let answers = answers.unwrap_or_default();
+        let unsupported = answers.iter().filter(|answer| answer.is_unsupported());
+        self.absent_fields.extend(unsupported.map(|a| a.field));
+        answers
+    }
+
     fn record(&mut self, slot: &Slot, signal: Signal, reading: Reading) {
         if self.readings.record(signal, reading).is_err() {
             slot.recorder.error("nvml", "absurd");
         }
     }
 
+    /// Writes down what no policy sees.
+    fn note(&self, slot: &Slot, name: &'static str, value: f64) {
+        slot.recorder.device(&self.id, |stats| {
+            stats.values.insert(name, value);
+        });
+    }
+
     fn fast_tier(&mut self, slot: &Slot, period_ms: u32) {
-        let fields = [POWER_INSTANT, POWER_AVERAGE, MEMORY_TEMPERATURE];
-        let fields = self.ask(slot, Call::Fields, |device| field_values(device, fields));
-        let [instant, average, memory] = fields.unwrap_or([None; 3]);
-        self.power(slot, period_ms, instant, average);
+        let fields = FAST_FIELDS
+            .into_iter()
+            .filter(|field| *field != MODULE_POWER || !self.has_instant_power);
+        let fields: Vec<Field> = fields.collect();
+        let fields = self.ask_fields(slot, Call::FastFields, &fields);
+        self.power(slot, period_ms, &fields);
         let now = |value| Reading::instant(value, slot.now_ms(), period_ms);
-        if let Some(celsius) = memory.filter(|c| *c != 0.0) {
+        if let Some(celsius) = value_of(&fields, MEMORY_TEMPERATURE).filter(|c| *c != 0.0) {
             // Boards without that sensor answer 0 instead of an error.
             self.record(slot, Signal::MemoryTemperature, now(celsius));
         }
-        let celsius = self.ask(slot, Call::Temperature, |device| {
-            device.temperature(TemperatureSensor::Gpu)
-        });
+        let celsius = self.ask(slot, Call::Temperature, calls::temperature);
         if let Some(celsius) = celsius {
             self.record(slot, Signal::Temperature, now(f64::from(celsius)));
         }
         self.margin(slot, period_ms, celsius);
-        if let Some(mj) = self.ask(slot, Call::Energy, Device::total_energy_consumption) {
-            self.energy_mj = Some((mj, slot.now_ms()));
+        self.sample_energy(slot);
+        if let Some(bits) = self.ask(slot, Call::Throttle, calls::clock_event_reasons) {
+            let all = either(reasons(bits), self.held_down);
+            self.readings.record_throttle(all, slot.now_ms());
         }
-        if let Some(bits) = self.ask(slot, Call::Throttle, Device::current_throttle_reasons) {
-            self.readings.record_throttle(reasons(bits), slot.now_ms());
-        }
-        let clock = self.ask(slot, Call::Clock, |device| device.clock_info(Clock::SM));
+        let clock = self.ask(slot, Call::Clock, calls::clock);
         if let (Some(clock), Some(max)) = (clock, self.max_clock_mhz) {
             // A boosting board may exceed its stated maximum a little.
             let ratio = f64::from(clock) / f64::from(max);
@@ -209,8 +325,20 @@ impl<'nvml> Card<'nvml> {
         }
     }
 
-    fn power(&mut self, slot: &Slot, period_ms: u32, instant: Option<f64>, average: Option<f64>) {
-        let (milliwatts, window_ms) = match (instant, average) {
+    fn power(&mut self, slot: &Slot, period_ms: u32, fields: &[FieldAnswer]) {
+        let value = |field| value_of(fields, field);
+        self.has_instant_power |= value(POWER_INSTANT).is_some();
+        for (field, name) in [
+            (MEMORY_POWER, "memory_power_watts"),
+            (MODULE_POWER, "module_power_watts"),
+        ] {
+            // Boards without such a sensor answer 0 instead of an error.
+            if let Some(milliwatts) = value(field).filter(|mw| *mw > 0.0) {
+                self.note(slot, name, milliwatts / 1000.0);
+            }
+        }
+        let instant = value(POWER_INSTANT).or_else(|| value(MODULE_POWER));
+        let (milliwatts, window_ms) = match (instant, value(POWER_AVERAGE)) {
             (Some(instant), _) => (instant, 0),
             (None, Some(average)) => (average, 1_000),
             (None, None) => match self.ask(slot, Call::AveragePower, Device::power_usage) {
@@ -226,7 +354,7 @@ impl<'nvml> Card<'nvml> {
     }
 
     fn margin(&mut self, slot: &Slot, period_ms: u32, celsius: Option<u32>) {
-        let live = self.ask(slot, Call::Margin, live_margin);
+        let live = self.ask(slot, Call::Margin, calls::margin).map(f64::from);
         let (value, origin) = match (live, celsius, self.limits.threshold_celsius) {
             (Some(live), ..) => (live - self.limits.margin_celsius, Origin::Measured),
             (None, Some(celsius), Some(limit))
@@ -247,11 +375,11 @@ impl<'nvml> Card<'nvml> {
         // The tier is only as regular as the polls that it rides on.
         let period_ms = SLOW_TIER_MS.max(period_ms);
         let now = |value| Reading::instant(value, slot.now_ms(), period_ms);
-        if let Some(memory) = self.ask(slot, Call::Memory, Device::memory_info) {
+        if let Some(memory) = self.ask(slot, Call::Memory, calls::memory) {
             self.record(slot, Signal::MemoryUsed, now(memory.used as f64));
             self.record(slot, Signal::MemoryTotal, now(memory.total as f64));
         }
-        if let Some(rates) = self.ask(slot, Call::Utilization, Device::utilization_rates) {
+        if let Some(rates) = self.ask(slot, Call::Utilization, calls::utilization) {
             let busy = Reading {
                 window_ms: SLOW_TIER_MS,
                 ..now(f64::from(rates.gpu) / 100.0)
@@ -260,102 +388,118 @@ impl<'nvml> Card<'nvml> {
         }
         let limit = self.ask(slot, Call::PowerLimit, Device::enforced_power_limit);
         let limit = limit.map(f64::from).or_else(|| {
-            let field = |device: &_| field_values(device, [POWER_LIMIT_ENFORCED]);
-            self.ask(slot, Call::Fields, field)?[0]
+            let answers = self.ask_fields(slot, Call::LimitField, &[POWER_LIMIT_ENFORCED]);
+            value_of(&answers, POWER_LIMIT_ENFORCED)
         });
         if let Some(milliwatts) = limit {
             self.record(slot, Signal::PowerLimit, now(milliwatts / 1000.0));
         }
+        self.ask(slot, Call::PerformanceState, calls::performance_state);
+        self.violations(slot);
+        if let Some(period_us) = self.counter.period_us() {
+            let seconds = period_us as f64 / 1e6;
+            self.note(slot, "energy_counter_period_seconds", seconds);
+        }
+    }
+
+    /// What the counters say of the time since the last look.
+    fn violations(&mut self, slot: &Slot) {
+        let fields: Vec<Field> = self.violations.iter().map(|v| v.field).collect();
+        let answers = self.ask_fields(slot, Call::Violations, &fields);
+        let now_ms = slot.now_ms();
+        let since = self.violations_ms.replace(now_ms);
+        let elapsed_ns = now_ms.saturating_sub(since.unwrap_or(now_ms)) as f64 * 1e6;
+        let mut held_down = ThrottleReasons::default();
+        for violation in &mut self.violations {
+            let Some(total_ns) = value_of(&answers, violation.field) else {
+                continue;
+            };
+            let reason = violation.reason.name();
+            slot.recorder.device(&self.id, |stats| {
+                stats.throttled_seconds.insert(reason, total_ns / 1e9);
+            });
+            let before = violation.total_ns.replace(total_ns);
+            let grown_ns = before.map_or(0.0, |before| total_ns - before);
+            if grown_ns > elapsed_ns * VIOLATED_RATIO {
+                violation.reason.raise(&mut held_down);
+            }
+        }
+        self.held_down = held_down;
     }
 
     fn static_tier(&mut self, slot: &Slot) {
         if let Some(name) = self.ask(slot, Call::Name, Device::name) {
             self.readings.model = name;
         }
-        let max = self.ask(slot, Call::MaxClock, |device| {
-            device.max_clock_info(Clock::SM)
-        });
+        let max = self.ask(slot, Call::MaxClock, calls::max_clock);
         self.max_clock_mhz = max.filter(|mhz| *mhz > 0);
-        let limits = [OPERATING_T_LIMIT, SLOWDOWN_T_LIMIT];
-        let limits = self.ask(slot, Call::Limits, |device| field_values(device, limits));
+        // Only for traces: what the operator may choose decides nothing here.
+        self.ask(slot, Call::PowerLimits, calls::power_limits);
+        let limits = [
+            OPERATING_T_LIMIT,
+            SLOWDOWN_T_LIMIT,
+            MEMORY_T_LIMIT,
+            SHUTDOWN_T_LIMIT,
+        ];
+        let limits = self.ask_fields(slot, Call::Limits, &limits);
         let first = limits
-            .into_iter()
-            .flatten()
-            .flatten()
+            .iter()
+            .filter(|answer| answer.field != SHUTDOWN_T_LIMIT)
+            .filter_map(|answer| answer.value)
             .filter(|t| PLAUSIBLE_T_LIMIT.contains(t))
             .reduce(f64::max);
         self.limits.margin_celsius = first.unwrap_or(0.0);
-        let mut threshold = |kind| {
-            let celsius = self.ask(slot, Call::Threshold, |d| d.temperature_threshold(kind));
-            celsius
-                .filter(|c| PLAUSIBLE_THRESHOLD.contains(c))
-                .map(f64::from)
+        let plausible = |celsius: Option<u32>| {
+            let celsius = celsius.filter(|c| PLAUSIBLE_THRESHOLD.contains(c));
+            celsius.map(f64::from)
         };
-        let slowdown = threshold(TemperatureThreshold::Slowdown);
-        let operating = threshold(TemperatureThreshold::GpuMax);
-        self.limits.threshold_celsius = match (slowdown, operating) {
+        let slowdown = self.ask(slot, Call::SlowdownThreshold, calls::slowdown_threshold);
+        let operating = self.ask(slot, Call::OperatingThreshold, calls::operating_threshold);
+        self.limits.threshold_celsius = match (plausible(slowdown), plausible(operating)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
     }
 }
 
-/// Several fields in one call; `None` where the board does not have one. The wrapper's own
-/// function cannot be used: it takes a signed 32-bit value, which T.Limits are, for an
-/// error.
-fn field_values<const N: usize>(
-    device: &Device<'_>,
-    ids: [u32; N],
-) -> Result<[Option<f64>; N], NvmlError> {
-    let call = nvml_sym(device.nvml().lib().nvmlDeviceGetFieldValues.as_ref())?;
-    let mut values = ids.map(|id| {
-        // SAFETY: a plain C structure of integers and a union of numbers, for which all
-        // zeroes is a valid value.
-        let mut value: nvmlFieldValue_t = unsafe { std::mem::zeroed() };
-        value.fieldId = id;
-        value
-    });
-    // SAFETY: the handle belongs to the library that `call` comes from and both are alive;
-    // the array has N initialised elements, which the call overwrites.
-    nvml_try(unsafe { call(device.handle(), N as i32, values.as_mut_ptr()) })?;
-    Ok(values.map(|value| decode(&value)))
-}
-
-/// The value of one field after `nvmlValueType_t`.
-fn decode(field: &nvmlFieldValue_t) -> Option<f64> {
-    if nvml_try(field.nvmlReturn).is_err() {
-        return None;
+impl Reason {
+    /// Name in metrics.
+    fn name(self) -> &'static str {
+        match self {
+            Reason::PowerCap => "power_cap",
+            Reason::BoardLimit => "board_limit",
+            Reason::Reliability => "reliability",
+            Reason::ThermalSoftware => "thermal_software",
+            Reason::ThermalHardware => "thermal_hardware",
+            Reason::PowerBrake => "power_brake",
+        }
     }
-    // SAFETY: every member of the union is a number for which all bit patterns are valid,
-    // and the structure was zeroed, so all bytes are initialised.
-    unsafe {
-        Some(match field.valueType {
-            0 => field.value.dVal,
-            1 => f64::from(field.value.uiVal),
-            2 => field.value.ulVal as f64,
-            3 => field.value.ullVal as f64,
-            4 => field.value.sllVal as f64,
-            5 => f64::from(field.value.siVal),
-            6 => f64::from(field.value.usVal),
-            _ => return None,
-        })
+
+    fn raise(self, reasons: &mut ThrottleReasons) {
+        let bit = match self {
+            Reason::PowerCap => &mut reasons.power_cap,
+            Reason::ThermalSoftware => &mut reasons.thermal_software,
+            Reason::ThermalHardware => &mut reasons.thermal_hardware,
+            Reason::PowerBrake => &mut reasons.power_brake,
+            Reason::BoardLimit | Reason::Reliability => &mut reasons.other,
+        };
+        *bit = true;
     }
 }
 
-/// How far the board is from its operating limit, °C; exists since driver 570.
-fn live_margin(device: &Device<'_>) -> Result<f64, NvmlError> {
-    let call = nvml_sym(device.nvml().lib().nvmlDeviceGetMarginTemperature.as_ref())?;
-    let mut margin = nvmlMarginTemperature_t {
-        version: size_of::<nvmlMarginTemperature_t>() as u32 | 1 << 24,
-        marginTemperature: 0,
-    };
-    // SAFETY: the handle belongs to the library that `call` comes from and both are alive;
-    // `margin` is writable and states its version as the call demands.
-    nvml_try(unsafe { call(device.handle(), &mut margin) })?;
-    Ok(f64::from(margin.marginTemperature))
+fn either(a: ThrottleReasons, b: ThrottleReasons) -> ThrottleReasons {
+    ThrottleReasons {
+        thermal_software: a.thermal_software || b.thermal_software,
+        thermal_hardware: a.thermal_hardware || b.thermal_hardware,
+        power_cap: a.power_cap || b.power_cap,
+        power_brake: a.power_brake || b.power_brake,
+        undervoltage: a.undervoltage || b.undervoltage,
+        other: a.other || b.other,
+    }
 }
 
-fn reasons(bits: Bits) -> ThrottleReasons {
+fn reasons(bits: u64) -> ThrottleReasons {
+    let bits = Bits::from_bits_truncate(bits);
     ThrottleReasons {
         thermal_software: bits.contains(Bits::SW_THERMAL_SLOWDOWN),
         thermal_hardware: bits.contains(Bits::HW_THERMAL_SLOWDOWN),

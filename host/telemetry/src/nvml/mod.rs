@@ -12,7 +12,11 @@
 //! The provider refuses to know more than the library says: a call that a board does not
 //! support leaves its value absent.
 
+mod calls;
 mod card;
+mod counter;
+mod probe;
+mod sleep;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -23,11 +27,14 @@ use std::time::{Duration, Instant};
 
 use homeostat_hooks::DeviceKind;
 
-use crate::config::NvmlLibrary;
+use crate::config::{Config, NvmlLibrary};
 use crate::reading::{CounterStep, EnergyMeter, Reading, Readings, Signal};
 use crate::sampler::{Provider, Tick};
 use crate::stats::Recorder;
+use counter::Move;
 use worker::{Backoff, Phase, Slot, View};
+
+pub use probe::{CallReport, ChangeReport, probe_nvml};
 
 /// Longest time inside one call. A healthy call takes microseconds; a process list on a
 /// loaded board takes milliseconds.
@@ -39,9 +46,38 @@ pub const OPEN_LIMIT_MS: u64 = 30_000;
 /// Workers that may be stuck at once; each is one thread with its stack.
 pub const MAX_ABANDONED: usize = 4;
 
+/// The sum of one counter over all resets and re-openings.
+#[derive(Debug, Default)]
+struct Meter {
+    sum: EnergyMeter,
+    /// The last move that was counted.
+    moved_us: u64,
+}
+
+impl Meter {
+    /// Counts the moves that are new; gives them with the sum at each, µJ.
+    fn take(&mut self, moves: &[Move], recorder: &Recorder) -> Vec<(u64, u64)> {
+        let after = self.moved_us;
+        let new = moves.iter().filter(|moved| moved.at_us > after);
+        new.map(|moved| {
+            self.moved_us = moved.at_us;
+            self.count(*moved, recorder);
+            (moved.at_us, self.sum.total_uj())
+        })
+        .collect()
+    }
+
+    fn count(&mut self, moved: Move, recorder: &Recorder) {
+        if self.sum.take(moved.mj.saturating_mul(1_000), None) == CounterStep::Reset {
+            recorder.error("nvml", "counter_reset");
+        }
+    }
+}
+
 /// The NVML provider.
 pub struct Nvml {
     library: Option<PathBuf>,
+    sysfs_root: PathBuf,
     epoch: Instant,
     base_ms: u32,
     recorder: Recorder,
@@ -51,7 +87,7 @@ pub struct Nvml {
     restart_ms: u64,
     /// The publication that was merged last.
     merged: Option<Arc<View>>,
-    meters: BTreeMap<String, EnergyMeter>,
+    meters: BTreeMap<String, Meter>,
     given_up: bool,
 }
 
@@ -59,21 +95,17 @@ impl Nvml {
     /// Starts the worker and waits for its first answer, at most for as long as one call
     /// may take, so that the first snapshot already shows the devices. `None` if switched
     /// off.
-    pub fn start(
-        library: &NvmlLibrary,
-        epoch: Instant,
-        base_ms: u32,
-        recorder: &Recorder,
-    ) -> Option<Self> {
-        let library = match library {
+    pub fn start(config: &Config, epoch: Instant, recorder: &Recorder) -> Option<Self> {
+        let library = match &config.nvml {
             NvmlLibrary::Off => return None,
             NvmlLibrary::System => None,
             NvmlLibrary::File(path) => Some(path.clone()),
         };
         let mut nvml = Self {
             library,
+            sysfs_root: config.sysfs_root.clone(),
             epoch,
-            base_ms,
+            base_ms: config.base_period_ms(),
             recorder: recorder.clone(),
             worker: None,
             abandoned: Vec::new(),
@@ -91,12 +123,13 @@ impl Nvml {
     fn spawn(&mut self) {
         let slot = Arc::new(Slot::new(self.epoch, self.recorder.clone(), self.base_ms));
         let library = self.library.clone();
+        let sysfs_root = self.sysfs_root.clone();
         let known = self.meters.len();
         let thread = {
             let slot = Arc::clone(&slot);
             std::thread::Builder::new()
                 .name("nvml".into())
-                .spawn(move || worker::work(&slot, library.as_deref(), known))
+                .spawn(move || worker::work(&slot, library.as_deref(), &sysfs_root, known))
         };
         match thread {
             Ok(_) => self.worker = Some(slot),
@@ -151,6 +184,12 @@ impl Nvml {
         match view.phase {
             Phase::Opening => return,
             Phase::Failed => return self.lose_all(tick.readings),
+            Phase::Asleep => {
+                for id in self.meters.keys() {
+                    tick.readings.devices.remove(id);
+                }
+                return;
+            }
             // No library: there was never a device, or the driver was removed.
             Phase::Absent => {
                 self.given_up = true;
@@ -166,10 +205,15 @@ impl Nvml {
             let Some((raw_mj, at_ms)) = published.energy_mj else {
                 continue;
             };
-            if meter.take(raw_mj.saturating_mul(1_000), None) == CounterStep::Reset {
-                self.recorder.error("nvml", "counter_reset");
+            for (at_us, total_uj) in meter.take(&published.energy_moves, &self.recorder) {
+                device.record_energy_move(at_us, total_uj);
             }
-            let energy = Reading::instant(meter.joules(), at_ms, published.period_ms);
+            let last = Move {
+                at_us: at_ms * 1_000,
+                mj: raw_mj,
+            };
+            meter.count(last, &self.recorder);
+            let energy = Reading::instant(meter.sum.joules(), at_ms, published.period_ms);
             if device.record(Signal::Energy, energy).is_err() {
                 self.recorder.error("nvml", "absurd");
             }
@@ -191,6 +235,8 @@ impl Provider for Nvml {
         let Some(slot) = &self.worker else {
             return false;
         };
+        let on_battery = tick.readings.supply.is_some_and(|supply| supply.on_battery);
+        slot.on_battery.store(on_battery, Ordering::Release);
         let view = slot.view.load_full();
         if self
             .merged

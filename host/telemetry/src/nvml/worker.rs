@@ -10,14 +10,21 @@ use arc_swap::ArcSwap;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
 
+use serde::Serialize;
+
 use crate::nvml::card::Card;
+use crate::nvml::counter::Move;
+use crate::nvml::sleep::{FALL_ASLEEP_MS, LetGo, PciGpus};
 use crate::nvml::{CALL_LIMIT_MS, OPEN_LIMIT_MS};
 use crate::pace::Pace;
 use crate::reading::DeviceReadings;
-use crate::stats::Recorder;
+use crate::stats::{Called, Recorder};
 
 /// How finely the thread sleeps, so that it notices within this time that it shall stop.
 const NAP: Duration = Duration::from_millis(20);
+
+/// How often it is looked whether devices still sleep.
+const ASLEEP_LOOK_MS: u64 = 500;
 
 /// What the worker publishes.
 #[derive(Debug)]
@@ -34,6 +41,8 @@ pub(super) enum Phase {
     Absent,
     /// The library does not work now; tried again.
     Failed,
+    /// Devices sleep and are not woken.
+    Asleep,
     /// Devices are polled.
     Running,
 }
@@ -47,6 +56,8 @@ pub(super) struct Published {
     /// The driver's raw counter with its time. It is accumulated on the other side, since
     /// the sum has to outlive this thread.
     pub energy_mj: Option<(u64, u64)>,
+    /// When that counter last moved, oldest first.
+    pub energy_moves: Vec<Move>,
     pub period_ms: u32,
 }
 
@@ -59,6 +70,8 @@ pub(super) struct Slot {
     pub view: ArcSwap<View>,
     /// When the present call must be over; `u64::MAX` outside of calls.
     pub due_back_ms: AtomicU64,
+    /// The machine runs on its battery, as far as the sampler knows.
+    pub on_battery: AtomicBool,
     pub stop: AtomicBool,
     pub finished: AtomicBool,
 }
@@ -74,46 +87,71 @@ impl Slot {
                 cards: Vec::new(),
             }),
             due_back_ms: AtomicU64::new(u64::MAX),
+            on_battery: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             finished: AtomicBool::new(false),
         }
     }
 
     pub fn now_ms(&self) -> u64 {
-        self.epoch.elapsed().as_millis() as u64
+        self.now_us() / 1_000
+    }
+
+    pub fn now_us(&self) -> u64 {
+        self.epoch.elapsed().as_micros() as u64
+    }
+
+    fn is_on_battery(&self) -> bool {
+        self.on_battery.load(Ordering::Acquire)
     }
 
     fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
 
-    /// Makes one call into the library under the eyes of the watchdog and counts its
-    /// failure.
-    pub fn call<T>(&self, call: impl FnOnce() -> Result<T, NvmlError>) -> Result<T, NvmlError> {
-        self.call_within(CALL_LIMIT_MS, call)
+    /// Makes one call into the library under the eyes of the watchdog and writes down its
+    /// latency and how it ended. `device` is empty for calls that concern none.
+    pub fn call<T: Serialize>(
+        &self,
+        device: &str,
+        name: &'static str,
+        call: impl FnOnce() -> Result<T, NvmlError>,
+    ) -> Result<T, NvmlError> {
+        self.call_within(CALL_LIMIT_MS, device, name, call)
     }
 
     /// Opening and closing the library start and stop devices, which takes seconds each
     /// where no other program keeps them awake.
-    fn open_or_close<T>(
+    fn open_or_close(
         &self,
-        call: impl FnOnce() -> Result<T, NvmlError>,
-    ) -> Result<T, NvmlError> {
-        self.call_within(OPEN_LIMIT_MS, call)
+        name: &'static str,
+        call: impl FnOnce() -> Result<(), NvmlError>,
+    ) -> Result<(), NvmlError> {
+        self.call_within(OPEN_LIMIT_MS, "", name, call)
     }
 
-    fn call_within<T>(
+    fn call_within<T: Serialize>(
         &self,
         limit_ms: u64,
+        device: &str,
+        name: &'static str,
         call: impl FnOnce() -> Result<T, NvmlError>,
     ) -> Result<T, NvmlError> {
+        let at_us = self.now_us();
         self.due_back_ms
-            .store(self.now_ms() + limit_ms, Ordering::Release);
+            .store(at_us / 1_000 + limit_ms, Ordering::Release);
+        let started = Instant::now();
         let answer = call();
+        let took = started.elapsed();
         self.due_back_ms.store(u64::MAX, Ordering::Release);
-        if let Err(error) = &answer {
-            self.recorder.error("nvml", kind(error));
-        }
+        let called = Called {
+            provider: "nvml",
+            device,
+            call: name,
+            at_us,
+            took,
+        };
+        self.recorder.call(called, answer.as_ref().map_err(kind));
         answer
     }
 
@@ -174,25 +212,48 @@ enum Ended {
     Failed(NvmlError),
     /// A device was lost and the pause is over: open everything anew.
     Reopen,
+    /// All devices are idle and may sleep.
+    LetGo,
 }
 
-/// The thread. `known_devices`: how many were seen before it started; none now would then
-/// be a loss and not an absence.
-pub(super) fn work(slot: &Slot, library: Option<&Path>, known_devices: usize) {
-    let mut backoff = Backoff::default();
-    let mut known_devices = known_devices;
+/// The thread's own knowledge, which outlives a session with the library.
+struct Worker<'a> {
+    slot: &'a Slot,
+    library: Option<&'a Path>,
+    gpus: PciGpus,
+    let_go: LetGo,
+    backoff: Backoff,
+    /// Devices that were ever seen; none now would then be a loss and not an absence.
+    known_devices: usize,
+}
+
+/// The thread. `known_devices`: how many were seen before it started.
+pub(super) fn work(slot: &Slot, library: Option<&Path>, sysfs_root: &Path, known_devices: usize) {
+    let mut worker = Worker {
+        slot,
+        library,
+        gpus: PciGpus::find(sysfs_root),
+        let_go: LetGo::default(),
+        backoff: Backoff::default(),
+        known_devices,
+    };
     let mut complained = false;
     while !slot.is_stopped() {
-        match session(slot, library, &mut backoff, &mut known_devices) {
+        worker.await_awakening();
+        if slot.is_stopped() {
+            break;
+        }
+        match worker.session() {
             Ended::Stopped => break,
             Ended::Nothing => {
                 slot.publish(Phase::Absent, Vec::new());
                 break;
             }
             Ended::Reopen => {}
+            Ended::LetGo => worker.await_sleep(),
             Ended::Failed(error) => {
                 slot.publish(Phase::Failed, Vec::new());
-                let pause_ms = backoff.next_ms();
+                let pause_ms = worker.backoff.next_ms();
                 if !std::mem::replace(&mut complained, true) {
                     tracing::warn!(%error, pause_ms, "NVML does not work; trying again with pauses");
                 }
@@ -203,73 +264,130 @@ pub(super) fn work(slot: &Slot, library: Option<&Path>, known_devices: usize) {
     slot.finished.store(true, Ordering::Release);
 }
 
-fn session(
-    slot: &Slot,
-    library: Option<&Path>,
-    backoff: &mut Backoff,
-    known_devices: &mut usize,
-) -> Ended {
-    let mut builder = Nvml::builder();
-    if let Some(path) = library {
-        builder.lib_path(path.as_os_str());
+impl Worker<'_> {
+    /// Waits for as long as all devices sleep.
+    fn await_awakening(&self) {
+        if self.gpus.are_asleep() {
+            self.slot.publish(Phase::Asleep, Vec::new());
+        }
+        while !self.slot.is_stopped() && self.gpus.are_asleep() {
+            self.slot.sleep_until(self.slot.now_ms() + ASLEEP_LOOK_MS);
+        }
     }
-    let nvml = match slot.open_or_close(|| builder.init()) {
-        Ok(nvml) => nvml,
-        Err(NvmlError::LibloadingError(error)) => {
-            tracing::info!(%error, "no NVIDIA library, hence no NVIDIA devices");
+
+    /// After the library was closed: waits until the devices sleep, or until it is clear
+    /// that they will not.
+    fn await_sleep(&mut self) {
+        self.slot.publish(Phase::Asleep, Vec::new());
+        let patience_ms = self.slot.now_ms() + FALL_ASLEEP_MS;
+        while !self.slot.is_stopped() && self.slot.is_on_battery() && !self.gpus.are_asleep() {
+            if self.slot.now_ms() >= patience_ms {
+                return self.let_go.was_in_vain();
+            }
+            self.slot.sleep_until(self.slot.now_ms() + ASLEEP_LOOK_MS);
+        }
+    }
+
+    fn session(&mut self) -> Ended {
+        let slot = self.slot;
+        let mut builder = Nvml::builder();
+        if let Some(path) = self.library {
+            builder.lib_path(path.as_os_str());
+        }
+        let mut opened = None;
+        let initialised = slot.open_or_close("init", || {
+            opened = Some(builder.init()?);
+            Ok(())
+        });
+        match initialised {
+            Ok(()) => {}
+            Err(NvmlError::LibloadingError(error)) => {
+                tracing::info!(%error, "no NVIDIA library, hence no NVIDIA devices");
+                return Ended::Nothing;
+            }
+            Err(error) => return Ended::Failed(error),
+        }
+        let Some(nvml) = opened else {
             return Ended::Nothing;
-        }
-        Err(error) => return Ended::Failed(error),
-    };
-    let ended = serve(slot, &nvml, backoff, known_devices);
-    // Closing may block like any other call, so the watchdog looks on. Its failure is
-    // counted and otherwise without consequence: the library is opened anew or not at all.
-    let _ = slot.open_or_close(|| nvml.shutdown());
-    ended
-}
-
-fn serve(slot: &Slot, nvml: &Nvml, backoff: &mut Backoff, known_devices: &mut usize) -> Ended {
-    let count = match slot.call(|| nvml.device_count()) {
-        Ok(0) if *known_devices == 0 => return Ended::Nothing,
-        Ok(0) => return Ended::Failed(NvmlError::GpuLost),
-        Ok(count) => count,
-        Err(error) => return Ended::Failed(error),
-    };
-    *known_devices = (*known_devices).max(count as usize);
-    let mut cards: Vec<Card<'_>> = (0..count).map(|i| Card::open(slot, nvml, i)).collect();
-    poll_all(slot, &mut cards, backoff)
-}
-
-/// Polls until told to stop or until a lost device is worth another attempt. The healthy
-/// ones are polled meanwhile.
-fn poll_all(slot: &Slot, cards: &mut [Card<'_>], backoff: &mut Backoff) -> Ended {
-    let mut pace = Pace::new(slot.base_ms);
-    let mut reopen_ms = None;
-    while !slot.is_stopped() {
-        let now_ms = slot.now_ms();
-        let started = Instant::now();
-        for card in cards.iter_mut() {
-            if let Err(error) = card.poll(slot, pace.period_ms()) {
-                return Ended::Failed(error);
-            }
-        }
-        let took = started.elapsed();
-        let period_ms = pace.period_ms();
-        pace.polled(now_ms, took);
-        let lost = cards.iter().filter(|card| card.is_lost()).count();
-        let answered = (lost < cards.len()).then_some(now_ms);
-        slot.recorder.read("nvml", took, pace.period_ms(), answered);
-        let published = cards.iter().map(|card| card.publish(period_ms)).collect();
-        slot.publish(Phase::Running, published);
-        if lost == 0 {
-            *backoff = Backoff::default();
-        } else {
-            let due = *reopen_ms.get_or_insert_with(|| now_ms + backoff.next_ms());
-            if now_ms >= due {
-                return Ended::Reopen;
-            }
-        }
-        slot.sleep_until(now_ms + u64::from(pace.period_ms()));
+        };
+        let ended = self.serve(&nvml);
+        // Closing may block like any other call, so the watchdog looks on. Its failure is
+        // counted and otherwise without consequence: the library is opened anew or not at
+        // all.
+        let _ = slot.open_or_close("shutdown", || nvml.shutdown());
+        ended
     }
-    Ended::Stopped
+
+    fn serve(&mut self, nvml: &Nvml) -> Ended {
+        let slot = self.slot;
+        let count = match slot.call("", "device_count", || nvml.device_count()) {
+            Ok(0) if self.known_devices == 0 => return Ended::Nothing,
+            Ok(0) => return Ended::Failed(NvmlError::GpuLost),
+            Ok(count) => count,
+            Err(error) => return Ended::Failed(error),
+        };
+        self.known_devices = self.known_devices.max(count as usize);
+        let driver = slot.call("", "driver_version", || nvml.sys_driver_version());
+        let driver = driver.unwrap_or_default();
+        let cards = (0..count).map(|i| Card::open(slot, nvml, i, &driver));
+        let mut cards: Vec<Card<'_>> = cards.collect();
+        self.poll_all(&mut cards)
+    }
+
+    /// Polls until told to stop, until a lost device is worth another attempt, or until
+    /// idle devices may sleep. The healthy ones are polled meanwhile.
+    fn poll_all(&mut self, cards: &mut [Card<'_>]) -> Ended {
+        let slot = self.slot;
+        let mut pace = Pace::new(slot.base_ms);
+        let mut reopen_ms = None;
+        while !slot.is_stopped() {
+            let now_ms = slot.now_ms();
+            let started = Instant::now();
+            for card in cards.iter_mut() {
+                if let Err(error) = card.poll(slot, pace.period_ms()) {
+                    return Ended::Failed(error);
+                }
+            }
+            let took = started.elapsed();
+            let period_ms = pace.period_ms();
+            pace.polled(now_ms, took);
+            let lost = cards.iter().filter(|card| card.is_lost()).count();
+            let answered = (lost < cards.len()).then_some(now_ms);
+            slot.recorder.read("nvml", took, pace.period_ms(), answered);
+            let published = cards.iter().map(|card| card.publish(period_ms)).collect();
+            slot.publish(Phase::Running, published);
+            if lost == 0 {
+                self.backoff = Backoff::default();
+            } else {
+                let due = *reopen_ms.get_or_insert_with(|| now_ms + self.backoff.next_ms());
+                if now_ms >= due {
+                    return Ended::Reopen;
+                }
+            }
+            let idle = lost == 0 && cards.iter().all(Card::is_idle);
+            if self.let_go.is_due(slot.is_on_battery(), idle, now_ms) && self.gpus.may_sleep() {
+                return Ended::LetGo;
+            }
+            rest(slot, cards, now_ms + u64::from(pace.period_ms()));
+        }
+        Ended::Stopped
+    }
+}
+
+/// Sleeps until the next poll, and meanwhile asks the energy counters that move faster.
+fn rest(slot: &Slot, cards: &mut [Card<'_>], until_ms: u64) {
+    let until_us = until_ms * 1_000;
+    while !slot.is_stopped() {
+        let now_us = slot.now_us();
+        if now_us >= until_us {
+            return;
+        }
+        let due_us = |card: &Card<'_>| card.energy_due_us();
+        if let Some(card) = cards.iter_mut().find(|card| due_us(card) <= now_us) {
+            card.sample_energy(slot);
+            continue;
+        }
+        let next_us = cards.iter().map(due_us).fold(until_us, u64::min);
+        std::thread::sleep(Duration::from_micros(next_us - now_us).min(NAP));
+    }
 }
