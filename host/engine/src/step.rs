@@ -354,11 +354,12 @@ impl Core {
             }
         }
         gone.into_iter().for_each(|id| self.cancel(id));
+        // Before anybody hears the end of its answer: what it then reads includes it.
+        self.publish();
         for mut sequence in std::mem::take(&mut self.finished) {
             self.speculator.forget(sequence.id);
             self.settle(&mut sequence, now);
         }
-        self.publish();
     }
 
     /// Takes the time of the last step into everything that is chosen by time.
