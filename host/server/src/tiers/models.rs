@@ -76,14 +76,9 @@ impl Models for HostModels {
     }
 
     fn info(&self, name: &str) -> Result<TierView, ModelError> {
-        if let Some(encoder) = self.encoder(name) {
-            return Ok(TierView {
-                id: name.into(),
-                model: name.into(),
-                context_tokens: encoder.max_tokens() as u32,
-                ready: true,
-                ..TierView::default()
-            });
+        if self.encoder(name).is_some() {
+            let why = format!("{name} is an encoder, which is no tier");
+            return Err(ModelError::Unavailable(why));
         }
         if let Some(tier) = self.remote.iter().find(|t| t.id() == name) {
             return Ok(tier.view());
@@ -302,7 +297,8 @@ mod tests {
         assert_eq!(models.names(), ["lengths"]);
         assert_eq!(models.embed("lengths", "abc", 10_000).unwrap(), [3.0]);
         assert_eq!(models.count_tokens("lengths", "ab").unwrap(), 2);
-        assert_eq!(models.info("lengths").unwrap().context_tokens, 8);
+        let error = models.info("lengths").unwrap_err();
+        assert!(matches!(error, ModelError::Unavailable(_)), "{error}");
         let options = GenerateOptions::default();
         let error = models.generate("lengths", "a", &options, 1).unwrap_err();
         assert!(matches!(error, ModelError::Unavailable(_)), "{error}");
