@@ -54,9 +54,12 @@ function prompt(request) {
   return `${turns.join('')}<|im_start|>assistant\n`;
 }
 
+/** Whether it reaches the threshold, which is a number of 32 bits: 3 of 5 are 0.6. */
+const reaches = (confidence, answer) => Math.fround(confidence) >= answer.acceptThreshold;
+
 /** Enough in common, or not; `note` tells why. */
 function verdict(answer, confidence, note) {
-  const passed = confidence >= answer.acceptThreshold;
+  const passed = reaches(confidence, answer);
   const findings = [finding('consistency', passed, note)];
   return passed || answer.stepsLeft === 0
     ? accept(confidence, findings)
@@ -95,7 +98,7 @@ export const validator = {
         // Whatever the others say, it is decided.
         const left = most + 1 - voices;
         const [worst, best] = [same / (most + 1), (same + left) / (most + 1)];
-        if (worst >= answer.acceptThreshold || best < answer.acceptThreshold) break;
+        if (reaches(worst, answer) || !reaches(best, answer)) break;
       }
     } catch (error) {
       failure = String(error?.payload?.val ?? error?.val ?? error?.message ?? error);

@@ -80,7 +80,9 @@ function support(claim, { passages, where }) {
 /** Enough of the answer is supported, or not; `detail` tells what is not. */
 function verdict(answer, confidence, detail, strict) {
   const findings = [finding('grounded', confidence === 1, detail)];
-  if (confidence >= answer.acceptThreshold) return accept(confidence, findings);
+  // The threshold is a number of 32 bits: 4 of 5 are 0.8.
+  const passed = Math.fround(confidence) >= answer.acceptThreshold;
+  if (passed) return accept(confidence, findings);
   if (answer.stepsLeft > 0) return escalate(confidence, findings);
   if (strict === 'off') return accept(confidence, findings);
   return reject('unreliable', `no tier stayed with the documents: ${detail}`);
