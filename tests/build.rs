@@ -1,4 +1,4 @@
-//! Compiles the guests and the default policies, and lists every misbehaviour, so that a
+//! Compiles the guests and the policies in Rust, and lists every misbehaviour, so that a
 //! guest without a test does not compile.
 
 use std::env;
@@ -51,7 +51,7 @@ fn build() -> Result<(), Box<dyn Error>> {
     )?;
     writeln!(
         code,
-        "/// The default policies: folder under `plugins/`, component."
+        "/// The policies in Rust: folder under `plugins/`, component."
     )?;
     writeln!(code, "pub const POLICIES: &[(&str, &[u8])] = &[")?;
     for (name, path) in &names[1..] {
@@ -63,9 +63,14 @@ fn build() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Folders of policies in Rust: `<hook>-<what>`. The others are libraries of theirs.
+/// Folders of policies in Rust: `<hook>-<what>`. The others are libraries of theirs. A new one
+/// is a member of the workspace; the folder itself is not watched, since policies in other
+/// languages are built in theirs.
 fn policies(plugins: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
-    println!("cargo::rerun-if-changed={}", plugins.display());
+    println!(
+        "cargo::rerun-if-changed={}",
+        plugins.join("../Cargo.toml").display()
+    );
     let mut found = Vec::new();
     for entry in fs::read_dir(plugins)? {
         let folder = entry?.path();
@@ -73,6 +78,12 @@ fn policies(plugins: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
         let hook = name.split_once('-').map_or("", |(hook, _)| hook);
         if ["classify", "route", "validate"].contains(&hook) && folder.join("Cargo.toml").is_file()
         {
+            for data in fs::read_dir(&folder)? {
+                let data = data?.path();
+                if data.extension().is_some_and(|e| e == "bin") {
+                    println!("cargo::rerun-if-changed={}", data.display());
+                }
+            }
             found.push(folder);
         } else {
             println!("cargo::rerun-if-changed={}", folder.join("src").display());

@@ -16,7 +16,7 @@ fn main() {
         .nth(2)
         .expect("the crate is two folders deep");
     for watched in [
-        "plugins",
+        "plugins/arithmetic",
         "sdk/rust/src",
         "sdk/rust/componentize/src",
         "wit",
@@ -28,6 +28,9 @@ fn main() {
         .map(|p| root.join("plugins").join(p))
         .collect();
     let crates: Vec<&Path> = crates.iter().map(PathBuf::as_path).collect();
+    for folder in &crates {
+        println!("cargo::rerun-if-changed={}", folder.display());
+    }
     // OUT_DIR is <target>/<profile>/build/<package>/out. The tests build their guests in
     // the same folder, so that the standard library is compiled once.
     let target = out

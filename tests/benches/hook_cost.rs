@@ -22,7 +22,7 @@ use std::time::Instant;
 use homeostat_hooks::{Hook, Policies, Request, Session, Snapshot};
 use homeostat_policy::{Offer, PolicyRoom, RecordConfig, RoomConfig};
 use homeostat_tests::scene;
-use homeostat_tests::{POLICIES, text_guest};
+use homeostat_tests::{default_policies, text_guest};
 
 use results::{Results, Row};
 
@@ -46,9 +46,9 @@ fn subjects() -> Vec<Subject> {
         hook,
         bytes: text_guest::telling(1),
     });
-    let policies = POLICIES.iter().filter_map(|(name, bytes)| {
+    let policies = default_policies().filter_map(|(name, bytes)| {
         Some(Subject {
-            name: (*name).into(),
+            name: name.into(),
             hook: hook_of(name)?,
             bytes: bytes.to_vec(),
         })

@@ -70,12 +70,17 @@ pub fn room() -> PolicyRoom {
 
 /// The same with another configuration.
 pub fn room_with(config: RoomConfig) -> PolicyRoom {
+    room_of(config, Arc::new(SlowModels))
+}
+
+/// The same with other models.
+pub fn room_of(config: RoomConfig, models: Arc<dyn Models>) -> PolicyRoom {
     let breaker = BreakerConfig {
         faults: u32::MAX,
         ..config.breaker
     };
     let config = RoomConfig { breaker, ..config };
-    PolicyRoom::new(config, Arc::new(SlowModels)).expect("a room opens")
+    PolicyRoom::new(config, models).expect("a room opens")
 }
 
 /// A component with all grants, as an operator who trusts it would put it.

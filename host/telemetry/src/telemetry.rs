@@ -3,10 +3,10 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use homeostat_hooks::{Budget, Snapshot};
+use homeostat_hooks::{Attribute, Budget, Snapshot, Value};
 
 use crate::config::Config;
 use crate::energy::{EnergyLog, EnergyMove};
@@ -40,13 +40,22 @@ impl Shared {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .deliver(sampler.readings_mut(), now_ms);
-        let snapshot = sampler.tick(now_ms, &self.inputs.load());
+        let mut snapshot = sampler.tick(now_ms, &self.inputs.load());
+        snapshot.attributes.extend(wall_clock());
         self.snapshot.store(Arc::new(snapshot));
         self.energy
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .extend(sampler.take_energy_moves());
     }
+}
+
+/// The time of day, for policies with hours: they have no clock. Absent where the clock
+/// stands before 1970, which is no time of day.
+fn wall_clock() -> Option<Attribute> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    let seconds = i64::try_from(now.as_secs()).ok()?;
+    Some(("homeostat.unix-seconds".to_owned(), Value::Integer(seconds)))
 }
 
 /// The running telemetry. Dropping it stops the sampler.
@@ -222,6 +231,15 @@ mod tests {
             std::thread::sleep(Duration::from_millis(5));
         }
         assert!(telemetry.stats().ticks >= 4);
+        let year_2026 = 1_767_225_600;
+        let clock = first
+            .attributes
+            .iter()
+            .find(|(k, _)| k == "homeostat.unix-seconds");
+        assert!(
+            matches!(clock, Some((_, Value::Integer(s))) if *s >= year_2026),
+            "{clock:?}"
+        );
         let last = telemetry.snapshot();
         telemetry.shutdown();
         assert!(last.monotonic_ms >= first.monotonic_ms);

@@ -28,6 +28,7 @@ impl std::fmt::Display for Fact {
 enum Relation {
     Is,
     Mentions,
+    Lacks,
     Less,
     AtMost,
     More,
@@ -35,9 +36,10 @@ enum Relation {
     Equal,
 }
 
-const RELATIONS: [(&str, Relation); 7] = [
+const RELATIONS: [(&str, Relation); 8] = [
     ("is", Relation::Is),
     ("mentions", Relation::Mentions),
+    ("lacks", Relation::Lacks),
     ("<", Relation::Less),
     ("<=", Relation::AtMost),
     (">", Relation::More),
@@ -67,7 +69,10 @@ impl Expectation {
             let known: Vec<&str> = RELATIONS.iter().map(|(w, _)| *w).collect();
             return Err(format!("{line:?}: {word:?} is none of {}", known.join(" ")));
         };
-        let wants_text = matches!(relation, Relation::Is | Relation::Mentions);
+        let wants_text = matches!(
+            relation,
+            Relation::Is | Relation::Mentions | Relation::Lacks
+        );
         let number = value.parse().unwrap_or(f64::NAN);
         if !wants_text && number.is_nan() {
             return Err(format!("{line:?}: {value:?} is no number"));
@@ -79,6 +84,11 @@ impl Expectation {
             value: value.to_owned(),
             number,
         })
+    }
+
+    /// Whether it expects that the policy fails.
+    pub(crate) fn is_of_an_error(&self) -> bool {
+        self.fact == "error" || (self.fact == "kind" && self.value == "error")
     }
 
     /// `None` when it holds, else what was found.
@@ -106,9 +116,8 @@ impl Expectation {
     fn holds(&self, fact: &Fact) -> bool {
         match (self.relation, fact) {
             (Relation::Is, fact) => fact.to_string() == self.value,
-            (Relation::Mentions, Fact::Text(text)) => {
-                text.to_lowercase().contains(&self.value.to_lowercase())
-            }
+            (Relation::Mentions, Fact::Text(text)) => mentions(text, &self.value),
+            (Relation::Lacks, Fact::Text(text)) => !mentions(text, &self.value),
             (Relation::Less, Fact::Number(n)) => *n < self.number,
             (Relation::AtMost, Fact::Number(n)) => *n <= self.number,
             (Relation::More, Fact::Number(n)) => *n > self.number,
@@ -117,6 +126,11 @@ impl Expectation {
             _ => false,
         }
     }
+}
+
+/// Upper and lower case alike.
+fn mentions(text: &str, value: &str) -> bool {
+    text.to_lowercase().contains(&value.to_lowercase())
 }
 
 struct Facts(Vec<(String, Fact)>);
@@ -137,7 +151,8 @@ impl Facts {
     }
 }
 
-pub(crate) fn facts(reply: &Reply) -> Vec<(String, Fact)> {
+/// Of the reply, and of the questions that led to it.
+pub(crate) fn facts(reply: &Reply, questions: &[String]) -> Vec<(String, Fact)> {
     let mut facts = Facts(Vec::new());
     match reply {
         Reply::Classification(c) => classification(&mut facts, c),
@@ -159,6 +174,14 @@ pub(crate) fn facts(reply: &Reply) -> Vec<(String, Fact)> {
             facts.text("text", &a.text);
         }
         Reply::Verdict(Verdict::Undecided) => facts.text("kind", "undecided"),
+        Reply::Error(error) => {
+            facts.text("kind", "error");
+            facts.text("error", error);
+        }
+    }
+    facts.number("questions", questions.len() as u32);
+    for (number, question) in questions.iter().enumerate() {
+        facts.text(format!("question.{}", number + 1), question);
     }
     facts.0
 }

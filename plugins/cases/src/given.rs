@@ -7,7 +7,7 @@ use toml::{Table, Value};
 
 use crate::{Case, CaseFile, Error, Expectation, Property};
 
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 10] = [
     "name",
     "ask",
     "request",
@@ -15,6 +15,8 @@ const KEYS: [&str; 8] = [
     "classification",
     "tiers",
     "answer",
+    "options",
+    "models",
     "expect",
 ];
 
@@ -29,6 +31,7 @@ pub(crate) fn file(text: &str) -> Result<CaseFile, Error> {
         None => Table::new(),
         Some(_) => return Err(Error::Shape("[given] must be a table".into())),
     };
+    let options = options(&mut shared.clone()).map_err(Error::Shape)?;
     let properties = match file.remove("properties") {
         Some(Value::Table(t)) => properties(hook, t).map_err(Error::Shape)?,
         None => Vec::new(),
@@ -62,8 +65,18 @@ pub(crate) fn file(text: &str) -> Result<CaseFile, Error> {
     Ok(CaseFile {
         hook,
         cases,
+        options,
         properties,
     })
+}
+
+/// Whoever loads the policy reads them, and knows their keys.
+fn options(all: &mut Table) -> Result<Table, String> {
+    match all.remove("options") {
+        Some(Value::Table(t)) => Ok(t),
+        None => Ok(Table::new()),
+        Some(_) => Err("options must be a table, as policy.toml is one".into()),
+    }
 }
 
 /// Most inputs that one property is tried on: a slow policy takes milliseconds for each.
@@ -94,7 +107,7 @@ fn properties(hook: Hook, table: Table) -> Result<Vec<(Property, u32)>, String> 
 }
 
 /// Tables are merged key by key, everything else is replaced.
-fn merge(into: &mut Table, own: Table) {
+pub(crate) fn merge(into: &mut Table, own: Table) {
     for (key, value) in own {
         match (into.get_mut(&key), value) {
             (Some(Value::Table(below)), Value::Table(above)) => merge(below, above),
@@ -131,6 +144,8 @@ fn case(hook: Hook, name: &str, mut all: Table) -> Result<Case, String> {
         classification: record_or_default("classification", &mut all)?,
         tiers: record_or_default("tiers", &mut all)?,
         answer: record_or_default("answer", &mut all)?,
+        options: options(&mut all)?,
+        models: record_or_default("models", &mut all)?,
         expect: expect
             .iter()
             .map(|line| Expectation::parse(line))

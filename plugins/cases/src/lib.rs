@@ -12,6 +12,7 @@ mod ask;
 mod expect;
 mod generate;
 mod given;
+mod models;
 mod property;
 mod told;
 
@@ -21,6 +22,7 @@ use homeostat_hooks::{
 
 pub use ask::{Asked, ask};
 pub use expect::Expectation;
+pub use models::{Told, ToldError, ToldModel, ToldModels};
 pub use property::Property;
 
 /// Why a `cases.toml` cannot be used.
@@ -56,6 +58,10 @@ pub struct Case {
     pub tiers: Vec<TierView>,
     /// For `validate`.
     pub answer: Answer,
+    /// What the operator gives the policy, over its own `policy.toml`.
+    pub options: toml::Table,
+    /// What the host's models answer, if the policy asks them.
+    pub models: Vec<ToldModel>,
     /// What must hold of the reply.
     pub expect: Vec<Expectation>,
 }
@@ -67,6 +73,8 @@ pub struct CaseFile {
     pub hook: Hook,
     /// At least one.
     pub cases: Vec<Case>,
+    /// Options that hold for all cases which do not change them.
+    pub options: toml::Table,
     /// What holds of every answer, and on how many generated inputs each is tried.
     pub properties: Vec<(Property, u32)>,
 }
@@ -80,6 +88,8 @@ pub enum Reply {
     Decision(Decision),
     /// To `validate`.
     Verdict(Verdict),
+    /// None: it failed, or could not even be loaded. A case may expect that.
+    Error(String),
 }
 
 /// Reads a file.
@@ -94,18 +104,72 @@ impl Case {
             Reply::Classification(c) => check::classification(c),
             Reply::Decision(d) => check::decision(d, &self.tiers),
             Reply::Verdict(v) => check::verdict(v, &self.answer),
+            Reply::Error(_) => Ok(()),
         };
         valid.map_err(|invalid| invalid.to_string())
+    }
+
+    /// A setting, as the policy reads it through `wasi:config`.
+    pub fn setting(&self, key: &str) -> Option<String> {
+        let settings = self.options.get("settings")?.as_table()?;
+        settings.get(key)?.as_str().map(str::to_owned)
+    }
+
+    /// The deadline that it gives the policy, because it is about time.
+    pub fn deadline_ms(&self) -> Option<u32> {
+        let limits = self.options.get("limits")?.as_table()?;
+        u32::try_from(limits.get("deadline_ms")?.as_integer()?).ok()
+    }
+
+    /// The text of a `policy.toml` with this case's options over it.
+    ///
+    /// # Errors
+    /// When that text is no TOML.
+    pub fn options_over(&self, policy_toml: &str) -> Result<String, Error> {
+        let mut all: toml::Table = policy_toml
+            .parse()
+            .map_err(|e| Error::Shape(format!("policy.toml: {e}")))?;
+        given::merge(&mut all, self.options.clone());
+        Ok(all.to_string())
     }
 
     /// Every expectation that the reply misses, with what was found instead. A reply that
     /// the host would refuse misses on that account alone.
     pub fn misses(&self, reply: &Reply) -> Vec<String> {
+        self.missed(reply, &[])
+    }
+
+    /// The same, with what the policy asked the models as facts of its own.
+    pub fn missed(&self, reply: &Reply, questions: &[String]) -> Vec<String> {
         if let Err(invalid) = self.valid(reply) {
             return vec![invalid];
         }
-        let facts = expect::facts(reply);
+        let facts = expect::facts(reply, questions);
         self.expect.iter().filter_map(|e| e.miss(&facts)).collect()
+    }
+
+    /// Whether inputs for properties may be made of it: it is answered, at once, by a
+    /// policy with the options that hold for the whole file.
+    fn is_ordinary(&self, given: &toml::Table) -> bool {
+        let late = self.models.iter().any(ToldModel::is_ever_late);
+        self.options == *given && !late && !self.expect.iter().any(Expectation::is_of_an_error)
+    }
+}
+
+impl CaseFile {
+    /// The first case of which inputs for properties are made: the policy must be loaded
+    /// with its options when they are tried.
+    pub fn plainest(&self) -> Option<&Case> {
+        self.cases.iter().find(|c| c.is_ordinary(&self.options))
+    }
+
+    /// The cases of which inputs for properties are made.
+    fn ordinary(&self) -> Self {
+        let cases = self.cases.iter().filter(|c| c.is_ordinary(&self.options));
+        Self {
+            cases: cases.cloned().collect(),
+            ..self.clone()
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use homeostat_hooks::{Decision, Hook, Policies};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
 use crate::generate::{self, Knobs};
-use crate::{Case, CaseFile, Reply, ask, told};
+use crate::{Case, CaseFile, Reply, ToldModels, ask, told};
 
 /// A statement about all answers of a policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,15 +47,19 @@ impl Property {
         self != Self::HotterNeverLarger || hook == Hook::Route
     }
 
-    /// Tries it on `inputs` inputs from this seed. `Err` tells the smallest input that
-    /// breaks it, and how.
+    /// Tries it on `inputs` inputs from this seed, made of the cases that a policy with the
+    /// file's own options answers. `Err` tells the smallest input that breaks it, and how.
     pub fn check(
         self,
         file: &CaseFile,
-        policies: &dyn Policies,
+        (policies, models): (&dyn Policies, &ToldModels),
         inputs: u32,
         seed: u64,
     ) -> Result<(), String> {
+        let file = &file.ordinary();
+        if file.cases.is_empty() {
+            return Err("every case has options or an error of its own".into());
+        }
         let config = Config {
             cases: inputs,
             failure_persistence: None,
@@ -66,7 +70,7 @@ impl Property {
         let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
         let mut runner = TestRunner::new_with_rng(config, rng);
         let outcome = runner.run(&generate::knobs(file.cases.len()), |knobs| {
-            self.holds(file, policies, &knobs)
+            self.holds(file, (policies, models), &knobs)
                 .map_err(TestCaseError::fail)
         });
         match outcome {
@@ -79,14 +83,16 @@ impl Property {
         }
     }
 
-    fn holds(self, file: &CaseFile, policies: &dyn Policies, knobs: &Knobs) -> Result<(), String> {
+    fn holds(
+        self,
+        file: &CaseFile,
+        (policies, models): (&dyn Policies, &ToldModels),
+        knobs: &Knobs,
+    ) -> Result<(), String> {
         let case = generate::case(file, knobs);
-        let answer = |case: &Case| {
-            let reply = ask(policies, case)
-                .reply
-                .map_err(|fault| fault.to_string())?;
-            case.valid(&reply)?;
-            Ok::<Reply, String>(reply)
+        let answer = |case: &Case| match ask(policies, models, case).reply {
+            Reply::Error(error) => Err(error),
+            reply => case.valid(&reply).map(|()| reply),
         };
         let same = |other: &Case, what: &str| {
             let (first, second) = (answer(&case)?, answer(other)?);
@@ -201,7 +207,7 @@ mod tests {
 
     fn check(property: Property, policy: &dyn Policies, seed: u64) -> Result<(), String> {
         let file = crate::read(FILE).expect("the file above is right");
-        property.check(&file, policy, 200, seed)
+        property.check(&file, (policy, &ToldModels::default()), 200, seed)
     }
 
     #[test]

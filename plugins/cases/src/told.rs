@@ -8,7 +8,7 @@ use crate::{Case, Reply, expect};
 
 /// A reply in one line.
 pub fn reply(reply: &Reply) -> String {
-    let facts = expect::facts(reply);
+    let facts = expect::facts(reply, &[]);
     let story: Vec<String> = facts.iter().map(|(n, f)| format!("{n}: {f}")).collect();
     story.join(" · ")
 }
@@ -26,6 +26,11 @@ pub fn case(case: &Case) -> String {
     put("answer", difference(&case.answer));
     let tiers: Vec<Value> = case.tiers.iter().filter_map(difference).collect();
     put("tiers", (!tiers.is_empty()).then_some(Value::Array(tiers)));
+    let models: Vec<Value> = case.models.iter().filter_map(difference).collect();
+    put(
+        "models",
+        (!models.is_empty()).then_some(Value::Array(models)),
+    );
     let text = table.to_string();
     text.lines().map(|line| format!("  {line}\n")).collect()
 }

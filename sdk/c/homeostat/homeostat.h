@@ -13,6 +13,7 @@
 
 #include <ctype.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -48,6 +49,15 @@ static inline hs_text hs_copy(const void *bytes, size_t len) {
 /* A copy of a C string. */
 static inline hs_text hs_text_of(const char *string) {
     return hs_copy(string, strlen(string));
+}
+
+/* A C string of a text. */
+static inline const char *hs_string(hs_text text) {
+    char *string = malloc(text.len + 1);
+    if (!string) abort();
+    memcpy(string, text.ptr, text.len);
+    string[text.len] = 0;
+    return string;
 }
 
 static inline bool hs_is(hs_text text, const char *string) {
@@ -174,6 +184,48 @@ static inline bool hs_fail(hs_error *error, const char *text) {
     error->tag = HOMEOSTAT_POLICY_TYPES_ERROR_OTHER;
     error->val.other = hs_text_of(text);
     return false;
+}
+
+/* Ends the call, since a setting cannot be read. */
+static inline bool hs_wrong(hs_error *error, const char *name, const char *value,
+                            const char *expected) {
+    char text[256];
+    snprintf(text, sizeof text, "setting %s is \"%.80s\", expected %s", name, value, expected);
+    error->tag = HOMEOSTAT_POLICY_TYPES_ERROR_INVALID_ARGUMENT;
+    error->val.invalid_argument = hs_text_of(text);
+    return false;
+}
+
+/* A setting as a C string; NULL when the operator has not set it. Needs `import
+ * wasi:config/store@0.2.0-rc.1;` in world.wit and the grant "config", and therefore is a
+ * macro. */
+#define hs_config(name)                                                            \
+    ({                                                                             \
+        hs_text hs_key = hs_text_of(name);                                         \
+        contract_option_string_t hs_found = {0};                                   \
+        wasi_config_store_error_t hs_refused;                                      \
+        bool hs_told = wasi_config_store_get(&hs_key, &hs_found, &hs_refused);      \
+        hs_told && hs_found.is_some ? hs_string(hs_found.val) : (const char *)NULL; \
+    })
+
+/* A setting that is a number between two others; `value` stays as it is when it is not set.
+ * Anything else ends the call: a policy that ignored a setting would seem to obey.
+ * `if (!hs_number("watts", 1, 1e6, &watts, error)) return false;` */
+#define hs_number(name, least, most, value, error) \
+    hs_number_of(name, hs_config(name), least, most, value, error)
+
+static inline bool hs_number_of(const char *name, const char *text, double least, double most,
+                                double *value, hs_error *error) {
+    if (!text) return true;
+    char *end;
+    double number = strtod(text, &end);
+    if (end != text && !*end && number >= least && number <= most) {
+        *value = number;
+        return true;
+    }
+    char expected[64];
+    snprintf(expected, sizeof expected, "%g to %g", least, most);
+    return hs_wrong(error, name, text, expected);
 }
 
 /* One line to the host's log. Needs `import wasi:logging/logging@0.1.0-draft;` in

@@ -320,7 +320,10 @@ export interface Snapshot {
   metabolism: Metabolism;
   /** True when any value comes from a simulated machine. */
   simulated: boolean;
-  /** Extensions. */
+  /**
+   * Extensions. `homeostat.unix-seconds` is the time of day, in whole seconds since
+   * 1970 in UTC.
+   */
   attributes: Attribute[];
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use homeostat_hooks::{AnsweredBy, Hook, HookReply, Policies, Snapshot, Verdict, builtin};
 use homeostat_policy::PolicyRoom;
 use homeostat_tests::scene::{self, Replies};
-use homeostat_tests::{POLICIES, text_guest};
+use homeostat_tests::{default_policies, text_guest};
 
 use crate::{is_component, patient};
 
@@ -154,7 +154,7 @@ fn rollback_restores_what_served_before() {
 #[test]
 fn without_policies_the_built_in_answers_remain() {
     let room = scene::room();
-    for (name, bytes) in POLICIES {
+    for (name, bytes) in default_policies() {
         room.put(scene::limited(name, bytes, patient()))
             .unwrap_or_else(|e| panic!("{name}: {e}"));
     }

@@ -11,20 +11,20 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use homeostat_author::{Language, begin, build, tools};
-use homeostat_cases::{Asked, CaseFile, ask};
+use homeostat_cases::{Asked, Case, CaseFile, Reply, ToldModels, ask};
 use homeostat_hooks::Hook;
 use homeostat_policy::{
-    BreakerConfig, Offer, PolicyOptions, PolicyRoom, RoomConfig, parse_options, read_component,
+    BreakerConfig, CacheConfig, Offer, PolicyOptions, PolicyRoom, RoomConfig, parse_options,
+    read_component,
 };
 
 use crate::Failure;
 use crate::models::cache_root;
-use crate::tiers::HostModels;
 
 pub use report::print_report;
 
-/// Deadline of a call in `policy test`, unless the policy has one of its own: cases are
-/// about decisions, and must not fail on a busy machine. The slowest call is told.
+/// Deadline of a call in `policy test`, unless the case has one or the policy a longer one:
+/// cases are about decisions, and must not fail on a busy machine. The slowest call is told.
 const TEST_DEADLINE_MS: u32 = 10_000;
 
 /// `policy new`.
@@ -87,14 +87,20 @@ pub fn component_at(path: &Path) -> Result<PathBuf, Failure> {
 /// What the policy at a path is given: `policy.toml` in its folder, or the `.toml` beside
 /// the component.
 pub fn options_at(path: &Path) -> Result<PolicyOptions, Failure> {
+    let (file, text) = options_text(path)?;
+    parse_options(&text).map_err(|e| at(&file, e))
+}
+
+/// Their file and its text, which is empty where there is none.
+fn options_text(path: &Path) -> Result<(PathBuf, String), Failure> {
     let file = if path.is_dir() {
         path.join("policy.toml")
     } else {
         path.with_extension("toml")
     };
     match std::fs::read_to_string(&file) {
-        Ok(text) => parse_options(&text).map_err(|e| at(&file, e)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(PolicyOptions::default()),
+        Ok(text) => Ok((file, text)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok((file, String::new())),
         Err(e) => Err(at(&file, e)),
     }
 }
@@ -109,9 +115,9 @@ pub fn test(path: &Path, cases: Option<&Path>, seed: Option<u64>) -> Result<(), 
     let cases = cases.unwrap_or(&beside);
     let text = std::fs::read_to_string(cases).map_err(|e| at(cases, e))?;
     let file = homeostat_cases::read(&text).map_err(|e| at(cases, e))?;
-    let room = room_with(path, file.hook)?;
+    let mut bench = Bench::new(path, file.hook)?;
     let seed = seed.unwrap_or_else(new_seed);
-    let failed = run(&room, &file, seed);
+    let failed = run(&mut bench, &file, seed);
     let total = format!(
         "{} cases, {} properties (--seed {seed})",
         file.cases.len(),
@@ -124,34 +130,91 @@ pub fn test(path: &Path, cases: Option<&Path>, seed: Option<u64>) -> Result<(), 
     Ok(())
 }
 
-/// A room with this policy in it and nothing that would keep a case from it.
-fn room_with(path: &Path, hook: Hook) -> Result<PolicyRoom, Failure> {
-    let mut options = options_at(path)?;
-    options.limits.deadline_ms.get_or_insert(TEST_DEADLINE_MS);
-    let config = RoomConfig {
-        breaker: BreakerConfig {
-            faults: u32::MAX,
-            ..BreakerConfig::default()
-        },
-        ..RoomConfig::default()
-    };
-    let component = component_at(path)?;
-    let bytes = read_component(&component, config.max_component_bytes).map_err(Failure::failed)?;
-    let models = HostModels::new(Vec::new(), Vec::new(), None).map_err(Failure::failed)?;
-    let room = PolicyRoom::new(config, Arc::new(models)).map_err(Failure::failed)?;
-    room.put(Offer {
-        name: name_of(&component),
-        bytes,
-        hooks: Some(vec![hook]),
-        options,
-        ..Offer::default()
-    })
-    .map_err(Failure::failed)?;
-    Ok(room)
+/// A policy under test: a room that holds nothing else, and models that answer as a case
+/// tells.
+struct Bench {
+    room: PolicyRoom,
+    models: Arc<ToldModels>,
+    offer: Offer,
+    /// `policy.toml`, which the options of a case are laid over.
+    policy_toml: String,
+    /// The options with which it is loaded now.
+    loaded: Option<String>,
+}
+
+impl Bench {
+    /// Nothing in it keeps a case from the policy. Machine code is kept where the host keeps
+    /// it: cases with options of their own, and the next run, find it there.
+    fn new(path: &Path, hook: Hook) -> Result<Self, Failure> {
+        let (options_file, policy_toml) = options_text(path)?;
+        parse_options(&policy_toml).map_err(|e| at(&options_file, e))?;
+        let config = RoomConfig {
+            breaker: BreakerConfig {
+                faults: u32::MAX,
+                ..BreakerConfig::default()
+            },
+            cache: CacheConfig {
+                dir: cache_root().map(|root| root.join("policies")),
+                ..CacheConfig::default()
+            },
+            ..RoomConfig::default()
+        };
+        let component = component_at(path)?;
+        let bytes =
+            read_component(&component, config.max_component_bytes).map_err(Failure::failed)?;
+        let models = Arc::new(ToldModels::default());
+        Ok(Self {
+            room: PolicyRoom::new(config, models.clone()).map_err(Failure::failed)?,
+            models,
+            offer: Offer {
+                name: name_of(&component),
+                bytes,
+                hooks: Some(vec![hook]),
+                ..Offer::default()
+            },
+            policy_toml,
+            loaded: None,
+        })
+    }
+
+    /// Loads the policy with the options of a case. `Err` tells why it does not load.
+    fn load(&mut self, case: &Case) -> Result<(), String> {
+        let text = case.options_over(&self.policy_toml);
+        let text = text.map_err(|e| e.to_string())?;
+        if self.loaded.as_ref() == Some(&text) {
+            return Ok(());
+        }
+        self.loaded = None;
+        // The probes of admission find no model: what a case tells is for the case.
+        self.models.tell(&[]);
+        let mut options = parse_options(&text).map_err(|e| e.to_string())?;
+        if case.deadline_ms().is_none() {
+            let own = options.limits.deadline_ms.unwrap_or_default();
+            options.limits.deadline_ms = Some(own.max(TEST_DEADLINE_MS));
+        }
+        let offer = Offer {
+            options,
+            ..self.offer.clone()
+        };
+        self.room.put(offer).map_err(|e| e.to_string())?;
+        self.loaded = Some(text);
+        Ok(())
+    }
+
+    fn ask(&mut self, case: &Case) -> Asked {
+        match self.load(case) {
+            Ok(()) => ask(&self.room, &self.models, case),
+            Err(error) => Asked {
+                reply: Reply::Error(error),
+                micros: 0,
+                questions: Vec::new(),
+            },
+        }
+    }
 }
 
 /// Prints every case and property; answers how many failed.
-fn run(room: &PolicyRoom, file: &CaseFile, seed: u64) -> usize {
+fn run(bench: &mut Bench, file: &CaseFile, seed: u64) -> usize {
     let mut failed = 0;
     let mut slowest = 0;
     let mut tell = |name: &str, misses: &[String]| {
@@ -165,16 +228,16 @@ fn run(room: &PolicyRoom, file: &CaseFile, seed: u64) -> usize {
         failed += usize::from(!misses.is_empty());
     };
     for case in &file.cases {
-        let Asked { reply, micros } = ask(room, case);
-        slowest = slowest.max(micros);
-        let misses = match reply {
-            Ok(reply) => case.misses(&reply),
-            Err(fault) => vec![format!("the policy failed: {fault}")],
-        };
-        tell(&case.name, &misses);
+        let asked = bench.ask(case);
+        slowest = slowest.max(asked.micros);
+        tell(&case.name, &case.missed(&asked.reply, &asked.questions));
     }
     for (property, inputs) in &file.properties {
-        let outcome = property.check(file, room, *inputs, seed);
+        let outcome = file
+            .plainest()
+            .ok_or_else(|| "every case has options or an error of its own".to_owned())
+            .and_then(|case| bench.load(case))
+            .and_then(|()| property.check(file, (&bench.room, &bench.models), *inputs, seed));
         let name = format!("{} ({inputs} inputs)", property.as_str());
         tell(&name, outcome.err().as_slice());
     }

@@ -77,14 +77,9 @@ impl Models for HostModels {
     }
 
     fn info(&self, name: &str) -> Result<TierView, ModelError> {
-        if let Some(encoder) = self.encoder(name) {
-            return Ok(TierView {
-                id: name.into(),
-                model: name.into(),
-                context_tokens: encoder.max_tokens() as u32,
-                ready: true,
-                ..TierView::default()
-            });
+        if self.encoder(name).is_some() {
+            let why = format!("{name} is an encoder, which is no tier");
+            return Err(ModelError::Unavailable(why));
         }
         if let Some(tier) = self.remote.iter().find(|t| t.id() == name) {
             return Ok(tier.view());
@@ -320,7 +315,8 @@ mod tests {
         let error = models.embed("lengths", "abcdefghi", 10_000).unwrap_err();
         assert!(matches!(error, ModelError::LimitExceeded(_)), "{error}");
         assert!(error.to_string().contains("9 tokens"), "{error}");
-        assert_eq!(models.info("lengths").unwrap().context_tokens, 8);
+        let error = models.info("lengths").unwrap_err();
+        assert!(matches!(error, ModelError::Unavailable(_)), "{error}");
         let options = GenerateOptions::default();
         let error = models
             .generate(None, "lengths", "a", &options, 1)

@@ -5,10 +5,12 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::build::stage::{Stage, WORLD};
+use crate::build::standard;
 use crate::{Error, Language, tools};
 
 pub fn build(folder: &Path, cache: &Path) -> Result<Vec<u8>, Error> {
     let stage = Stage::of(folder, Language::Js)?;
+    standard::disguise(&stage.path(""))?;
     let tool = tools::js(cache)?;
     let source = stage.path(&main_of(&stage, folder)?);
     let out = stage.path("build.wasm");
@@ -24,7 +26,7 @@ pub fn build(folder: &Path, cache: &Path) -> Result<Vec<u8>, Error> {
         "JavaScript",
         "Install Node.js 18 or newer",
     )?;
-    std::fs::read(&out).map_err(Error::io(&out))
+    standard::restore(std::fs::read(&out).map_err(Error::io(&out))?)
 }
 
 /// `main` of package.json: the module that exports the hooks.

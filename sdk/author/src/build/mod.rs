@@ -8,6 +8,7 @@ mod c;
 mod js;
 mod python;
 mod stage;
+mod standard;
 
 use std::path::{Path, PathBuf};
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::build::stage::{Stage, WORLD};
+use crate::build::standard;
 use crate::{Error, Language, tools};
 
 /// The author's module.
@@ -27,6 +28,7 @@ pub fn build(folder: &Path, cache: &Path) -> Result<Vec<u8>, Error> {
         });
     }
     let stage = Stage::of(folder, Language::Python)?;
+    standard::disguise(&stage.path(""))?;
     let python = tools::python(cache)?;
     let out = stage.path("build.wasm");
     let mut tool = Command::new(python.with_file_name("componentize-py"));
@@ -42,7 +44,7 @@ pub fn build(folder: &Path, cache: &Path) -> Result<Vec<u8>, Error> {
             .any(|key| stage.resolve.name_world_key(key) == interface);
         if imported {
             tool.arg("--import-interface-name")
-                .arg(format!("{interface}={name}"));
+                .arg(format!("{}={name}", standard::disguised(interface)));
         }
     }
     tool.args(["componentize", "--stub-wasi", "--python-path"])
@@ -59,5 +61,5 @@ pub fn build(folder: &Path, cache: &Path) -> Result<Vec<u8>, Error> {
         "Python",
         "Remove the tool's folder from the cache",
     )?;
-    std::fs::read(&out).map_err(Error::io(&out))
+    standard::restore(std::fs::read(&out).map_err(Error::io(&out))?)
 }

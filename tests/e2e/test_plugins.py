@@ -1,0 +1,292 @@
+"""The policies of `plugins/`: those that are not in Rust hold their cases, and what some of them
+change in a running host, with real models and readings. (Those in Rust hold their cases in
+`tests/tests/cases.rs`.)"""
+
+import functools
+import importlib.util
+import json
+import pathlib
+import random
+import re
+import shutil
+
+import pytest
+
+import settings
+from homeostat_process import ROOT, TARGET, run_cli, wait_until
+from test_authors import share_target
+from test_heat import HARD, Gpu, empty, library  # noqa: F401: a fixture
+
+PLUGINS = ROOT / "plugins"
+NOT_RUST = sorted(folder.parent.name for folder in PLUGINS.glob("*/world.wit"))
+SEED = 1
+
+
+@functools.cache
+def staged(name: str) -> pathlib.Path:
+    """A copy of the plugin, in which the checkout's build does not see what is built."""
+    folder = TARGET / "e2e-plugins" / name
+    built = shutil.ignore_patterns("build")
+    shutil.copytree(PLUGINS / name, folder, dirs_exist_ok=True, ignore=built)
+    return folder
+
+
+@functools.cache
+def component(name: str) -> bytes:
+    """Built anew only when its source is younger."""
+    if name in NOT_RUST:
+        folder = staged(name)
+        built = folder / "build" / f"{name}.wasm"
+        sources = [f.stat().st_mtime for f in folder.iterdir() if f.is_file()]
+        if not built.exists() or built.stat().st_mtime < max(sources):
+            built.parent.mkdir(exist_ok=True)
+            run_cli("policy", "build", folder, "-o", built)
+        return built.read_bytes()
+    folder = PLUGINS / name
+    share_target(folder)
+    built = TARGET / "e2e-plugins" / f"{name}.wasm"
+    built.parent.mkdir(exist_ok=True)
+    run_cli("policy", "build", folder, "-o", built)
+    return built.read_bytes()
+
+
+@pytest.mark.parametrize("name", NOT_RUST)
+def test_its_cases_and_properties_hold(name):
+    component(name)
+    tested = run_cli("policy", "test", staged(name), "--seed", SEED)
+    cases = (PLUGINS / name / "cases.toml").read_text().count("[[case]]")
+    told = re.search(r"^(\d+) cases, (\d) properties .*: all hold$", tested.stdout, re.M)
+    assert told and int(told[1]) == cases and int(told[2]) >= 3, tested.stdout
+
+
+# ---- in a running host ------------------------------------------------------------------
+
+
+def options(name: str, **given) -> str:
+    """The plugin's `policy.toml` with these settings."""
+    text = (PLUGINS / name / "policy.toml").read_text()
+    written = ", ".join(f'{key.replace("_", "-")} = "{value}"' for key, value in given.items())
+    # A key of its own must stand before any table.
+    return f"settings = {{ {written} }}\n{text}"
+
+
+def put(server, name: str, **given):
+    """Copies it into the watched folder, with settings, and waits until it serves with them."""
+    hook = name.split("-")[0]
+    before = active(server, hook)
+    (server.policies / f"{name}.toml").write_text(options(name, **given))
+    (server.policies / f"{name}.wasm").write_bytes(component(name))
+
+    def serves():
+        now = active(server, hook)
+        return now["policy"] == name and now["generation"] != before["generation"]
+
+    wait_until(f"{name} serves", serves)
+
+
+def active(server, hook: str) -> dict:
+    listed = server.http.get("/admin/v1/policies").json()["policies"]
+    return next(h for h in listed if h["hook"] == hook)["active"]
+
+
+def asked(server, question: str, **fields) -> dict:
+    """The record of a request."""
+    response = server.ask(question, max_tokens=4, **fields)
+    assert response.status_code == 200, response.text
+    return server.record(response.headers["x-request-id"])
+
+
+def reason(record: dict) -> str:
+    assert record["decision"]["by"]["by"] == "component", record["decision"]
+    return record["decision"]["value"]["plan"]["reason"]
+
+
+def two_tiers() -> str:
+    return settings.local_tier("small", threads=1) + settings.local_tier(
+        "large", rank=1, quality=settings.LARGE_QUALITY, threads=1
+    )
+
+
+def test_a_judge_grades_the_small_tiers_answer_and_its_finding_is_in_the_record(start):
+    server = start(settings.server() + settings.no_encoder() + two_tiers())
+    # A cascade that trusts nothing asks the large tier after whatever the judge says.
+    put(server, "route-cascade", thresholds="1")
+    put(server, "validate-judge", sure="0")
+    record = asked(server, "What is the capital of Australia?")
+    assert reason(record) == "small until 1, then large"
+    judged = verdict(record["steps"][0])
+    assert judged["findings"][0]["detail"] == "sure enough without a judge", judged
+    own = judged["confidence"]
+    assert 0 < own < 1
+
+    put(server, "validate-judge", sure="1")
+    record = asked(server, "What is the capital of Australia?")
+    judged = verdict(record["steps"][0])
+    finding = judged["findings"][0]
+    assert finding["check"] == "judge"
+    grade = re.fullmatch(r"the judge gives (\d+) of 10", finding["detail"])
+    if grade:  # a model of 135 million parameters may find no number to say
+        assert judged["confidence"] == pytest.approx((int(grade[1]) - 1) / 9)
+    else:
+        assert "the judge gave no grade but" in finding["detail"], finding
+        assert judged["confidence"] == pytest.approx(own)
+    assert [step["tier"] for step in record["steps"]] == ["small", "large"]
+
+    # The threshold is the router's: with one that everything reaches, nobody is asked twice.
+    put(server, "route-cascade", thresholds="0")
+    record = asked(server, "What is the capital of Australia?")
+    assert [step["tier"] for step in record["steps"]] == ["small"]
+
+    # Several short samples of the real model are counted, or time was up before the first.
+    put(server, "route-cascade", thresholds="0.99")
+    put(server, "validate-consistency", sure="1", samples="2", max_tokens="4")
+    (finding,) = verdict(asked(server, "Tell me a number.")["steps"][0])["findings"]
+    assert finding["check"] == "consistency"
+    told = r"\d of \d answers agree|\d of \d agree, then time was up|no sample came in time"
+    assert re.fullmatch(told, finding["detail"]), finding
+
+
+def verdict(step: dict) -> dict:
+    assert step["verdict"]["by"]["by"] == "component", step["verdict"]
+    (assessment,) = step["verdict"]["value"].values()
+    return assessment
+
+
+def test_an_unsupported_sentence_sends_the_answer_to_the_large_tier(start):
+    server = start(settings.server() + settings.no_encoder() + two_tiers())
+    put(server, "route-cascade", thresholds="0.5")
+    put(server, "validate-retrieval")
+    document = "The Eiffel Tower was built from 1887 to 1889. It is 330 metres tall. " * 6
+    messages = [
+        {"role": "system", "content": document},
+        {"role": "user", "content": "Write a poem about the sea and about bananas."},
+    ]
+    response = server.ask("", messages=messages, max_tokens=24)
+    record = server.record(response.headers["x-request-id"])
+    found = verdict(record["steps"][0])
+    assert found["findings"][0]["check"] == "grounded", found
+    assert "escalate" in record["steps"][0]["verdict"]["value"], found
+    assert [step["tier"] for step in record["steps"]] == ["small", "large"]
+
+
+def test_at_the_power_cap_a_request_goes_to_the_smallest_tier(start, library, tmp_path):  # noqa: F811
+    gpu = Gpu(tmp_path)
+    gpu.set(temperature=50, power_mw=100_000, power_average_mw=100_000)
+    config = settings.server() + settings.no_encoder() + two_tiers()
+    config += settings.telemetry(nvml=library, sysfs_root=empty(tmp_path))
+    server = start(config, env={"FAKE_NVML_STATE": str(gpu.file)})
+    put(server, "route-power-cap", watts="400")
+
+    def decided(watts: int) -> dict:
+        gpu.set(temperature=50, power_mw=watts * 1000, power_average_mw=watts * 1000)
+        return wait_until(
+            f"the router sees {watts} W",
+            lambda: (r := asked(server, HARD)) and reason(r).startswith(f"{watts} of 400 W") and r,
+        )
+
+    cool = decided(100)
+    assert reason(cool) == "100 of 400 W: fits" and cool["tier"] == "large"
+    full = decided(500)
+    assert reason(full) == "500 of 400 W: over the cap" and full["tier"] == "small"
+    # Without the sensor there is no cap to keep.
+    gpu.set(temperature=50, fault="gpu_lost")
+    unknown = "power is not measured"
+    wait_until("the reading is gone", lambda: reason(asked(server, HARD)) == unknown)
+
+
+def test_hours_are_those_of_the_host_and_a_setting_opens_and_closes_them(start):
+    server = start(settings.server() + settings.no_encoder() + two_tiers())
+    always = "mon-sun 00:00-24:00"
+    put(server, "route-hours", hours=always, inside="0")
+    closed = asked(server, "Why is the sky blue?")
+    assert reason(closed) == "inside the hours" and closed["tier"] == "small"
+    put(server, "route-hours", hours=always, inside="1", outside="0")
+    record = asked(server, "Why is the sky blue?")
+    steps = record["decision"]["value"]["plan"]["steps"]
+    assert reason(record) == "inside the hours" and steps[-1]["tier"] == "large"
+    clock = dict(record["snapshot"]["attributes"])["homeostat.unix-seconds"]
+    assert clock > 1_767_225_600, "2026 has begun"
+
+
+def test_neighbours_by_the_real_encoder_decide_which_tier_is_asked(start):
+    server = start(settings.server() + two_tiers())
+    put(server, "classify-neighbours")
+    put(server, "route-threshold", threshold="0.3")
+    known = asked(
+        server,
+        "Find the degree for the given field extension Q(sqrt(2), sqrt(3)) over Q.\n"
+        "A. 0\nB. 4\nC. 2\nD. 6\nAnswer:",
+    )
+    classified = known["classification"]
+    assert classified["by"]["name"] == "classify-neighbours", classified
+    assert dict(classified["value"]["dimensions"])["similarity"] > 0.5, classified
+    far = asked(server, "zzz qqq xxyzzy plugh")
+    unsure = far["classification"]["value"]
+    assert unsure["confidence"] < classified["value"]["confidence"]
+
+    def score(record) -> float:
+        c = record["classification"]["value"]
+        return c["p_complex"] + c["p_medium"] / 2
+
+    # The router's threshold, put between the two scores, parts them.
+    low, high = sorted([score(known), score(far)])
+    assert low < high
+    put(server, "route-threshold", threshold=str((low + high) / 2))
+    asked_now = asked(server, "zzz qqq xxyzzy plugh")["tier"]
+    assert asked_now == ("large" if score(far) == high else "small")
+
+
+# ---- the calibration of route-threshold -------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def calibrate():
+    file = PLUGINS / "route-threshold" / "calibrate.py"
+    spec = importlib.util.spec_from_file_location("calibrate", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_threshold_for_a_share_sends_that_share_to_the_strong_tier(calibrate):
+    scores = [i / 100 for i in range(100)]
+    for share in (0.0, 0.01, 0.3, 0.5, 1.0):
+        threshold = calibrate.for_share(scores, share)
+        assert sum(s >= threshold for s in scores) / 100 == pytest.approx(share)
+    # Equal scores go together, to the nearer side.
+    assert calibrate.for_share([0.2] * 60 + [0.8] * 40, 0.5) == 0.8
+    assert calibrate.for_share([0.2] * 60 + [0.8] * 40, 0.9) == 0.2
+    with pytest.raises(ValueError):
+        calibrate.for_share([], 0.5)
+
+
+def outcomes(seed: int, count: int) -> list[tuple[float, bool]]:
+    """Requests of which the weak tier answers 1 - score² well."""
+    dice = random.Random(seed)
+    scores = [dice.random() for _ in range(count)]
+    return [(score, dice.random() > score * score) for score in scores]
+
+
+def test_a_threshold_for_a_risk_keeps_it_as_often_as_it_promises(calibrate):
+    # Below t the weak tier is wrong in t²/3 of its answers: more than 0.1 above 0.5477.
+    thresholds = [calibrate.for_risk(outcomes(seed, 2000), 0.1, doubt=0.1) for seed in range(40)]
+    found = [t for t in thresholds if t is not None]
+    assert len(found) > 30 and min(found) > 0.3
+    assert sum(t * t / 3 > 0.1 for t in found) <= 8, "one in ten may be too high"
+    # What cannot be shown is not said.
+    assert calibrate.for_risk(outcomes(1, 20), 0.01) is None
+    assert calibrate.for_risk([(0.5, False)] * 500, 0.3) is None
+    everything = calibrate.for_risk([(i / 500, True) for i in range(500)], 0.05)
+    assert everything is not None and everything > 499 / 500
+
+
+def test_the_calibration_reads_decision_records(calibrate, shared, tmp_path, capsys):
+    file = tmp_path / "decisions.jsonl"
+    questions = ("hi", "Why is the sky blue?", HARD)
+    records = [asked(shared, question) for question in questions]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    calibrate.main(["--share", "0.34", str(file)])
+    told = capsys.readouterr().out
+    threshold = float(re.search(r'settings = \{ threshold = "(.+)" \}', told)[1])
+    scores = [calibrate.score_of(record) for record in records]
+    assert threshold in scores and "1 of 3" in told, (scores, told)
