@@ -528,4 +528,32 @@ mod tests {
             assert!(byte_count(bad).is_err(), "{bad}");
         }
     }
+
+    fn telemetry(words: &str) -> Result<TelemetryArgs, clap::Error> {
+        let words = words.split(' ').filter(|word| !word.is_empty());
+        let line = ["homeostat", "telemetry"].into_iter().chain(words);
+        match Cli::try_parse_from(line)?.command {
+            Command::Telemetry(args) => Ok(args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn telemetry_is_shown_recorded_or_probed() {
+        let shown = telemetry("--config there.toml").expect("valid");
+        assert!(shown.command.is_none());
+        assert_eq!(shown.config.config, Some("there.toml".into()));
+        let recorded = telemetry("record --out f --seconds 1.5 --period-ms 50").expect("valid");
+        let Some(TelemetryCommand::Record {
+            seconds, period_ms, ..
+        }) = recorded.command
+        else {
+            panic!("{recorded:?}");
+        };
+        assert_eq!((seconds, period_ms), (Some(1.5), Some(50)));
+        assert!(telemetry("probe --times 3 --watch-ms 9 --json").is_ok());
+        for wrong in ["record", "record --out f --period-ms 5", "probe --times x"] {
+            assert!(telemetry(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -148,7 +148,11 @@ mod tests {
     }
 
     fn steps(now: u64) -> f64 {
-        if now / 15_000 % 2 == 0 { 100.0 } else { 500.0 }
+        if (now / 15_000).is_multiple_of(2) {
+            100.0
+        } else {
+            500.0
+        }
     }
 
     #[test]
@@ -171,7 +175,13 @@ mod tests {
     #[test]
     fn a_steady_load_and_short_bursts_leave_a_thermometer_in_peace() {
         assert_eq!(health_after(300, |_| 300.0, |_| 55.0), (Health::Ok, 0));
-        let bursts = |now: u64| if now / 200 % 2 == 0 { 100.0 } else { 500.0 };
+        let bursts = |now: u64| {
+            if (now / 200).is_multiple_of(2) {
+                100.0
+            } else {
+                500.0
+            }
+        };
         assert_eq!(health_after(300, bursts, |_| 55.0), (Health::Ok, 0));
     }
 }

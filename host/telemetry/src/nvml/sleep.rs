@@ -81,13 +81,17 @@ impl LetGo {
             return false;
         }
         let since = *self.idle_since_ms.get_or_insert(now_ms);
-        now_ms.saturating_sub(since) >= IDLE_MS
+        let due = now_ms.saturating_sub(since) >= IDLE_MS;
+        if due {
+            // When they are seen again, they have not been idle for long.
+            self.idle_since_ms = None;
+        }
+        due
     }
 
     /// The boards did not fall asleep.
     pub fn was_in_vain(&mut self) {
         self.in_vain = true;
-        self.idle_since_ms = None;
     }
 }
 
@@ -128,6 +132,10 @@ mod tests {
         assert!(!let_go.is_due(true, false, 64_000), "it worked meanwhile");
         assert!(!let_go.is_due(true, true, 65_000));
         assert!(let_go.is_due(true, true, 65_000 + IDLE_MS));
+        assert!(
+            !let_go.is_due(true, true, 80_000),
+            "seen again, it may stay a while"
+        );
         let_go.was_in_vain();
         assert!(!let_go.is_due(true, true, 90_000));
         assert!(!let_go.is_due(true, true, 200_000));
