@@ -162,6 +162,7 @@ impl Models for ToldModels {
 
     fn score(
         &self,
+        _tenant: Option<&str>,
         name: &str,
         prompt: &str,
         continuation: &str,
@@ -173,6 +174,7 @@ impl Models for ToldModels {
 
     fn generate(
         &self,
+        _tenant: Option<&str>,
         name: &str,
         prompt: &str,
         _: &GenerateOptions,
