@@ -221,7 +221,7 @@ mod tests {
         assert_eq!(models.info("large").expect("a tier").rank, 1);
         assert!(models.info("encoder").is_err());
         let options = GenerateOptions::default();
-        let mut generate = |prompt: &str| models.generate("large", prompt, &options, 5);
+        let mut generate = |prompt: &str| models.generate(None, "large", prompt, &options, 5);
         assert_eq!(generate("how?").expect("told").text, "8");
         assert!(matches!(
             generate("how now?"),
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(models.questions()[..2], ["how?", "how now?"]);
         models.tell(&file.cases[1].models);
         assert_eq!(models.questions(), [""; 0]);
-        let late = models.generate("large", "how?", &options, 5);
+        let late = models.generate(None, "large", "how?", &options, 5);
         assert!(matches!(late, Err(ModelError::Unavailable(_))), "{late:?}");
     }
 
