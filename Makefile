@@ -10,9 +10,10 @@
 
 CARGO ?= cargo
 HOMEOSTAT = $(or $(CARGO_TARGET_DIR),target)/release/homeostat
+BENCH_POLICIES = $(or $(CARGO_TARGET_DIR),target)/bench-policies
 PYTEST = target/venv/bin/python -m pytest
 
-.PHONY: run test bench sanitize models build setup fmt lint unit e2e clean
+.PHONY: run test bench bench-policies sanitize models build setup fmt lint unit e2e clean
 
 run: models
 	$(HOMEOSTAT) serve
@@ -44,12 +45,24 @@ e2e: models
 	@.ci/setup test
 	$(PYTEST) tests/e2e -q
 
-bench: models
-	@.ci/setup test
-	$(CARGO) bench --locked -p homeostat-tests --bench hook_cost
+bench: models bench-policies
+	$(CARGO) bench --locked --workspace --bench hook_cost -- $(abspath $(BENCH_POLICIES))/*.wasm
 	@.ci/setup bench
 	$(CARGO) build --release --locked --workspace --exclude homeostat-tests --examples
 	target/bench-venv/bin/python tests/bench/run.py $(BENCH)
+
+# One router and one validator in each language, for the benchmark of hooks.
+bench-policies: build
+	@.ci/setup test
+	@mkdir -p $(BENCH_POLICIES)
+	@for language in rust c js python; do \
+		$(HOMEOSTAT) policy build plugins/route-thermal/$$language \
+			-o $(BENCH_POLICIES)/route-thermal-$$language.wasm; \
+		test -d $(BENCH_POLICIES)/validate-$$language || (cd $(BENCH_POLICIES) && \
+			$(abspath $(HOMEOSTAT)) policy new --lang $$language --hook validate validate-$$language); \
+		$(HOMEOSTAT) policy build $(BENCH_POLICIES)/validate-$$language \
+			-o $(BENCH_POLICIES)/validate-$$language.wasm; \
+	done
 
 # The sanitizer is in the stable toolchain, its flag is not stable. With a target named,
 # build scripts and macros, which run in the compiler, are built without it. A test asks for more

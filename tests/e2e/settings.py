@@ -35,6 +35,15 @@ def record(dir: str = "recordings", **fields) -> str:
     return _table("policies.record", dir=dir, **fields)
 
 
+def signed_by(**keys) -> str:
+    """Policies that one of these public keys has signed, and no others."""
+    return _table("policies", signature="required") + _table("policies.trusted_keys", **keys)
+
+
+def replay(dir: str = "recordings", **fields) -> str:
+    return _table("policies.replay", dir=dir, **fields)
+
+
 def no_encoder() -> str:
     """For servers that only chat: half the memory and a quicker start."""
     return _table("encoder", enabled=False)

@@ -1,5 +1,6 @@
-"""A new author's path in every language: a folder, an edit, a build, a test, a copy into the
-running host, a changed decision, its explanation, and the way back."""
+"""A new author's path in every language: a folder, an edit, a build, a test, a signature, a copy
+into a running host that takes signed policies only, a changed decision, its explanation, and
+the way back."""
 
 import pathlib
 
@@ -32,16 +33,26 @@ def new(place: pathlib.Path, language: str, hook: str) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def server(built, tmp_path_factory):
+def key(built, tmp_path_factory) -> pathlib.Path:
+    """An author's secret key."""
+    name = tmp_path_factory.mktemp("keys") / "author"
+    run_cli("policy", "keygen", name)
+    return name.with_suffix(".key")
+
+
+@pytest.fixture(scope="module")
+def server(key, tmp_path_factory):
     folder = tmp_path_factory.mktemp("authors")
-    server = Homeostat(folder, settings.basic() + settings.no_encoder()).start()
+    public = key.with_suffix(".pub").read_text().strip()
+    config = settings.basic() + settings.no_encoder() + settings.signed_by(author=public)
+    server = Homeostat(folder, config + settings.record()).start()
     yield server
     server.stop()
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_new_author_changes_what_the_host_decides_and_changes_it_back(
-    language, server, tmp_path
+    language, server, key, tmp_path
 ):
     folder = new(tmp_path, language, "route")
     source = folder / SOURCE[language]
@@ -49,7 +60,7 @@ def test_a_new_author_changes_what_the_host_decides_and_changes_it_back(
     assert "always the smallest" in text
     source.write_text(text.replace("always the smallest", f"as {language} says"))
 
-    component = tmp_path / "mine.wasm"
+    component = tmp_path / f"route-{language}.wasm"
     run_cli("policy", "build", folder, "-o", component)
     cases = folder / "cases.toml"
     tested = run_cli("policy", "test", component, "--cases", cases, "--seed", 7)
@@ -66,18 +77,43 @@ def test_a_new_author_changes_what_the_host_decides_and_changes_it_back(
         return server.ask("Tell me something.", max_tokens=2)
 
     assert "route-metabolic@" in policy(ask())
-    watched = server.policies / f"route-{language}.wasm"
-    watched.write_bytes(component.read_bytes())
+    if language == "c":
+        unsigned = server.policies / component.name
+        unsigned.write_bytes(component.read_bytes())
+        told = wait_until(
+            "whoever forgets to sign is told so",
+            lambda: "refused at signature" in (listed := listing(server)) and listed,
+        )
+        assert "route-metabolic@" in told, told
+        unsigned.unlink()
+    run_cli("policy", "sign", component, "--key", key, "--revision", 1)
+    run_cli("policy", "pack", component, "-o", tmp_path / "signed.policy")
+    watched = server.policies / f"route-{language}.policy"
+    watched.write_bytes((tmp_path / "signed.policy").read_bytes())
     response = wait_until(
         "the author's policy routes",
         lambda: (r := ask()) and f"route-{language}@" in policy(r) and r,
     )
-    told = run_cli("explain", response.headers["x-request-id"], *at(server))
-    assert f"as {language} says" in told.stdout, told.stdout
+    told = explained(server, response.headers["x-request-id"])
+    assert f"as {language} says" in told, told
+
+    receipt = response.headers["x-homeostat-receipt"]
+    assert f"receipt   {receipt}" in told, told
 
     run_cli("policy", "rollback", "route", *at(server))
     assert "route-metabolic@" in policy(ask())
     watched.unlink()
+
+
+def explained(server, request_id: str) -> str:
+    """The whole story; a request is recorded when it has been closed."""
+    path = f"/admin/v1/decisions/{request_id}/explanation"
+    wait_until(path, lambda: server.http.get(path).status_code == 200)
+    return run_cli("explain", request_id, *at(server)).stdout
+
+
+def listing(server) -> str:
+    return run_cli("policy", "list", *at(server)).stdout
 
 
 def at(server) -> list[str]:

@@ -34,14 +34,8 @@ def signer(tmp_path):
 
 @pytest.fixture
 def config(signer, tmp_path):
-    policies = [
-        "[policies]",
-        'signature = "required"',
-        f'trusted_keys = {{ ops = "{signer.public}" }}',
-        "[policies.cache]",
-        f'dir = "{tmp_path / "compiled"}"',
-    ]
-    return settings.basic() + settings.no_encoder() + "\n".join(policies) + "\n"
+    config = settings.basic() + settings.no_encoder() + settings.signed_by(ops=signer.public)
+    return config + f'[policies.cache]\ndir = "{tmp_path / "compiled"}"\n'
 
 
 def put(server, bundle, query="") -> tuple[int, str]:

@@ -79,10 +79,44 @@ def test_a_decision_is_explained_asked_again_hotter_and_judged_by_another_policy
     moves = json.loads(asked_again.stdout)["moves"]
     assert moves["route"]["large"]["small > large"] == 3
 
+    # What both decisions are worth, from the models themselves.
+    execute = ["policy", "replay", "--candidate", candidate, "--log", log, "--execute", "2"]
+    report = run_cli(*execute, "--config", server.config_path).stdout
+    assert "executed 2 of 3 moved routes" in report, report
+    assert "  recorded  large: 4 tokens" in report, report
+    assert "  candidate small > large: " in report, report
+    real = json.loads(run_cli(*execute, "--json", "--config", server.config_path).stdout)
+    for run in real["executed"]["runs"]:
+        assert run["recorded"]["real"]["tokens"] == 4 and run["id"] in ids, run
+        assert run["recorded"]["predicted"]["tokens"] == 4, run
+        assert run["candidate"]["real"]["milliseconds"] > 0, run
+    elsewhere = run_cli(*execute, check=False)
+    assert elsewhere.returncode == 1 and "--config" in elsewhere.stderr, elsewhere.stderr
+
     same = tmp_path / "same.wasm"
     same.write_bytes(policy_files.build()["cool-below-90"])
     report = run_cli("policy", "replay", "--candidate", same, "--log", log, "--hook", "route").stdout
     assert "3 calls: 3 the same, 0 changed" in report, report
+
+
+def test_a_policy_that_would_decide_recorded_traffic_otherwise_is_refused(start):
+    policies = policy_files.build()
+    config = settings.basic() + settings.no_encoder() + settings.record() + settings.replay()
+    server = start(config)
+    put = lambda name: server.http.put(  # noqa: E731
+        f"/admin/v1/policies/route?name={name}", content=policies[name]
+    )
+    first = put("answers-a")
+    assert first.status_code == 200 and "policies.replay.dir" in first.text, first.text
+    who = "Which policy routes you?"  # which it answers itself
+    request_id = server.ask(who).headers["x-request-id"]
+    path = f"/admin/v1/decisions/{request_id}/explanation"
+    wait_until(path, lambda: server.http.get(path).status_code == 200)
+    refused = put("climbs")
+    assert refused.status_code == 422, refused.text
+    assert "refused_at_replay" in refused.text and "max_changed" in refused.text, refused.text
+    assert put("answers-a").json()["replay"]["calls"] == 1
+    assert server.ask(who).headers["x-homeostat-tier"] == "direct", "the running one is untouched"
 
 
 def test_without_recordings_the_story_is_told_and_says_what_is_missing(shared):

@@ -55,6 +55,8 @@ pub struct Head {
     pub tier: String,
     /// How a direct answer was found.
     pub method: Option<String>,
+    /// Digest of the decision, where it is recorded.
+    pub receipt: Option<String>,
     /// Who answered each hook so far.
     pub policies: Vec<(Hook, AnsweredBy)>,
     /// Some hook was answered by a fallback.

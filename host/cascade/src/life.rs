@@ -178,6 +178,7 @@ struct Life {
     session: Option<Box<dyn Session>>,
     record: DecisionRecord,
     confidence: Option<f32>,
+    receipt: Option<String>,
     /// From here on a failure can only end the stream.
     head_sent: bool,
     /// A live answer that is sent and not yet validated.
@@ -205,6 +206,7 @@ impl Life {
             session: Some(session),
             record,
             confidence: None,
+            receipt: None,
             head_sent: false,
             unjudged: None,
         })
@@ -252,13 +254,14 @@ impl Life {
     /// Classify and route, in one hop to a thread that may block.
     async fn decide(&mut self) -> Decision {
         let tiers = self.record.tiers.clone();
-        let (classification, decision) = self
+        let (classification, decision, receipt) = self
             .ask(move |session| {
                 let classification = session.classify();
                 let decision = session.route(&classification.value, &tiers);
-                (classification, decision)
+                (classification, decision, session.receipt())
             })
             .await;
+        self.receipt = receipt;
         let value = decision.value.clone();
         self.record.classification = Some(classification);
         self.record.decision = Some(decision);
@@ -571,6 +574,7 @@ impl Life {
             request_id: self.job.id.clone(),
             tier: tier.to_owned(),
             method,
+            receipt: self.receipt.clone(),
             policies,
             fallback: self.record.fallback(),
             escalations: self.record.steps.len().saturating_sub(1) as u32,

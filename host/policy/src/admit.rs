@@ -20,12 +20,12 @@ use crate::call::Policy;
 use crate::candidate::Candidate;
 use crate::config::{Fallback, PolicyOptions, RoomConfig};
 use crate::cost::{self, CostCard};
-use crate::engine::PolicyEngine;
+use crate::engine::Engines;
 use crate::grants::{self, Change};
 use crate::history::Stored;
 use crate::inspect;
-use crate::migrate;
-use crate::probe;
+use crate::record::Recorder;
+use crate::regression::{self, Regression};
 use crate::revision::Revisions;
 use crate::signature::{self, Provenance, Sealed};
 use crate::state::StateStore;
@@ -61,6 +61,8 @@ pub enum Stage {
     Probe,
     /// What it costs against what it may cost.
     Budget,
+    /// Recorded traffic.
+    Replay,
     /// A newer component for the same hook came meanwhile.
     Superseded,
 }
@@ -82,6 +84,7 @@ impl Stage {
             Self::Migrate => "migrate",
             Self::Probe => "probe",
             Self::Budget => "budget",
+            Self::Replay => "replay",
             Self::Superseded => "superseded",
         }
     }
@@ -176,6 +179,11 @@ pub struct Report {
     pub probes: u64,
     /// What it costs on this machine.
     pub cost: CostCard,
+    /// Bytes that the pool clears in place in each of its slots: `policies.keep_resident_bytes`,
+    /// or as many as its instances touch. None without a pool.
+    pub keep_resident_bytes: Option<usize>,
+    /// What it made of recorded traffic; none where it was asked none.
+    pub replay: Option<Regression>,
     /// Things that the operator should know.
     pub warnings: Vec<String>,
     /// Time of the exchange itself; none when it was only checked.
@@ -185,13 +193,15 @@ pub struct Report {
 /// What admission works with.
 pub(crate) struct Admission<'a> {
     pub config: &'a RoomConfig,
-    pub engine: &'a PolicyEngine,
+    pub engines: &'a Engines,
     pub state: &'a StateStore,
     pub models: &'a Arc<dyn Models>,
     pub cache: &'a Cache,
     pub revisions: &'a Revisions,
     /// Who serves now.
     pub table: &'a Table,
+    pub judge: &'a regression::Judge,
+    pub recorder: Option<&'a Recorder>,
     pub kind: Kind,
 }
 
@@ -202,6 +212,9 @@ pub(crate) enum Kind {
     Put,
     /// It came with the host, so it is trusted as the host is.
     Embedded,
+    /// It shall be tried as a shadow or a canary, or has served before: recorded traffic need
+    /// not judge it.
+    Tried,
     /// Somebody wants to know everything.
     Check,
 }
@@ -260,13 +273,13 @@ pub(crate) fn admit(
         shape: &shape,
         options: &options,
     };
-    let compiled = candidate.compile(with.engine)?;
-    candidate.check_resources(&compiled.component)?;
-    let mut policy = candidate.link(with.engine, &compiled.component)?;
-    let state = migrate::prepare(&mut policy, with.state, &shape)?;
-    let scratch = candidate.scratch(&policy, &state);
-    let findings = probe::probe(&scratch, &hooks)?;
-    let cost = candidate.measure(&scratch, findings.memory_bytes)?;
+    let tried = candidate.try_out()?;
+    let cost = candidate.within_budget(&tried)?;
+    let replay = match with.kind {
+        Kind::Embedded | Kind::Tried => None,
+        Kind::Put | Kind::Check => regression::judge(&candidate, with.judge, with.recorder)?,
+    };
+    let mut policy = tried.policy;
     let instantiate = Duration::from_micros(cost.instantiate.p50_micros);
     policy.cost.measured(instantiate);
     policy.stored = Arc::new(Stored::of(offer, &policy, &sealed, &hooks));
@@ -277,21 +290,24 @@ pub(crate) fn admit(
         digest: policy.digest.clone(),
         unused_grants: grants::unused(&policy.powers.grants, &shape.imports),
         warnings: [
-            compiled.warnings,
-            findings.warnings,
+            tried.compiled.warnings,
+            tried.findings.warnings,
             changes.iter().filter_map(Change::news).collect(),
-            warnings(with, provenance.as_ref(), &cost),
+            warnings(with, provenance.as_ref(), replay.as_ref()),
+            Vec::from_iter(cost::advice(with.config, tried.keep_resident, &cost)),
         ]
         .concat(),
         changes,
         provenance,
         generations: Vec::new(),
         size_bytes: sealed.component.len() as u64,
-        compile_micros: compiled.micros,
-        from_cache: compiled.from_cache,
-        memory_bytes: findings.memory_bytes,
-        probes: findings.probes,
+        compile_micros: tried.compiled.micros,
+        from_cache: tried.compiled.from_cache,
+        memory_bytes: tried.findings.memory_bytes,
+        probes: tried.findings.probes,
         cost,
+        keep_resident_bytes: tried.keep_resident,
+        replay,
         swap_micros: None,
         imports: shape.imports,
         hooks,
@@ -332,7 +348,11 @@ fn asked_hooks(offer: &Offer, provenance: Option<&Provenance>) -> Option<Vec<Hoo
 }
 
 /// What the operator should know of the host rather than of the policy.
-fn warnings(with: &Admission<'_>, provenance: Option<&Provenance>, cost: &CostCard) -> Vec<String> {
+fn warnings(
+    with: &Admission<'_>,
+    provenance: Option<&Provenance>,
+    replay: Option<&Regression>,
+) -> Vec<String> {
     let mut warnings = Vec::new();
     if let Some(provenance) = provenance {
         warnings.extend(provenance.warnings(signature::now()));
@@ -340,7 +360,14 @@ fn warnings(with: &Admission<'_>, provenance: Option<&Provenance>, cost: &CostCa
     if let Err(why) = with.cache {
         warnings.push(format!("there is no compile cache: {why}"));
     }
-    warnings.extend(cost::advice(with.config, with.engine.pooled, cost));
+    let asked = matches!(with.kind, Kind::Put | Kind::Check) && replay.is_none();
+    if let Some(dir) = with.config.replay.dir.as_ref().filter(|_| asked) {
+        warnings.push(format!(
+            "nothing that it could be asked is recorded in {} (policies.replay.dir): recorded \
+             traffic has not judged it",
+            dir.display()
+        ));
+    }
     warnings
 }
 

@@ -264,6 +264,11 @@ impl Instance {
         self.permit = permit;
     }
 
+    /// The request that it was given to is not recorded.
+    pub fn leave_untaped(&mut self) {
+        self.store.data_mut().leave_untaped();
+    }
+
     /// Compares the types of the hooks' functions with the contract's.
     ///
     /// # Errors

@@ -19,6 +19,8 @@ use crate::fault;
 use crate::grants::Uses;
 use crate::host::{self, HostState, Powers};
 use crate::inspect::Shape;
+use crate::migrate;
+use crate::probe::{self, Findings};
 use crate::state::Bucket;
 
 /// How much longer than its deadline a call may take while its fuel is counted: code that
@@ -45,7 +47,53 @@ pub(crate) struct Compiled {
     pub warnings: Vec<String>,
 }
 
+/// A candidate that was tried out on an engine.
+pub(crate) struct Tried {
+    pub compiled: Compiled,
+    pub policy: Policy,
+    /// The policy on a copy of its state.
+    pub scratch: Arc<Policy>,
+    pub findings: Findings,
+    pub cost: CostCard,
+    /// Bytes of a used slot that its engine clears in place; none without a pool.
+    pub keep_resident: Option<usize>,
+}
+
 impl Candidate<'_> {
+    /// Compiled, linked, probed and measured: on the first engine of the room, and on one with
+    /// a larger pool where it turns out to need that.
+    pub fn try_out(&self) -> Result<Tried, AdmissionError> {
+        let engines = self.with.engines;
+        let tried = self.try_on(engines.first())?;
+        let pooled = tried.keep_resident.is_some();
+        let missing = cost::missing_bytes(&tried.cost).filter(|_| pooled);
+        let larger = missing.and_then(|missing| {
+            let kept = engines.first().keep_resident as u64;
+            engines.keeping(self.with.config, kept + missing)
+        });
+        match larger {
+            Some(engine) => self.try_on(&engine),
+            None => Ok(tried),
+        }
+    }
+
+    fn try_on(&self, engine: &PolicyEngine) -> Result<Tried, AdmissionError> {
+        let compiled = self.compile(engine)?;
+        self.check_resources(&compiled.component)?;
+        let mut policy = self.link(engine, &compiled.component)?;
+        let state = migrate::prepare(&mut policy, self.with.state, self.shape)?;
+        let scratch = self.scratch(&policy, &state);
+        let findings = probe::probe(&scratch, self.hooks)?;
+        Ok(Tried {
+            cost: cost::times(&scratch, self.hooks)?,
+            keep_resident: engine.pooled.then_some(engine.keep_resident),
+            compiled,
+            policy,
+            scratch,
+            findings,
+        })
+    }
+
     /// Machine code from the cache if it is there and good, else from the compiler.
     pub fn compile(&self, engine: &PolicyEngine) -> Result<Compiled, AdmissionError> {
         let started = Instant::now();
@@ -149,11 +197,12 @@ impl Candidate<'_> {
         })
     }
 
-    /// The cost card, within the budget. Fuel takes a second compilation, so only who
+    /// The whole cost card, within the budget. Fuel takes a second compilation, so only who
     /// needs it pays for it.
-    pub fn measure(&self, policy: &Arc<Policy>, memory: u64) -> Result<CostCard, AdmissionError> {
+    pub fn within_budget(&self, tried: &Tried) -> Result<CostCard, AdmissionError> {
         let budget = &self.with.config.budget;
-        let mut card = cost::times(policy, self.hooks)?;
+        let (policy, memory) = (&tried.scratch, tried.findings.memory_bytes);
+        let mut card = tried.cost.clone();
         if self.with.kind == Kind::Check || budget.fuel.is_some() {
             let engine = PolicyEngine::metered(self.with.config).map_err(no_engine)?;
             let component = self.compile(&engine)?.component;

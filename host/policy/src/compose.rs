@@ -6,8 +6,9 @@
 //! instance of its own, its own deadline, its faults counted. The instance of the first
 //! may serve later hooks of the request; members give theirs back after each call.
 //!
-//! What is asked at one time is asked in a row, not at once: a request has one thread, and
-//! a Rust policy costs less than waking a second.
+//! A chain and a vote ask in a row: a request has one thread, and a Rust policy costs less
+//! than waking a second. A hedge is for a policy that costs much more, so it works on a
+//! thread of its own while its stand-in answers ([`crate::session`]).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,9 +26,9 @@ use crate::shadow::Kind;
 pub enum Mode {
     /// The first that neither fails nor abstains, in the order given.
     Chain,
-    /// The members answer first, in their order until one does; the component itself then has
-    /// its deadline, and its answer wins if it comes in time. For slow policies with a fast
-    /// stand-in.
+    /// The members answer, in their order until one does, while the component itself works;
+    /// it has its deadline, and its answer wins if it comes in time. For slow policies with a
+    /// fast stand-in.
     Hedge,
     /// The commonest kind of answer (class, tiers, verdict); among equals the first given.
     Vote,
@@ -144,19 +145,8 @@ impl Ensemble {
                 given
             }
             Mode::Hedge => {
-                let stand_in = self.members.iter().find_map(|member| {
-                    let answer = member.ask(&mut ask).filter(|a| !a.abstains())?;
-                    Some((member, answer))
-                });
-                match (ask(main), stand_in) {
-                    (Ok(answer), None) => Ok(answer),
-                    (Ok(answer), Some(_)) if !answer.abstains() => Ok(answer),
-                    (_, Some((member, answer))) => {
-                        member.answered.fetch_add(1, Relaxed);
-                        Ok(answer)
-                    }
-                    (Err(error), None) => Err(error),
-                }
+                let stand_in = self.stand_in(&mut ask);
+                self.hedged(ask(main), stand_in)
             }
             Mode::Vote => {
                 let first = ask(main);
@@ -179,6 +169,36 @@ impl Ensemble {
                     (None, None) => unreachable!("without an error there is the first ballot"),
                 }
             }
+        }
+    }
+}
+
+impl Ensemble {
+    /// The first member that neither fails nor abstains.
+    pub fn stand_in<T: Abstain, E>(
+        &self,
+        mut ask: impl FnMut(&Arc<Policy>) -> Result<T, E>,
+    ) -> Option<(&Member, T)> {
+        self.members.iter().find_map(|member| {
+            let answer = member.ask(&mut ask).filter(|a| !a.abstains())?;
+            Some((member, answer))
+        })
+    }
+
+    /// What counts of the component's answer and its stand-in's.
+    pub fn hedged<T: Abstain, E>(
+        &self,
+        given: Result<T, E>,
+        stand_in: Option<(&Member, T)>,
+    ) -> Result<T, E> {
+        match (given, stand_in) {
+            (Ok(answer), None) => Ok(answer),
+            (Ok(answer), Some(_)) if !answer.abstains() => Ok(answer),
+            (_, Some((member, answer))) => {
+                member.answered.fetch_add(1, Relaxed);
+                Ok(answer)
+            }
+            (Err(error), None) => Err(error),
         }
     }
 }

@@ -43,6 +43,10 @@ pub struct RoomConfig {
     /// to the system, which saves the page faults of the next instance. Only where the
     /// kernel can tell which pages were touched (Linux 6.7 and later).
     pub keep_resident_bytes: usize,
+    /// As much is kept for a component whose instances touch more than that, in a pool of its
+    /// own that is sized when it is admitted. CPython touches about 10 MiB, so 64 instances of
+    /// it may hold 1 GiB; the same as `keep_resident_bytes` = no component has its own pool.
+    pub keep_resident_max_bytes: usize,
     /// Stack of a guest. 512 KiB is wasmtime's default; host threads have 2 MiB.
     pub stack_bytes: usize,
     /// Largest component that is read. Python components have 35 MB.
@@ -63,6 +67,8 @@ pub struct RoomConfig {
     pub cache: CacheConfig,
     /// What a policy may cost; a dearer one is refused.
     pub budget: Budget,
+    /// Recorded traffic that a policy must answer before it serves.
+    pub replay: ReplayConfig,
     /// Instances kept ready over all policies that are dear to instantiate, so that their
     /// requests pay the call alone. Eight outlast a burst, and hold at most
     /// 8 x `limits.memory_bytes`; Rust policies are not dear and use none.
@@ -100,6 +106,7 @@ impl Default for RoomConfig {
             wait_ms: 50,
             pooling: true,
             keep_resident_bytes: 4 << 20,
+            keep_resident_max_bytes: 32 << 20,
             stack_bytes: 512 << 10,
             max_component_bytes: 64 << 20,
             keep_generations: 3,
@@ -109,6 +116,7 @@ impl Default for RoomConfig {
             compiler: CompilerConfig::default(),
             cache: CacheConfig::default(),
             budget: Budget::default(),
+            replay: ReplayConfig::default(),
             ready_instances: 8,
             ready_above_micros: 200,
             limits: Limits::default(),
@@ -292,6 +300,32 @@ pub struct Budget {
     /// Most fuel (about one a WebAssembly instruction) that a call of a hook may take. It
     /// is the same on every machine; finding it out compiles the policy a second time.
     pub fuel: Option<u64>,
+}
+
+/// `[policies.replay]`: recorded traffic that every policy must answer before it serves, but
+/// for those that come with the host.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReplayConfig {
+    /// Folder of recordings, of this host or another; none = nobody is asked.
+    pub dir: Option<PathBuf>,
+    /// Share of the recorded calls that may be decided otherwise: other tiers, another class,
+    /// another verdict, or a question to the host that was not recorded. A policy that shall
+    /// change more is put with a larger share, or tried as a shadow and a canary.
+    pub max_changed: f64,
+    /// The newest requests that are asked. 500 take a Rust policy a tenth of a second, a
+    /// Python one ten.
+    pub max_requests: u32,
+}
+
+impl Default for ReplayConfig {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            max_changed: 0.1,
+            max_requests: 500,
+        }
+    }
 }
 
 /// What one policy may keep in `wasi:keyvalue`. State is for counters and small tables;

@@ -240,20 +240,25 @@ pub(crate) fn over(budget: &Budget, card: &CostCard, memory_bytes: u64) -> Optio
     })
 }
 
-/// Advice about a setting of the room that does not suit this policy.
-pub(crate) fn advice(config: &RoomConfig, pooled: bool, card: &CostCard) -> Option<String> {
-    let faults = card.page_faults.filter(|n| pooled && *n > FAULTS_FINE)?;
-    let missing = faults * page_bytes();
-    let enough = match card.touched_bytes {
-        Some(touched) => touched,
-        None => config.keep_resident_bytes as u64 + missing,
-    };
+/// Bytes that every request touches anew, beyond what its slot of the pool keeps; none where
+/// that is not worth a word.
+pub(crate) fn missing_bytes(card: &CostCard) -> Option<u64> {
+    let faults = card.page_faults.filter(|faults| *faults > FAULTS_FINE)?;
+    Some(faults * page_bytes())
+}
+
+/// Advice about a setting of the room that does not suit this policy, whose slots keep so many
+/// bytes.
+pub(crate) fn advice(config: &RoomConfig, kept: Option<usize>, card: &CostCard) -> Option<String> {
+    // Where nothing is kept the kernel cannot tell what to keep.
+    let kept = kept.filter(|kept| *kept > 0)?;
+    let missing = missing_bytes(card)?;
+    let enough = card.touched_bytes.unwrap_or(kept as u64 + missing);
     Some(format!(
-        "each request takes {faults} page faults ({missing} bytes), since it touches more than \
-         policies.keep_resident_bytes = {}. {} would spare them, if there is memory for that in \
+        "each request touches {missing} bytes anew, beyond the {kept} that its slot keeps. \
+         policies.keep_resident_max_bytes = {} would spare that, if there is memory for it in \
          each of the {} slots (policies.instances)",
-        config.keep_resident_bytes,
-        enough.next_multiple_of(1 << 20),
+        enough.next_power_of_two(),
         config.instances
     ))
 }

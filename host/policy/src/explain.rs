@@ -33,6 +33,8 @@ pub struct Explained {
     /// Every receipt fits what is recorded: nothing was changed since. Not known of a
     /// redacted recording.
     pub intact: Option<bool>,
+    /// What the answer's header `x-homeostat-receipt` said.
+    pub receipt: Option<String>,
     /// Why there is no replay; none = there is.
     pub not_replayable: Option<String>,
     /// What was changed for the replay: whole path and value.
@@ -108,6 +110,7 @@ pub fn explain(
         id: recording.id.clone(),
         unix_ms: recording.unix_ms,
         intact: (!recording.redacted).then(|| recording.receipts_hold()),
+        receipt: recording.receipt(),
         not_replayable: None,
         set: Vec::new(),
         request: recording.request.clone(),
@@ -356,6 +359,9 @@ impl Explained {
         let changed = !self.set.is_empty();
         // Writing to a string cannot fail.
         let _ = writeln!(out, "{}", self.id);
+        if let Some(receipt) = &self.receipt {
+            let _ = writeln!(out, "receipt   {receipt}");
+        }
         if self.intact == Some(false) {
             let _ = writeln!(
                 out,

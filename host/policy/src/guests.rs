@@ -156,6 +156,19 @@ pub fn all_hooks() -> Vec<u8> {
     component("full-policy", &classifier_text("", &extra, ""))
 }
 
+/// Has a text embedded, and traps when the model does not answer.
+pub fn embedding() -> Vec<u8> {
+    let head = r#"
+      (import "homeostat:policy/models@0.1.0" "open" (func $open (param i32 i32 i32)))
+      (import "homeostat:policy/models@0.1.0" "[method]model.embed"
+        (func $embed (param i32 i32 i32 i32)))"#;
+    let cases = "(call $open (i32.const 3000) (i32.const 4) (i32.const 4096))
+        (if (i32.load8_u (i32.const 4096)) (then unreachable))
+        (call $embed (i32.load (i32.const 4100)) (i32.const 0) (i32.const 1) (i32.const 4128))
+        (if (i32.load8_u (i32.const 4128)) (then unreachable))";
+    classifier(head, r#"(data (i32.const 3000) "tiny")"#, cases)
+}
+
 /// Models for tests: one encoder that answers, one generator that is slow.
 pub struct FakeModels;
 

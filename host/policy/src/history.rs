@@ -25,6 +25,7 @@ use crate::call::Policy;
 use crate::config::PolicyOptions;
 use crate::signature::Sealed;
 use crate::state::disk::sync_folder;
+use crate::trial::{CanaryChanges, TrialMode};
 
 /// A policy as it can be admitted again.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -97,6 +98,17 @@ pub(crate) struct HookRecord {
     pub kept: Vec<Entry>,
     /// An operator took the policy away; none comes back by itself.
     pub unloaded: bool,
+    #[serde(default)]
+    pub trial: Option<TrialRecord>,
+}
+
+/// A trial that runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TrialRecord {
+    pub mode: TrialMode,
+    pub policy: Stored,
+    /// What a canary was started with.
+    pub changes: CanaryChanges,
 }
 
 /// One file of the watched folder.

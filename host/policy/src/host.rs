@@ -152,6 +152,14 @@ impl HostState {
         self.asked = Arc::clone(asked);
     }
 
+    /// Nobody takes notes of it any more.
+    pub fn leave_untaped(&mut self) {
+        if let Some(tape) = self.tape.take() {
+            // WASI's clocks and random numbers have it as well.
+            tape.stop();
+        }
+    }
+
     /// A call begins: its deadline, and no proposal yet.
     pub fn begin_call(&mut self, deadline: Instant) {
         self.deadline = deadline;

@@ -49,6 +49,7 @@ mod paths;
 mod probe;
 mod ready;
 mod recall;
+mod regression;
 mod rerun;
 mod revision;
 mod session;
@@ -86,8 +87,8 @@ pub use compiler::{COMPILE_CHILD, compile_child};
 pub use compose::{Compose, MemberStats, Mode};
 pub use config::{
     BreakerConfig, Budget, CacheConfig, CanaryConfig, CompilerConfig, Deny, Durability, Fallback,
-    Grant, LimitChanges, Limits, PolicyOptions, RoomConfig, ShadowConfig, SignatureMode,
-    StateConfig,
+    Grant, LimitChanges, Limits, PolicyOptions, ReplayConfig, RoomConfig, ShadowConfig,
+    SignatureMode, StateConfig,
 };
 pub use cost::{CostCard, Spread};
 pub use explain::{ExplainError, Explained, explain};
@@ -95,7 +96,8 @@ pub use grants::Change;
 pub use inspect::{CONTRACT_VERSION, Contents, contents};
 pub use record::{RecordConfig, RecordLog, RecordStats};
 pub use recording::{Asking, Recording};
-pub use replay::{Candidate, CandidateReport, Replayer};
+pub use regression::Regression;
+pub use replay::{Candidate, CandidateReport, Decided, Moved, Promise, Replayer};
 pub use room::{NothingKept, PolicyRoom, RoomError};
 pub use shadow::{Difference, ShadowStatus};
 pub use signature::{Manifest, Provenance, Reason, Sealed, SignatureError, SigningKey};

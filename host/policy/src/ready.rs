@@ -4,8 +4,9 @@
 //! an interpreter's heap and thousands of table entries, costs hundreds. Where admission
 //! and the calls since have measured that a policy is dear, one thread keeps a few of its
 //! instances ready and takes the used ones to pieces, so that a request pays the call
-//! alone. An instance is still used by one request and no other. Requests that are recorded
-//! make their own, since what an instance asks while it is made belongs to the recording.
+//! alone. An instance is still used by one request and no other. Where requests are recorded,
+//! notes are taken from the first moment on, since what an instance asks while it is made
+//! belongs to the recording; a request that is not chosen drops them.
 //!
 //! Bounds: `policies.ready_instances` over all policies, each within its memory limit; the
 //! pool has slots for them besides those of the requests. When a policy leaves the table,
@@ -16,6 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use crate::call::{Instance, Policy};
 use crate::host::Asked;
 use crate::limit::Permit;
+use crate::tape::Tape;
 
 /// Makes instances, and takes them to pieces.
 pub(crate) struct Filler {
@@ -27,6 +29,8 @@ struct Shared {
     work: Condvar,
     most: usize,
     dear_nanos: u64,
+    /// Bytes of notes that an instance may come with; none = nothing is recorded.
+    notes: Option<usize>,
 }
 
 #[derive(Default)]
@@ -34,6 +38,7 @@ struct State {
     pools: Vec<Pool>,
     used: Vec<Instance>,
     stopped: bool,
+    taken: u64,
 }
 
 struct Pool {
@@ -42,13 +47,15 @@ struct Pool {
 }
 
 impl Filler {
-    /// Starts the thread; it ends with the filler.
-    pub fn start(most: u32, dear_micros: u64) -> std::io::Result<Self> {
+    /// Starts the thread; it ends with the filler. `notes` is how many bytes of notes an
+    /// instance may come with, where requests are recorded.
+    pub fn start(most: u32, dear_micros: u64, notes: Option<usize>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             work: Condvar::new(),
             most: most as usize,
             dear_nanos: dear_micros.saturating_mul(1000),
+            notes,
         });
         let worker = Arc::clone(&shared);
         std::thread::Builder::new()
@@ -90,6 +97,7 @@ impl Filler {
             .iter_mut()
             .find(|pool| Arc::ptr_eq(&pool.policy, policy));
         let taken = pool.and_then(|pool| pool.ready.pop());
+        state.taken += u64::from(taken.is_some());
         drop(state);
         self.shared.work.notify_one();
         taken
@@ -99,6 +107,11 @@ impl Filler {
     pub fn retire(&self, instance: Instance) {
         self.shared.lock().used.push(instance);
         self.shared.work.notify_one();
+    }
+
+    /// How often one was there.
+    pub fn taken(&self) -> u64 {
+        self.shared.lock().taken
     }
 
     /// Instances that are ready now.
@@ -147,6 +160,13 @@ impl Shared {
         wanting
     }
 
+    /// An instance that has heard of no request.
+    fn make(&self, policy: &Arc<Policy>) -> Option<Instance> {
+        let nobody = Arc::new(Asked::new(Arc::default(), Arc::default()));
+        let tape = self.notes.map(|bytes| Tape::recording(0, bytes));
+        Instance::taped(policy, &nobody, Permit::spare(), policy.deadline(), tape).ok()
+    }
+
     fn run(&self) {
         let mut state = self.lock();
         while !state.stopped {
@@ -161,7 +181,7 @@ impl Shared {
             }
             drop(state);
             drop(used);
-            let made = wanting.map(|policy| (make(&policy), policy));
+            let made = wanting.map(|policy| (self.make(&policy), policy));
             state = self.lock();
             match made {
                 Some((Some(instance), policy)) => {
@@ -178,12 +198,6 @@ impl Shared {
             }
         }
     }
-}
-
-/// An instance that has heard of no request.
-fn make(policy: &Arc<Policy>) -> Option<Instance> {
-    let nobody = Arc::new(Asked::new(Arc::default(), Arc::default()));
-    Instance::new(policy, &nobody, Permit::spare(), policy.deadline()).ok()
 }
 
 #[cfg(test)]

@@ -4,7 +4,9 @@
 //! Nothing is trusted because it served before: a stored component passes the whole
 //! admission of this host. Where the last one no longer does, the one before it is tried,
 //! and so on; the status tells why. What was kept for rollback is compiled when somebody
-//! rolls back, so that it does not delay the start.
+//! rolls back, so that it does not delay the start. A trial goes on when all who serve are
+//! known ([`Room::resume_trials`]); what it had found is not written down at every call, so
+//! its evidence begins anew.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -92,6 +94,8 @@ impl Room {
             book.stored = kept;
             book.unloaded = was.unloaded;
             book.next_number = number.saturating_sub(1);
+            // Against another policy it would be another trial.
+            book.to_resume = was.trial.clone().filter(|_| as_it_was);
         }
         if let Some((Some(policy), _)) = serving {
             self.set(&[hook], Some(&policy));
@@ -103,6 +107,35 @@ impl Room {
             );
         }
         as_it_was
+    }
+
+    /// Starts the trials of the life before again, against the policies that they were
+    /// measured against. What cannot go on is told by the status.
+    pub fn resume_trials(&self) {
+        let Some(history) = self.history.get() else {
+            return;
+        };
+        for hook in Hook::ALL {
+            let Some(was) = self.books()[hook as usize].to_resume.take() else {
+                continue;
+            };
+            let resumed = self
+                .revive(history, &was.policy, &mut Vec::new())
+                .and_then(|policy| {
+                    let resumed = self.resume_trial(hook, policy, &was);
+                    resumed.map_err(|error| error.to_string())
+                });
+            let name = &was.policy.name;
+            match resumed {
+                Ok(()) => tracing::info!(policy = name, hook = hook.as_str(), "its trial goes on"),
+                Err(why) => {
+                    let text = format!("its {} does not go on: {why}", was.mode.as_str());
+                    tracing::error!(policy = name, hook = hook.as_str(), "{text}");
+                    self.note(&[hook], name, false, &text);
+                }
+            }
+        }
+        self.remember();
     }
 
     fn revive(
@@ -119,7 +152,7 @@ impl Room {
             .map_err(|error| format!("its stored component: {error}"))?;
         let _one = self.one_admission();
         let (policy, _) = self
-            .admit(&offer, Kind::Put)
+            .admit(&offer, Kind::Tried)
             .map_err(|refusal| refusal.to_string())?;
         policy.stored.take_bytes();
         revived.push((stored.clone(), Arc::clone(&policy)));
@@ -161,7 +194,7 @@ impl Room {
         history.write(|record| {
             let books = self.books();
             let table = self.table.load();
-            let of = |hook: Hook| books[hook as usize].record(table.get(hook));
+            let of = |hook: Hook| books[hook as usize].record(&table, hook);
             record.hooks = Hook::ALL.map(|hook| (hook, of(hook))).into();
         });
     }
@@ -187,10 +220,10 @@ impl Room {
             let books = self.books();
             let table = self.table.load();
             for hook in Hook::ALL {
-                let record = books[hook as usize].record(table.get(hook));
+                let record = books[hook as usize].record(&table, hook);
                 let entries = record.active.into_iter().chain(record.kept);
                 needed.extend(entries.map(|entry| entry.policy.digest));
-                needed.extend(table.trial(hook).map(|trial| trial.policy.digest.clone()));
+                needed.extend(record.trial.map(|trial| trial.policy.digest));
             }
         }
         history.sweep(&needed);

@@ -9,6 +9,7 @@
 //! Beside the files lie the components that were admitted, under their digests: without them
 //! nothing could be replayed on another machine or another day.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -175,6 +176,11 @@ impl Recorder {
         }
     }
 
+    /// Most that the notes of one request may hold.
+    pub fn request_bytes(&self) -> usize {
+        self.config.request_bytes
+    }
+
     /// Keeps an admitted component, so that its decisions can be replayed.
     pub fn keep_component(&self, digest: &str, bytes: &[u8]) {
         let _one = self
@@ -215,7 +221,7 @@ impl Drop for Recorder {
 }
 
 /// Where a request stands between 0 and 1; the same at every host and every time.
-fn share_of(id: &str) -> f64 {
+pub(crate) fn share_of(id: &str) -> f64 {
     // FNV-1a, then a finalizer: ids of one server differ in few bits.
     let mut hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -238,6 +244,17 @@ impl Notebook {
     pub fn tape(&mut self) -> Arc<Tape> {
         self.instances += 1;
         Tape::recording(self.instances, self.bytes_left)
+    }
+
+    /// An instance that was ready is this request's from now on.
+    pub fn adopt(&mut self, tape: &Tape) {
+        self.instances += 1;
+        tape.number(self.instances);
+    }
+
+    /// See [`Recording::receipt`]; of what was noted so far.
+    pub fn receipt(&self) -> Option<String> {
+        self.notes.as_ref()?.recorded().receipt()
     }
 
     fn take(&mut self, bytes: usize) -> bool {
@@ -282,7 +299,7 @@ impl Notebook {
             hook.attempts.push(AttemptNotes {
                 policy: Arc::clone(policy),
                 generation,
-                instance: tape.instance,
+                instance: tape.instance(),
                 seed: tape.seed,
                 events: taken.events,
                 outcome: match outcome {
@@ -500,6 +517,30 @@ impl RecordLog {
             self.each_in(number, |_| true, &mut take);
         }
         Ok(())
+    }
+
+    /// The newest recordings, in no order; damaged lines are left out.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub(crate) fn newest(&self, most: usize) -> Result<Vec<Recording>, String> {
+        let failed = |e: std::io::Error| format!("{}: {e}", self.dir.display());
+        let mut found = Vec::new();
+        for number in numbers(&self.dir).map_err(failed)?.into_iter().rev() {
+            let mut lines = VecDeque::new();
+            let wanted = most - found.len();
+            self.each_in(number, |_| true, &mut |line| {
+                lines.extend(line.ok());
+                if lines.len() > wanted {
+                    lines.pop_front();
+                }
+            });
+            found.extend(lines);
+            if found.len() == most {
+                break;
+            }
+        }
+        Ok(found)
     }
 
     /// The recording of a request.

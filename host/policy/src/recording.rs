@@ -15,9 +15,11 @@ use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 use wasm_wave::value::Type;
 
+use crate::admit::Offer;
 use crate::call::Policy;
-use crate::config::{Grant, Limits};
+use crate::config::{Grant, LimitChanges, Limits, PolicyOptions};
 use crate::host::Asked;
+use crate::record::RecordLog;
 use crate::tape::{Event, HostCall};
 use crate::wave::{self, Spoken, contract_type};
 
@@ -278,6 +280,26 @@ impl Recording {
         })
     }
 
+    /// What `x-homeostat-receipt` carried: hex sha256 over the request's id and, of every call
+    /// of a policy before the first tier was asked, the component's digest and its receipt.
+    /// It is the same of a redacted recording. None where no policy was asked.
+    pub fn receipt(&self) -> Option<String> {
+        let decided = |hook: &&RecordedHook| matches!(hook.hook, Asking::Classify | Asking::Route);
+        let hooks = self.hooks.iter().take_while(decided);
+        let calls: Vec<&Attempted> = hooks.flat_map(|hook| &hook.attempts).collect();
+        let parts = calls.iter().flat_map(|call| {
+            let policy = self.policies.get(call.policy);
+            let Receipt {
+                input,
+                trace,
+                result,
+            } = &call.receipt;
+            let digest = policy.map_or("", |policy| policy.digest.as_str());
+            [digest, input.as_str(), trace.as_str(), result.as_str()]
+        });
+        (!calls.is_empty()).then(|| digest(std::iter::once(self.id.as_str()).chain(parts)))
+    }
+
     /// Takes out whatever people wrote, models answered and policies said about it; numbers,
     /// names of tiers and the shape stay.
     fn redact(&mut self) {
@@ -377,7 +399,16 @@ pub(crate) struct AttemptNotes {
 
 impl Notes {
     /// The line that is written.
-    pub fn recording(self, prompts: bool) -> Recording {
+    pub fn recording(&self, prompts: bool) -> Recording {
+        let mut recording = self.recorded();
+        if !prompts {
+            recording.redact();
+        }
+        recording
+    }
+
+    /// Everything, as text.
+    pub fn recorded(&self) -> Recording {
         let mut recording = Recording {
             version: RECORDING_VERSION,
             id: self.asked.request.id.clone(),
@@ -389,24 +420,25 @@ impl Notes {
             policies: Vec::new(),
             hooks: Vec::new(),
         };
-        let mut known: Vec<Arc<Policy>> = Vec::new();
-        for notes in self.hooks {
+        let mut known: Vec<&Arc<Policy>> = Vec::new();
+        for notes in &self.hooks {
+            let reply = notes.reply.as_ref();
             let mut hook = RecordedHook {
                 hook: notes.hook,
                 args: notes.args.iter().map(|a| wave::text(&**a)).collect(),
-                reply: notes.reply.map(|(value, by, fault, micros)| RecordedReply {
-                    value: wave::text(&*value),
-                    by,
-                    fault,
-                    micros,
+                reply: reply.map(|(value, by, fault, micros)| RecordedReply {
+                    value: wave::text(&**value),
+                    by: by.clone(),
+                    fault: fault.clone(),
+                    micros: *micros,
                 }),
                 attempts: Vec::new(),
             };
-            for attempt in notes.attempts {
+            for attempt in &notes.attempts {
                 let same = known.iter().position(|p| Arc::ptr_eq(p, &attempt.policy));
                 let policy = same.unwrap_or_else(|| {
                     recording.policies.push(RecordedPolicy::of(&attempt.policy));
-                    known.push(Arc::clone(&attempt.policy));
+                    known.push(&attempt.policy);
                     known.len() - 1
                 });
                 let mut call = attempt.recorded(policy);
@@ -415,19 +447,16 @@ impl Notes {
             }
             recording.hooks.push(hook);
         }
-        if !prompts {
-            recording.redact();
-        }
         recording
     }
 }
 
 impl AttemptNotes {
-    fn recorded(self, policy: usize) -> Attempted {
-        let (answer, fault) = match self.outcome {
+    fn recorded(&self, policy: usize) -> Attempted {
+        let (answer, fault) = match &self.outcome {
             // `learn` answers nothing.
-            Ok(answer) => (Some(wave::text(&*answer)).filter(|t| !t.is_empty()), None),
-            Err(fault) => (None, Some(fault)),
+            Ok(answer) => (Some(wave::text(&**answer)).filter(|t| !t.is_empty()), None),
+            Err(fault) => (None, Some(fault.clone())),
         };
         Attempted {
             policy,
@@ -448,6 +477,38 @@ impl AttemptNotes {
 }
 
 impl RecordedPolicy {
+    /// The options that were in force for it.
+    pub(crate) fn options(&self) -> PolicyOptions {
+        let limits = self.limits;
+        PolicyOptions {
+            grants: Some(self.grants.clone()),
+            settings: Some(self.settings.clone()),
+            limits: LimitChanges {
+                deadline_ms: Some(limits.deadline_ms),
+                memory_bytes: Some(limits.memory_bytes),
+                table_elements: Some(limits.table_elements),
+                hostcall_bytes: Some(limits.hostcall_bytes),
+                handles: Some(limits.handles),
+                log_bytes: Some(limits.log_bytes),
+            },
+            ..PolicyOptions::default()
+        }
+    }
+
+    /// It, as it can be put at this hook again.
+    ///
+    /// # Errors
+    /// The recorder no longer has the component, or it was changed.
+    pub fn offer(&self, log: &RecordLog, hook: Hook) -> Result<Offer, String> {
+        Ok(Offer {
+            name: self.name.clone(),
+            bytes: log.component(&self.digest)?,
+            hooks: Some(vec![hook]),
+            options: self.options(),
+            ..Offer::default()
+        })
+    }
+
     fn of(policy: &Policy) -> Self {
         Self {
             name: policy.name().to_string(),

@@ -35,7 +35,9 @@ use crate::state::StateStore;
 use crate::tape::{Event, HostCall, Miss, Tape};
 use crate::wave::{self, Spoken};
 
-pub use crate::rerun::{Candidate, CandidateReport, Change, Figures, Moves};
+pub use crate::rerun::{
+    Candidate, CandidateReport, Change, Decided, Figures, Moved, Moves, Promise,
+};
 
 /// Compiled components that are kept for the next replay.
 const LOADED_MAX: usize = 8;
@@ -48,7 +50,7 @@ const NOTES_BYTES: usize = 64 << 20;
 
 /// Calls recorded hooks again.
 pub struct Replayer {
-    engine: PolicyEngine,
+    pub(crate) engine: PolicyEngine,
     compiler: CompilerConfig,
     /// By digest, in the order in which they were compiled.
     loaded: Mutex<Vec<(String, Arc<Policy>)>>,
@@ -232,11 +234,7 @@ impl Replayer {
             };
             Ok(Arc::new(base.with_powers(powers(
                 &recorded.name,
-                PolicyOptions {
-                    grants: Some(recorded.grants.clone()),
-                    settings: Some(recorded.settings.clone()),
-                    ..PolicyOptions::default()
-                },
+                recorded.options(),
                 recorded.limits,
             ))))
         });

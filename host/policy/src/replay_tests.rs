@@ -13,10 +13,10 @@ use sha2::{Digest, Sha256};
 use crate::guests::{self, FakeModels, request};
 use crate::recording::{Asking, Recording};
 use crate::replay::{Played, Replayer};
-use crate::tests::changed_contract;
+use crate::tests::contract_with_wasi;
 use crate::{
     Candidate, Compose, Explained, Grant, Mode, Offer, PolicyOptions, PolicyRoom, RecordConfig,
-    RecordLog, RoomConfig, explain,
+    RecordLog, ReplayConfig, RoomConfig, Stage, explain,
 };
 
 fn config(dir: &Path) -> RoomConfig {
@@ -88,40 +88,32 @@ fn assert_identical(recording: &Recording, played: &[Vec<Played>]) {
 // ---- a guest that listens --------------------------------------------------------------
 
 /// The contract with clocks and random numbers.
-fn contract_with_wasi() -> tempfile::TempDir {
-    let dir = changed_contract(
-        "world classify-policy {",
-        "world wasi-policy {
-             include classify-policy;
-             import wasi:clocks/wall-clock@0.2.3;
-             import wasi:clocks/monotonic-clock@0.2.3;
-             import wasi:random/random@0.2.3;
-             import wasi:random/insecure-seed@0.2.3;
-         }
-         world classify-policy {",
-    );
-    for (package, text) in [
-        (
-            "clocks",
-            "package wasi:clocks@0.2.3;
-             interface wall-clock {
-                 record datetime { seconds: u64, nanoseconds: u32 }
-                 now: func() -> datetime;
-             }
-             interface monotonic-clock { now: func() -> u64; }",
-        ),
-        (
-            "random",
-            "package wasi:random@0.2.3;
-             interface random { get-random-u64: func() -> u64; }
-             interface insecure-seed { insecure-seed: func() -> tuple<u64, u64>; }",
-        ),
-    ] {
-        let deps = dir.path().join("deps").join(package);
-        std::fs::create_dir_all(&deps).unwrap();
-        std::fs::write(deps.join("all.wit"), text).unwrap();
-    }
-    dir
+fn contract_with_clocks() -> tempfile::TempDir {
+    contract_with_wasi(
+        &[
+            "wasi:clocks/wall-clock@0.2.3",
+            "wasi:clocks/monotonic-clock@0.2.3",
+            "wasi:random/random@0.2.3",
+            "wasi:random/insecure-seed@0.2.3",
+        ],
+        &[
+            (
+                "clocks",
+                "package wasi:clocks@0.2.3;
+                 interface wall-clock {
+                     record datetime { seconds: u64, nanoseconds: u32 }
+                     now: func() -> datetime;
+                 }
+                 interface monotonic-clock { now: func() -> u64; }",
+            ),
+            (
+                "random",
+                "package wasi:random@0.2.3;
+                 interface random { get-random-u64: func() -> u64; }
+                 interface insecure-seed { insecure-seed: func() -> tuple<u64, u64>; }",
+            ),
+        ],
+    )
 }
 
 /// One way to ask the host: what is imported, and what is done with it. Everything learned
@@ -277,7 +269,7 @@ fn listener(asks: &[Ask], more: &str) -> Vec<u8> {
                       (f32.const 16777216)))
            (return (i32.const 1024))))"
     );
-    let wit = contract_with_wasi();
+    let wit = contract_with_clocks();
     let text = guests::classifier_text(&head, TEXTS, &cases);
     guests::component_of(wit.path(), "wasi-policy", &text)
 }
@@ -335,6 +327,52 @@ fn a_thousand_replays_give_one_decision_and_one_fuel() {
     }
 }
 
+/// How often a whole log is replayed: HOMEOSTAT_REPLAYS, or as often as takes a second.
+fn replays() -> usize {
+    match std::env::var("HOMEOSTAT_REPLAYS") {
+        Ok(count) => count.parse().expect("HOMEOSTAT_REPLAYS is a number"),
+        Err(_) => 50,
+    }
+}
+
+#[test]
+fn a_log_replayed_again_and_again_gives_one_decision_and_one_fuel_for_each_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let room = room(config(dir.path()));
+    put(&room, "all", &guests::all_hooks());
+    put(&room, "listener", &listener(&asks(), ""));
+    let tiers = [TierView {
+        id: "small".into(),
+        ready: true,
+        ..TierView::default()
+    }];
+    for n in 0..8 {
+        let request = homeostat_hooks::Request {
+            id: format!("log-{n:03}"),
+            ..homeostat_hooks::Request::clone(&request(7))
+        };
+        let mut session = room.begin(Arc::new(request), Arc::new(Snapshot::default()));
+        let class = session.classify().value;
+        session.route(&class, &tiers);
+        session.validate(&Answer::default());
+        session.learn(&Outcome::default());
+    }
+    let (log, all) = recordings(room, dir.path());
+    assert_eq!(all.len(), 8);
+    let replayer = replayer();
+    let pass = || -> Vec<_> {
+        let played = |recording| replayer.replay(&log, recording).unwrap();
+        all.iter().map(played).collect()
+    };
+    let first = pass();
+    for (recording, played) in all.iter().zip(&first) {
+        assert_identical(recording, played);
+    }
+    for n in 1..replays() {
+        assert_eq!(pass(), first, "pass {n}");
+    }
+}
+
 #[test]
 fn an_instance_that_remembers_is_replayed_from_its_first_call_on() {
     let dir = tempfile::tempdir().unwrap();
@@ -381,31 +419,55 @@ fn draws_when_made() -> Vec<u8> {
           (f32.div (f32.convert_i64_u (i64.and (global.get $heard) (i64.const 0xffffff)))
                    (f32.const 16777216)))
         (return (i32.const 1024))";
-    let wit = contract_with_wasi();
+    let wit = contract_with_clocks();
     let text = guests::classifier_text(import, &init, cases);
     guests::component_of(wit.path(), "wasi-policy", &text)
 }
 
 #[test]
-fn a_recorded_request_makes_its_own_instance_even_where_some_are_ready() {
+fn a_ready_instance_comes_with_what_it_asked_while_it_was_made() {
     let dir = tempfile::tempdir().unwrap();
+    let mut half = config(dir.path());
+    half.record.share = 0.5;
     let room = room(RoomConfig {
         ready_instances: 2,
         ready_above_micros: 0,
-        ..config(dir.path())
+        ..half
     });
     put(&room, "draws", &draws_when_made());
-    while room.stats().ready != 2 {
-        std::thread::yield_now();
+    let mut drawn = Vec::new();
+    for n in 0..12 {
+        while room.stats().ready != 2 {
+            std::thread::yield_now();
+        }
+        let request = homeostat_hooks::Request {
+            id: format!("request-{n}"),
+            ..homeostat_hooks::Request::default()
+        };
+        let mut session = room.begin(Arc::new(request), Arc::new(Snapshot::default()));
+        let reply = session.classify();
+        assert_eq!(reply.fault, None);
+        drawn.push(reply.value.confidence.to_bits());
     }
-    let [a, b] = [(); 2].map(|()| classify(&room));
-    assert_ne!(a.value, b.value, "two instances draw two numbers");
-    assert_eq!(room.stats().ready, 2, "none was taken");
+    assert_eq!(room.stats().ready_taken, 12, "recorded or not");
+    let all_drawn = drawn.len();
+    drawn.sort_unstable();
+    drawn.dedup();
+    assert_eq!(
+        drawn.len(),
+        all_drawn,
+        "every instance draws its own number"
+    );
     let (log, all) = recordings(room, dir.path());
-    assert_eq!(all.len(), 2);
+    assert!(
+        (1..12).contains(&all.len()),
+        "a share of them: {}",
+        all.len()
+    );
     for recording in &all {
-        let calls = &recording.hooks[0].attempts[0].host_calls;
-        assert!(calls[0].call.starts_with("wasi:random/"), "{calls:?}");
+        let call = &recording.hooks[0].attempts[0];
+        assert!(call.host_calls[0].call.starts_with("wasi:random/"));
+        assert_eq!(call.instance, 1);
         assert_identical(recording, &replayer().replay(&log, recording).unwrap());
     }
 }
@@ -596,6 +658,62 @@ fn what_a_candidate_only_says_is_no_miss_and_what_it_changes_is_told() {
     let traps = guests::classifier_when(7, "", "", "unreachable");
     let report = judge(&guests::classifier("", "", ""), &traps);
     assert_eq!(report.faults.len(), 3);
+}
+
+#[test]
+fn routes_that_move_are_sampled_by_their_ids_with_all_that_it_takes_to_run_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let room = room(config(dir.path()));
+    put(&room, "v", &guests::validator());
+    let small = TierView {
+        id: "small".into(),
+        ready: true,
+        quality: (0.5, 0.5, 0.5),
+        ..TierView::default()
+    };
+    for n in 0..9 {
+        let request = homeostat_hooks::Request {
+            id: format!("request-{n}"),
+            ..homeostat_hooks::Request::clone(&request(7))
+        };
+        let mut session = room.begin(Arc::new(request), Arc::new(Snapshot::default()));
+        let class = session.classify().value;
+        session.route(&class, std::slice::from_ref(&small));
+        session.validate(&Answer::default());
+    }
+    let (log, _) = recordings(room, dir.path());
+    let sampled = |sample| {
+        let candidate = Candidate {
+            name: "new".into(),
+            bytes: guests::router("r"),
+            sample,
+            ..Candidate::default()
+        };
+        replayer().candidate(&log, &candidate).unwrap()
+    };
+    let report = sampled(3);
+    assert_eq!((report.moved(Hook::Route), report.sample.len()), (9, 3));
+    let ids = |report: &crate::CandidateReport| -> Vec<String> {
+        let each = report.sample.iter();
+        each.map(|moved| moved.request.id.clone()).collect()
+    };
+    assert_eq!(
+        ids(&report),
+        ids(&sampled(3)),
+        "the same log, the same sample"
+    );
+    assert_eq!(ids(&report)[..2], ids(&sampled(2)));
+    assert!(sampled(0).sample.is_empty());
+
+    let moved = &report.sample[0];
+    assert_eq!(moved.recorded.label, "small");
+    assert!(moved.candidate.label.starts_with("answer"), "{moved:?}");
+    let quality = moved.recorded.promise.quality.unwrap();
+    assert!((quality - 0.5).abs() < 1e-6, "{quality}");
+    assert_eq!(moved.candidate.promise.quality, None);
+    let validator = moved.validator.as_ref().expect("one judged");
+    let offer = validator.offer(&log, Hook::Validate).unwrap();
+    assert_eq!(offer.bytes, guests::validator());
 }
 
 #[test]
@@ -874,6 +992,42 @@ fn a_recording_that_was_changed_no_longer_fits_its_receipts() {
 }
 
 #[test]
+fn a_receipt_is_known_before_a_tier_is_asked_and_found_again_in_the_recording() {
+    for prompts in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(dir.path());
+        config.record.prompts = prompts;
+        let room = room(config);
+        put(&room, "listener", &listener(&asks(), ""));
+        put(&room, "r", &guests::router("r"));
+        let tiers = [TierView {
+            id: "small".into(),
+            ..TierView::default()
+        }];
+        let given: Vec<String> = (0..2)
+            .map(|_| {
+                let mut session = room.begin(request(7), Arc::new(Snapshot::default()));
+                assert_eq!(session.receipt(), None, "nothing is decided yet");
+                let class = session.classify().value;
+                session.route(&class, &tiers);
+                let receipt = session.receipt().expect("it is recorded");
+                session.validate(&Answer::default());
+                session.learn(&Outcome::default());
+                assert_eq!(session.receipt().as_ref(), Some(&receipt));
+                receipt
+            })
+            .collect();
+        assert_ne!(given[0], given[1], "each decision has its own");
+        let (_, all) = recordings(room, dir.path());
+        let found: Vec<String> = all.iter().filter_map(Recording::receipt).collect();
+        assert_eq!(found, given);
+        let mut forged = all[0].clone();
+        forged.hooks[1].attempts[0].receipt.result = given[0].clone();
+        assert_ne!(forged.receipt().as_ref(), Some(&given[0]));
+    }
+}
+
+#[test]
 fn a_component_that_was_changed_or_is_gone_is_not_replayed() {
     let dir = tempfile::tempdir().unwrap();
     let room = room(config(dir.path()));
@@ -887,4 +1041,117 @@ fn a_component_that_was_changed_or_is_gone_is_not_replayed() {
     assert!(error.contains("not what was recorded"), "{error}");
     std::fs::remove_file(&file).unwrap();
     assert!(replayer().replay(&log, &all[0]).is_err());
+}
+
+// ---- before it serves ------------------------------------------------------------------
+
+/// A room that recorded classes of this policy, and one that judges by them.
+fn judging(recorded: &[u8], max_changed: f64) -> (tempfile::TempDir, PolicyRoom) {
+    let dir = tempfile::tempdir().unwrap();
+    let first = room(config(dir.path()));
+    put(&first, "first", recorded);
+    for _ in 0..4 {
+        assert_eq!(classify(&first).fault, None);
+    }
+    drop(first);
+    let judging = room(RoomConfig {
+        replay: ReplayConfig {
+            dir: Some(dir.path().to_path_buf()),
+            max_changed,
+            ..ReplayConfig::default()
+        },
+        ..RoomConfig::default()
+    });
+    (dir, judging)
+}
+
+fn offer(bytes: Vec<u8>) -> Offer {
+    Offer {
+        name: "next".into(),
+        bytes,
+        ..Offer::default()
+    }
+}
+
+/// Takes everything to be simple.
+fn simple() -> Vec<u8> {
+    let cases = "(drop (call $good)) (f32.store (i32.const 1028) (f32.const 1))
+         (f32.store (i32.const 1032) (f32.const 0)) (f32.store (i32.const 1036) (f32.const 0))
+         (return (i32.const 1024))";
+    guests::classifier("", "", cases)
+}
+
+#[test]
+fn recorded_traffic_judges_a_policy_before_it_serves() {
+    let (_dir, room) = judging(&sure_by("0.5"), 0.5);
+    let report = room.put(offer(sure_by("0.75"))).unwrap();
+    let found = report.replay.expect("it was asked");
+    assert_eq!((found.requests, found.calls), (4, 4));
+    assert_eq!((found.moved, found.misses), (0, 0), "the class is the same");
+    let serving = || room.status()[0].active.clone().map(|active| active.digest);
+    let before = serving();
+
+    let traps = guests::classifier_when(7, "", "", "unreachable");
+    let asks_more = listener(&asks()[4..5], "");
+    for (bytes, words) in [
+        (
+            traps,
+            "4 of 4 recorded calls failed; classify of request xxxxxxx",
+        ),
+        (simple(), "4 of 4 recorded calls would be decided otherwise"),
+        (asks_more, "wall-clock#now"),
+    ] {
+        for refusal in [
+            room.check(&offer(bytes.clone())).unwrap_err(),
+            room.put(offer(bytes)).unwrap_err(),
+        ] {
+            assert_eq!(refusal.stage, Stage::Replay, "{refusal}");
+            assert!(refusal.text.contains(words), "{refusal}");
+        }
+        assert_eq!(serving(), before, "the running one is untouched");
+        assert_eq!(classify(&room).value.confidence, 0.75);
+    }
+    // Whoever wants to change more tries it first.
+    room.start_shadow(Hook::Classify, offer(simple())).unwrap();
+}
+
+#[test]
+fn a_larger_share_lets_a_policy_change_more() {
+    let (_dir, room) = judging(&sure_by("0.5"), 1.0);
+    let report = room.put(offer(simple())).unwrap();
+    assert_eq!(report.replay.unwrap().moved, 4);
+}
+
+#[test]
+fn what_nobody_recorded_judges_nobody_and_what_cannot_be_replayed_lets_nobody_pass() {
+    let (_dir, judged) = judging(&sure_by("0.5"), 0.1);
+    let report = judged.put(offer(guests::router("r"))).unwrap();
+    assert_eq!(report.replay, None);
+    let warned = |w: &String| w.contains("policies.replay.dir");
+    assert!(report.warnings.iter().any(warned), "{:?}", report.warnings);
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut quiet = config(dir.path());
+    quiet.record.prompts = false;
+    let first = room(quiet);
+    put(&first, "first", &sure_by("0.5"));
+    classify(&first);
+    drop(first);
+    let judging_by = |dir: &Path| {
+        room(RoomConfig {
+            replay: ReplayConfig {
+                dir: Some(dir.to_path_buf()),
+                ..ReplayConfig::default()
+            },
+            ..RoomConfig::default()
+        })
+    };
+    for (dir, words) in [
+        (dir.path().to_path_buf(), "policies.record.prompts"),
+        (dir.path().join("nowhere"), "no folder"),
+    ] {
+        let refusal = judging_by(&dir).put(offer(sure_by("0.5"))).unwrap_err();
+        assert_eq!(refusal.stage, Stage::Replay);
+        assert!(refusal.text.contains(words), "{refusal}");
+    }
 }

@@ -9,15 +9,16 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
-use homeostat_hooks::{Classification, Decision, Hook, TierView, Verdict};
+use homeostat_hooks::{Classification, Decision, Hook, Origin, Request, Sample, TierView, Verdict};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use crate::call::Policy;
 use crate::config::{Limits, PolicyOptions};
 use crate::explain::difference;
 use crate::paths::Difference;
-use crate::record::{DamagedLine, RecordLog};
-use crate::recording::{Asking, RecordedHook, Recording};
+use crate::record::{DamagedLine, RecordLog, share_of};
+use crate::recording::{Asking, RecordedHook, RecordedPolicy, Recording};
 use crate::replay::{
     Actor, Inputs, Played, Question, Replayer, Scene, hooks_of, powers, read_all, unhex,
 };
@@ -37,6 +38,8 @@ pub struct Candidate {
     pub options: PolicyOptions,
     /// Only this hook; none = all that it exports.
     pub hook: Option<Hook>,
+    /// How many of the routes that move are handed over whole ([`CandidateReport::sample`]).
+    pub sample: usize,
 }
 
 /// What a candidate would change.
@@ -66,6 +69,56 @@ pub struct CandidateReport {
     pub fuel: u64,
     /// What the tier views promise for the routes that changed.
     pub predicted: Figures,
+    /// Routes that moved, chosen by the ids of their requests, so that another run of the
+    /// same log chooses the same ones.
+    #[serde(skip)]
+    pub sample: Vec<Moved>,
+    /// At most so many.
+    #[serde(skip)]
+    pub(crate) sample_max: usize,
+}
+
+/// A request that would be answered by somebody else, with all that it takes to answer it
+/// again.
+#[derive(Debug, Clone)]
+pub struct Moved {
+    /// The request as the hooks saw it.
+    pub request: Request,
+    /// How hard the candidate takes it to be, where it classifies; else what was recorded.
+    pub classification: Classification,
+    /// What was decided then.
+    pub recorded: Decided,
+    /// What the candidate decides.
+    pub candidate: Decided,
+    /// Who judged the answer; none = the built-in policy.
+    pub validator: Option<RecordedPolicy>,
+}
+
+/// One of the two decisions about a request.
+#[derive(Debug, Clone)]
+pub struct Decided {
+    /// The decision.
+    pub decision: Decision,
+    /// In a word: the tiers of its plan.
+    pub label: String,
+    /// What its first tier promises.
+    pub promise: Promise,
+}
+
+/// What the view of a plan's first tier promises for one request; absent where the view is
+/// silent, or no tier is asked. Tokens are those that the recorded answer took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Promise {
+    /// Expected share of good answers.
+    pub quality: Option<f64>,
+    /// Tokens of the answer.
+    pub tokens: Option<f64>,
+    /// Energy of the output tokens, in joules, and where the figure comes from.
+    pub joules: Option<(f64, Origin)>,
+    /// Price of prompt and output.
+    pub usd: Option<f64>,
+    /// Time to the last token.
+    pub milliseconds: Option<f64>,
 }
 
 /// From → to → how often.
@@ -136,6 +189,30 @@ impl Replayer {
         let policy = self
             .load(&candidate.name, &candidate.bytes)
             .map_err(|refused| refused.to_string())?;
+        let mut rerun = Rerun::new(policy, candidate)?;
+        let damaged = read_all(log, |recording| rerun.request(&recording))?;
+        rerun.report.damaged = damaged;
+        Ok(rerun.report)
+    }
+}
+
+/// A candidate that is asked one recorded request after the other.
+pub(crate) struct Rerun<'a> {
+    pub report: CandidateReport,
+    candidate: &'a Candidate,
+    policy: Arc<Policy>,
+    hooks: Vec<Hook>,
+}
+
+impl<'a> Rerun<'a> {
+    /// Why a recording is left out that the candidate has no part in.
+    pub const NOT_ITS_HOOKS: &'static str = "none of its hooks is the candidate's";
+
+    /// `policy` is the candidate's component, loaded by a [`Replayer`].
+    ///
+    /// # Errors
+    /// It has not the hook that was asked for.
+    pub fn new(policy: Arc<Policy>, candidate: &'a Candidate) -> Result<Self, String> {
         let mut hooks = hooks_of(&policy);
         if let Some(only) = candidate.hook {
             if !hooks.contains(&only) {
@@ -143,29 +220,37 @@ impl Replayer {
             }
             hooks = vec![only];
         }
-        let mut report = CandidateReport {
+        let report = CandidateReport {
             digest: policy.digest.clone(),
+            sample_max: candidate.sample,
             ..CandidateReport::default()
         };
-        report.damaged = read_all(log, |recording| {
-            let asked = |h: &RecordedHook| h.hook.hook().is_some_and(|hook| hooks.contains(&hook));
-            if !recording.hooks.iter().any(asked) {
-                let why = "none of its hooks is the candidate's".to_string();
-                *report.skipped.entry(why).or_default() += 1;
-                return;
+        Ok(Self {
+            report,
+            candidate,
+            policy,
+            hooks,
+        })
+    }
+
+    /// Asks it the hooks of one request.
+    pub fn request(&mut self, recording: &Recording) {
+        let hooks = &self.hooks;
+        let asked = |h: &RecordedHook| h.hook.hook().is_some_and(|hook| hooks.contains(&hook));
+        let played = if recording.hooks.iter().any(asked) {
+            recording.replayable().and_then(|()| Inputs::of(recording))
+        } else {
+            Err(Self::NOT_ITS_HOOKS.to_string())
+        };
+        match played {
+            Ok(inputs) => {
+                self.report.requests += 1;
+                let powers = powers_for(self.candidate, recording, hooks);
+                let policy = Arc::new(self.policy.with_powers(powers));
+                decide(&mut self.report, &policy, recording, &inputs, hooks);
             }
-            let played = recording.replayable().and_then(|()| Inputs::of(&recording));
-            match played {
-                Ok(inputs) => {
-                    report.requests += 1;
-                    let powers = powers_for(candidate, &recording, &hooks);
-                    let policy = Arc::new(policy.with_powers(powers));
-                    decide(&mut report, &policy, &recording, &inputs, &hooks);
-                }
-                Err(why) => *report.skipped.entry(why).or_default() += 1,
-            }
-        })?;
-        Ok(report)
+            Err(why) => *self.report.skipped.entry(why).or_default() += 1,
+        }
     }
 }
 
@@ -185,21 +270,17 @@ fn powers_for(
                 .get(hook.attempts.get(hook.main(&recording.policies))?.policy)
         });
     let options = match replaced {
-        Some(policy) => candidate.options.or(&PolicyOptions {
-            grants: Some(policy.grants.clone()),
-            settings: Some(policy.settings.clone()),
-            ..PolicyOptions::default()
-        }),
+        Some(policy) => candidate.options.or(&policy.options()),
         None => candidate.options.clone(),
     };
-    let limits = options.limits(replaced.map_or_else(Limits::default, |policy| policy.limits));
+    let limits = options.limits(Limits::default());
     powers(&candidate.name, options, limits)
 }
 
 /// One request.
 fn decide(
     report: &mut CandidateReport,
-    policy: &Arc<crate::call::Policy>,
+    policy: &Arc<Policy>,
     recording: &Recording,
     inputs: &Inputs,
     hooks: &[Hook],
@@ -268,7 +349,7 @@ fn note(
         return;
     }
     if from != to {
-        predict(&mut report.predicted, recording, recorded, answer, question);
+        moved(report, recording, (recorded, answer), question);
     }
     report.changed.push(Change {
         id: id(),
@@ -340,48 +421,100 @@ fn reason(hook: Asking, text: &str) -> String {
     }
 }
 
-/// What the first tiers of both plans promise.
-fn predict(
-    figures: &mut Figures,
+/// A route that moved: what both decisions promise, and perhaps a place in the sample.
+fn moved(
+    report: &mut CandidateReport,
     recording: &Recording,
-    from: &str,
-    to: &str,
+    (from, to): (&str, &str),
     question: &Question,
 ) {
     let Question::Route(class, tiers) = question else {
         return;
     };
-    let first = |text: &str| -> Option<&TierView> {
-        let Ok(Decision::Plan(plan)) = wave::read(text) else {
-            return None;
-        };
-        let wanted = &plan.steps.first()?.tier;
-        tiers.iter().find(|tier| tier.id == *wanted)
+    let decided = |text: &str| -> Option<Decided> {
+        let decision: Decision = wave::read(text).ok()?;
+        Some(Decided {
+            promise: promise(recording, class, tiers, &decision),
+            label: label(Asking::Route, text),
+            decision,
+        })
     };
-    let (Some(from), Some(to)) = (first(from), first(to)) else {
+    let (Some(recorded), Some(candidate)) = (decided(from), decided(to)) else {
         return;
     };
-    let quality = |tier: &TierView| {
-        let (simple, medium, complex) = tier.quality;
-        let good = simple * class.p_simple + medium * class.p_medium + complex * class.p_complex;
-        Some(f64::from(good))
+    report.predicted.add(&recorded.promise, &candidate.promise);
+    let (true, Ok(request)) = (report.sample_max > 0, wave::read(&recording.request)) else {
+        return;
     };
-    figures.quality.add(quality(from), quality(to));
+    report.sample.push(Moved {
+        request,
+        classification: class.clone(),
+        recorded,
+        candidate,
+        validator: validator_of(recording),
+    });
+    if report.sample.len() > report.sample_max {
+        let place = |moved: &Moved| share_of(&moved.request.id);
+        report.sample.sort_by(|a, b| place(a).total_cmp(&place(b)));
+        report.sample.truncate(report.sample_max);
+    }
+}
+
+/// The component that judged the answers of a request.
+fn validator_of(recording: &Recording) -> Option<RecordedPolicy> {
+    let mut hooks = recording.hooks.iter();
+    let hook = hooks.find(|hook| hook.hook == Asking::Validate)?;
+    let call = hook.attempts.get(hook.main(&recording.policies))?;
+    recording.policies.get(call.policy).cloned()
+}
+
+fn promise(
+    recording: &Recording,
+    class: &Classification,
+    tiers: &[TierView],
+    decision: &Decision,
+) -> Promise {
+    let first = match decision {
+        Decision::Plan(plan) => plan.steps.first(),
+        Decision::Answer(_) | Decision::Reject(_) => None,
+    };
+    let Some(tier) = first.and_then(|step| tiers.iter().find(|tier| tier.id == step.tier)) else {
+        return Promise::default();
+    };
+    let (simple, medium, complex) = tier.quality;
+    let good = simple * class.p_simple + medium * class.p_medium + complex * class.p_complex;
+    let promise = Promise {
+        quality: Some(f64::from(good)),
+        ..Promise::default()
+    };
     let Some((prompt, output)) = tokens(recording) else {
-        return;
+        return promise;
     };
-    let joules = |tier: &TierView| Some(tier.joules_per_token?.value * output);
-    figures.joules.add(joules(from), joules(to));
-    let usd = |tier: &TierView| {
-        let prompt = tier.usd_per_mtok_prompt? * prompt;
-        Some((prompt + tier.usd_per_mtok_output? * output) / 1e6)
-    };
-    figures.usd.add(usd(from), usd(to));
-    let milliseconds =
-        |tier: &TierView| Some(tier.ttft_ms?.value + tier.tpot_ms?.value * (output - 1.0).max(0.0));
-    figures
-        .milliseconds
-        .add(milliseconds(from), milliseconds(to));
+    let value = |sample: &Option<Sample>| sample.as_ref().map(|sample| sample.value);
+    Promise {
+        tokens: Some(output),
+        joules: tier
+            .joules_per_token
+            .map(|each| (each.value * output, each.origin)),
+        usd: tier
+            .usd_per_mtok_prompt
+            .zip(tier.usd_per_mtok_output)
+            .map(|(in_prompt, in_output)| (in_prompt * prompt + in_output * output) / 1e6),
+        milliseconds: value(&tier.ttft_ms)
+            .zip(value(&tier.tpot_ms))
+            .map(|(first, each)| first + each * (output - 1.0).max(0.0)),
+        ..promise
+    }
+}
+
+impl Figures {
+    fn add(&mut self, from: &Promise, to: &Promise) {
+        let joules = |promise: &Promise| promise.joules.map(|(joules, _)| joules);
+        self.quality.add(from.quality, to.quality);
+        self.joules.add(joules(from), joules(to));
+        self.usd.add(from.usd, to.usd);
+        self.milliseconds.add(from.milliseconds, to.milliseconds);
+    }
 }
 
 /// Prompt and output tokens of the request, when it came to its end.
@@ -403,6 +536,14 @@ fn tokens(recording: &Recording) -> Option<(f64, f64)> {
 // ---- for people ------------------------------------------------------------------------
 
 impl CandidateReport {
+    /// Calls of a hook whose outcome moved.
+    pub fn moved(&self, hook: Hook) -> u64 {
+        let rows = self.moves.get(hook.as_str()).into_iter().flatten();
+        rows.flat_map(|(from, row)| row.iter().filter(move |(to, _)| *to != from))
+            .map(|(_, count)| count)
+            .sum()
+    }
+
     /// The report as text.
     pub fn text(&self) -> String {
         let mut out = String::new();

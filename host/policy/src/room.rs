@@ -20,14 +20,14 @@ use crate::cache::CompileCache;
 use crate::call::Policy;
 use crate::compose::{Compose, Ensemble, MEMBERS_MAX, Member};
 use crate::config::{PolicyOptions, RoomConfig, SignatureMode};
-use crate::engine::PolicyEngine;
+use crate::engine::Engines;
 use crate::explain::{ExplainError, Explained, explain};
 use crate::history::History;
 use crate::limit::Gate;
 use crate::migrate;
 use crate::ready::Filler;
 use crate::record::{RecordLog, Recorder};
-use crate::replay::Replayer;
+use crate::regression;
 use crate::revision::Revisions;
 use crate::session::RoomSession;
 use crate::signature;
@@ -76,8 +76,6 @@ pub enum NothingKept {
 pub struct PolicyRoom {
     room: Arc<Room>,
     watch: Mutex<Option<Watch>>,
-    /// Made when somebody first asks for an explanation.
-    replayer: OnceLock<Result<Replayer, String>>,
 }
 
 /// What sessions, the watcher and the room share.
@@ -95,7 +93,9 @@ pub(crate) struct Room {
     /// Open from [`PolicyRoom::recall`] on.
     pub history: OnceLock<History>,
     pub recorder: Option<Arc<Recorder>>,
-    engine: PolicyEngine,
+    /// Replays for explanations and candidates.
+    judge: regression::Judge,
+    engines: Engines,
     cache: Cache,
     revisions: Revisions,
     models: Arc<dyn Models>,
@@ -134,6 +134,10 @@ impl PolicyRoom {
             let text = "signature is \"required\" and trusted_keys is empty: nothing could serve";
             return Err(RoomError::Config(text.into()));
         }
+        if !(0.0..=1.0).contains(&config.replay.max_changed) || config.replay.max_requests == 0 {
+            let text = "replay.max_changed is 0 to 1, replay.max_requests 1 or more";
+            return Err(RoomError::Config(text.into()));
+        }
         for (name, key) in &config.trusted_keys {
             signature::public_key(key)
                 .map_err(|why| RoomError::Config(format!("trusted_keys.{name}: {why}")))?;
@@ -142,10 +146,11 @@ impl PolicyRoom {
         if let Err(why) = &cache {
             tracing::warn!("no compile cache, every start compiles anew: {why}");
         }
-        let engine = PolicyEngine::new(&config).map_err(|e| RoomError::Engine(format!("{e:#}")))?;
-        let filler = Filler::start(config.ready_instances, config.ready_above_micros)
-            .map_err(|e| RoomError::Engine(e.to_string()))?;
+        let engines = Engines::new(&config).map_err(|e| RoomError::Engine(format!("{e:#}")))?;
         let recorder = Recorder::start(&config.record).map_err(RoomError::Config)?;
+        let notes = recorder.as_ref().map(|recorder| recorder.request_bytes());
+        let filler = Filler::start(config.ready_instances, config.ready_above_micros, notes)
+            .map_err(|e| RoomError::Engine(e.to_string()))?;
         let room = Room {
             recorder,
             table: ArcSwap::default(),
@@ -160,7 +165,8 @@ impl PolicyRoom {
                 .map_err(RoomError::Revisions)?,
             state: StateStore::new(config.state_dir.clone(), config.state),
             history: OnceLock::new(),
-            engine,
+            judge: OnceLock::new(),
+            engines,
             models,
             books: Mutex::default(),
             admission: Mutex::new(()),
@@ -174,7 +180,6 @@ impl PolicyRoom {
         Ok(Self {
             room: Arc::new(room),
             watch: Mutex::new(None),
-            replayer: OnceLock::new(),
         })
     }
 
@@ -183,6 +188,14 @@ impl PolicyRoom {
     /// leave it in place; blocks while it compiles.
     pub fn recall(&self) {
         self.room.recall();
+    }
+
+    /// Goes on with the shadows and canaries that ran when the last host with this state
+    /// folder ended; what they had found is gone. After [`Self::embed`], since a trial is
+    /// against the policy that serves, and before [`Self::watch`], which may put another;
+    /// blocks while it compiles.
+    pub fn resume_trials(&self) {
+        self.room.resume_trials();
     }
 
     /// Admits a policy that comes with the host: it serves where nothing else does, and
@@ -334,12 +347,8 @@ impl PolicyRoom {
         recorder.flush();
         let log = RecordLog::open(dir).map_err(ExplainError::NotRecorded)?;
         let recording = log.find(id).map_err(ExplainError::NotRecorded)?;
-        let replayer = self
-            .replayer
-            .get_or_init(|| Replayer::new(&self.room.config));
-        let replayer = replayer
-            .as_ref()
-            .map_err(|e| ExplainError::Refused(e.clone()))?;
+        let replayer = regression::replayer(&self.room.judge, &self.room.config);
+        let replayer = replayer.map_err(ExplainError::Refused)?;
         explain(&log, replayer, &recording, set).map_err(ExplainError::Refused)
     }
 
@@ -477,9 +486,11 @@ impl Room {
             cache: &self.cache,
             revisions: &self.revisions,
             table: &table,
+            judge: &self.judge,
+            recorder: self.recorder.as_deref(),
             kind,
             config: &self.config,
-            engine: &self.engine,
+            engines: &self.engines,
             state: &self.state,
             models: &self.models,
         };
@@ -788,12 +799,13 @@ impl Room {
             waits_given_up: self.waits_given_up.load(Relaxed),
             swaps: self.swaps.summary(),
             refused: self.refused.load(Relaxed),
-            pooled: self.engine.pooled,
+            pooled: self.engines.first().pooled,
             compile_cache: match &self.cache {
                 Ok(Some(cache)) => Some(cache.stats()),
                 Ok(None) | Err(_) => None,
             },
             ready: self.filler.ready(),
+            ready_taken: self.filler.taken(),
             trials: Hook::ALL
                 .iter()
                 .filter_map(|hook| self.trial_in(&books[*hook as usize], *hook))

@@ -22,10 +22,11 @@ use homeostat_hooks::{
 };
 
 use crate::call::{Instance, Policy};
-use crate::compose::Abstain;
+use crate::compose::{Abstain, Ensemble, Mode};
 use crate::config::Fallback;
 use crate::convert;
 use crate::host::{Asked, Proposal};
+use crate::limit::Permit;
 use crate::record::{Notebook, Recorder};
 use crate::recording::Asking;
 use crate::room::Room;
@@ -42,21 +43,21 @@ pub(crate) struct RoomSession {
     room: Arc<Room>,
     table: Arc<Table>,
     asked: Arc<Asked>,
-    instances: Vec<Instance>,
+    instances: Vec<Box<Instance>>,
     notebook: Option<Notebook>,
 }
 
 /// An answer of a hook: a trial compares it, a composition weighs it, a recording keeps it.
-trait Answers: shadow::Kind + Abstain + Spoken + Clone + 'static {}
+trait Answers: shadow::Kind + Abstain + Spoken + Clone + Send + 'static {}
 
-impl<T: shadow::Kind + Abstain + Spoken + Clone + 'static> Answers for T {}
+impl<T: shadow::Kind + Abstain + Spoken + Clone + Send + 'static> Answers for T {}
 
 /// One question: how to ask it, and how to judge the answer.
 struct Question<'a, T> {
     hook: Hook,
     args: &'a dyn Fn() -> Vec<Box<dyn Spoken>>,
-    ask: &'a mut dyn FnMut(&mut Instance, Instant) -> Result<T, Fault>,
-    check: &'a dyn Fn(&T) -> Result<(), Invalid>,
+    ask: &'a (dyn Fn(&mut Instance, Instant) -> Result<T, Fault> + Sync),
+    check: &'a (dyn Fn(&T) -> Result<(), Invalid> + Sync),
     proposal: fn(Proposal) -> Option<T>,
     fallback: &'a dyn Fn(Fallback) -> T,
     /// The question as a shadow can be asked it.
@@ -70,8 +71,76 @@ struct Failure<T> {
     why: Why,
 }
 
-/// Why there is no instance, and what it asked before it failed.
-type NoInstance = (Fault, Why, Option<Arc<Tape>>);
+impl<T> From<(Fault, Why)> for Failure<T> {
+    fn from((fault, why): (Fault, Why)) -> Self {
+        Self {
+            fault,
+            proposal: None,
+            why,
+        }
+    }
+}
+
+/// The right to one call: an instance, or all that it takes to make one. It may be used on
+/// another thread than the session's.
+struct Seat {
+    policy: Arc<Policy>,
+    begun: Instant,
+    deadline: Instant,
+    place: Place,
+}
+
+enum Place {
+    There(Box<Instance>),
+    Empty(Permit, Option<Arc<Tape>>),
+}
+
+/// A call that has ended: the instance, or the tape of the one that could not be made.
+struct Called<T> {
+    instance: Result<Box<Instance>, Option<Arc<Tape>>>,
+    answer: Result<T, Fault>,
+    time: Duration,
+}
+
+impl Seat {
+    /// The call: makes the instance if there is none, asks it, and judges the answer.
+    fn call<T>(
+        self,
+        asked: &Arc<Asked>,
+        ask: impl FnOnce(&mut Instance, Instant) -> Result<T, Fault>,
+        check: impl FnOnce(&T) -> Result<(), Invalid>,
+    ) -> Called<T> {
+        let made = match self.place {
+            Place::There(instance) => Ok(instance),
+            Place::Empty(permit, tape) => {
+                let (policy, deadline) = (&self.policy, self.deadline);
+                match Instance::taped(policy, asked, permit, deadline, tape.clone()) {
+                    Ok(instance) => {
+                        policy.cost.measured(self.begun.elapsed());
+                        Ok(Box::new(instance))
+                    }
+                    Err(fault) => Err((fault, tape)),
+                }
+            }
+        };
+        let (instance, answer) = match made {
+            Ok(mut instance) => {
+                let answer = ask(&mut instance, self.deadline).and_then(|answer| {
+                    let invalid = |error: Invalid| Fault::new(FaultKind::Invalid, error.0);
+                    check(&answer).map_err(invalid)?;
+                    Ok(answer)
+                });
+                (Ok(instance), answer)
+            }
+            Err((fault, tape)) => (Err(tape), Err(fault)),
+        };
+        Called {
+            instance,
+            answer,
+            time: self.begun.elapsed(),
+        }
+    }
+}
 
 /// Whose doing a failure is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -185,6 +254,9 @@ impl RoomSession {
         let policy = &generation.policy;
         let outcome = match &policy.ensemble {
             None => self.try_policy(policy, question, Some(generation)),
+            Some(ensemble) if ensemble.mode == Mode::Hedge => {
+                self.race(generation, ensemble, question)
+            }
             Some(ensemble) => ensemble.answer(policy, |member| {
                 self.try_policy(member, question, Some(generation))
             }),
@@ -208,6 +280,42 @@ impl RoomSession {
         outcome
     }
 
+    /// A hedge: the component works on a thread of its own while its stand-ins answer here, so
+    /// the slower of both decides how long it takes, and never the sum. A thread costs some
+    /// ten microseconds, which is little beside a policy that needs a stand-in. In a house
+    /// that is more than half full they take turns, since both at once hold two instances.
+    fn race<T: Answers>(
+        &mut self,
+        generation: &Generation,
+        ensemble: &Ensemble,
+        question: &mut Question<'_, T>,
+    ) -> Result<T, Failure<T>> {
+        let policy = &generation.policy;
+        let (used, all) = (self.room.gate.used(), self.room.config.instances);
+        if used.saturating_mul(2) > all || used + 2 > all {
+            return ensemble.answer(policy, |member| {
+                self.try_policy(member, question, Some(generation))
+            });
+        }
+        let seat = self.seat(policy)?;
+        let asked = Arc::clone(&self.asked);
+        let (ask, check) = (question.ask, question.check);
+        let (called, stand_in) = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("policy-hedge".into());
+            let main = thread.spawn_scoped(scope, || seat.call(&asked, ask, check));
+            let stand_in =
+                ensemble.stand_in(|member| self.try_policy(member, question, Some(generation)));
+            (main.map(|main| main.join()), stand_in)
+        });
+        let given = match called {
+            Ok(Ok(called)) => self.settle(policy, question, Some(generation), called),
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            // No thread is to be had: it has its turn after its stand-ins.
+            Err(_) => self.try_policy(policy, question, Some(generation)),
+        };
+        ensemble.hedged(given, stand_in)
+    }
+
     /// One call with everything around it: instance, deadline, checks, proposals.
     fn try_policy<T: Answers>(
         &mut self,
@@ -215,51 +323,73 @@ impl RoomSession {
         question: &mut Question<'_, T>,
         counted: Option<&Generation>,
     ) -> Result<T, Failure<T>> {
-        let started = Instant::now();
-        let number = counted.map(|generation| generation.number);
-        let instance = self.instance(policy).map_err(|(fault, why, tape)| {
-            if let (Some(notebook), Some(tape)) = (&mut self.notebook, tape) {
-                let failed = Err::<T, _>(fault.clone());
-                notebook.attempted(policy, number, &tape, &failed, started.elapsed());
-            }
-            (fault, why)
-        });
-        let (index, deadline) = instance.map_err(|(fault, why)| Failure {
-            fault,
-            proposal: None,
-            why,
-        })?;
-        let instance = &mut self.instances[index];
-        let answer = (question.ask)(instance, deadline).and_then(|answer| {
-            (question.check)(&answer).map_err(|error| Fault::new(FaultKind::Invalid, error.0))?;
-            Ok(answer)
-        });
-        if let (Some(notebook), Some(tape)) = (&mut self.notebook, instance.tape()) {
-            notebook.attempted(policy, number, tape, &answer, started.elapsed());
-        }
+        let called = self
+            .seat(policy)?
+            .call(&self.asked, question.ask, question.check);
+        self.settle(policy, question, counted, called)
+    }
+
+    /// What is done after a call: notes, counters, and what becomes of the instance.
+    fn settle<T: Answers>(
+        &mut self,
+        policy: &Arc<Policy>,
+        question: &mut Question<'_, T>,
+        counted: Option<&Generation>,
+        called: Called<T>,
+    ) -> Result<T, Failure<T>> {
+        self.noted(policy, counted, &called);
+        let mut instance = match called.instance {
+            Ok(instance) => instance,
+            Err(_) => return called.answer.map_err(|fault| (fault, Why::Policy).into()),
+        };
         let dropped = instance.take_dropped_log_bytes();
         if let Some(generation) = counted.filter(|_| dropped > 0) {
             self.count(generation, |c| {
                 c.log_bytes_dropped.fetch_add(dropped, Relaxed);
             });
         }
-        let instance = &mut self.instances[index];
-        let outcome = answer.map_err(|fault| Failure {
+        let outcome = called.answer.map_err(|fault| Failure {
             proposal: last_valid(instance.take_proposals(), question),
             fault,
             why: Why::Policy,
         });
         if instance.is_broken() || !self.needed_after(question.hook, policy) {
-            let used = self.instances.swap_remove(index);
-            self.let_go(used, policy);
+            self.let_go(*instance, policy);
+        } else {
+            self.instances.push(instance);
         }
         outcome
     }
 
-    /// The instance of this policy, made if there is none, and the deadline of the call.
-    fn instance(&mut self, policy: &Arc<Policy>) -> Result<(usize, Instant), NoInstance> {
+    /// Puts a call into the recording, if there is one.
+    fn noted<T: Spoken + Clone + 'static>(
+        &mut self,
+        policy: &Arc<Policy>,
+        counted: Option<&Generation>,
+        called: &Called<T>,
+    ) {
+        let tape = match &called.instance {
+            Ok(instance) => instance.tape(),
+            Err(tape) => tape.as_ref(),
+        };
+        if let (Some(notebook), Some(tape)) = (&mut self.notebook, tape) {
+            let number = counted.map(|generation| generation.number);
+            notebook.attempted(policy, number, tape, &called.answer, called.time);
+        }
+    }
+
+    /// The instance of this policy, or what it takes to make one, and the deadline of the
+    /// call.
+    fn seat(&mut self, policy: &Arc<Policy>) -> Result<Seat, (Fault, Why)> {
+        let begun = Instant::now();
+        let seat = |begun, place| Seat {
+            policy: Arc::clone(policy),
+            begun,
+            deadline: policy.deadline_from(begun),
+            place,
+        };
         if let Some(index) = self.instances.iter().position(|i| i.is_of(policy)) {
-            return Ok((index, policy.deadline()));
+            return Ok(seat(begun, Place::There(self.instances.swap_remove(index))));
         }
         let wait_ms = self.room.config.wait_ms;
         let wait = Duration::from_millis(u64::from(wait_ms));
@@ -269,33 +399,29 @@ impl RoomSession {
                 "no instance free within {wait_ms} ms: {} are at work (policies.instances)",
                 self.room.config.instances
             );
-            return Err((Fault::new(FaultKind::Deadline, text), Why::Full, None));
+            return Err((Fault::new(FaultKind::Deadline, text), Why::Full));
         };
         if waited {
             self.room.waits.fetch_add(1, Relaxed);
         }
         // The time to make the instance is the policy's: its initialisation runs in it.
-        let started = Instant::now();
-        let deadline = policy.deadline_from(started);
-        let tape = self.notebook.as_mut().map(Notebook::tape);
+        let begun = if waited { Instant::now() } else { begun };
         let filler = &self.room.filler;
-        // What a recorded instance asks while it is made belongs to the recording too, and one
-        // that was kept ready has asked it already, of nobody.
-        let ready = tape.is_none() && filler.is_for(policy);
-        let instance = match ready.then(|| filler.take(policy)).flatten() {
+        let ready = filler.is_for(policy).then(|| filler.take(policy)).flatten();
+        let place = match ready {
             Some(mut instance) => {
+                // What a recorded instance asked while it was made belongs to the recording.
+                if let (Some(notebook), Some(tape)) = (&mut self.notebook, instance.tape()) {
+                    notebook.adopt(tape);
+                } else {
+                    instance.leave_untaped();
+                }
                 instance.adopt(&self.asked, permit);
-                instance
+                Place::There(Box::new(instance))
             }
-            None => {
-                let made = Instance::taped(policy, &self.asked, permit, deadline, tape.clone());
-                let made = made.map_err(|fault| (fault, Why::Policy, tape))?;
-                policy.cost.measured(started.elapsed());
-                made
-            }
+            None => Place::Empty(permit, self.notebook.as_mut().map(Notebook::tape)),
         };
-        self.instances.push(instance);
-        Ok((self.instances.len() - 1, deadline))
+        Ok(seat(begun, place))
     }
 
     /// An instance that is not needed any more. What is dear to make is dear to clear.
@@ -379,7 +505,7 @@ impl Session for RoomSession {
         self.answer(Question {
             hook: Hook::Classify,
             args: &Vec::new,
-            ask: &mut |instance, deadline| instance.classify(deadline),
+            ask: &|instance, deadline| instance.classify(deadline),
             check: &check::classification,
             proposal: |p| match p {
                 Proposal::Classification(c) => Some(convert::classification_in(c)),
@@ -399,7 +525,7 @@ impl Session for RoomSession {
         self.answer(Question {
             hook: Hook::Route,
             args: &|| vec![Box::new(classification.clone()), Box::new(tiers.to_vec())],
-            ask: &mut |instance, deadline| {
+            ask: &|instance, deadline| {
                 let views: Vec<_> = tiers.iter().map(convert::tier).collect();
                 instance.route(deadline, &convert::classification(classification), &views)
             },
@@ -417,7 +543,7 @@ impl Session for RoomSession {
         self.answer(Question {
             hook: Hook::Validate,
             args: &|| vec![Box::new(answer.clone())],
-            ask: &mut |instance, deadline| instance.validate(deadline, &convert::answer(answer)),
+            ask: &|instance, deadline| instance.validate(deadline, &convert::answer(answer)),
             check: &|verdict| check::verdict(verdict, answer),
             proposal: |p| match p {
                 Proposal::Verdict(v) => Some(convert::verdict_in(v)),
@@ -437,6 +563,10 @@ impl Session for RoomSession {
         })
     }
 
+    fn receipt(&self) -> Option<String> {
+        self.notebook.as_ref()?.receipt()
+    }
+
     fn learn(&mut self, outcome: &Outcome) {
         let mut told: Vec<Arc<Policy>> = Vec::new();
         let table = Arc::clone(&self.table);
@@ -450,19 +580,16 @@ impl Session for RoomSession {
                 continue;
             }
             told.push(Arc::clone(policy));
-            let started = Instant::now();
-            let (learned, tape) = match self.instance(policy) {
-                Ok((index, deadline)) => {
-                    let instance = &mut self.instances[index];
-                    let learned = instance.learn(deadline, &convert::outcome(outcome));
-                    (learned, instance.tape().cloned())
-                }
-                Err((fault, _, tape)) => (Err(fault), tape),
-            };
-            if let (Some(notebook), Some(tape)) = (&mut self.notebook, tape) {
-                let number = Some(generation.number);
-                notebook.attempted(policy, number, &tape, &learned, started.elapsed());
-            }
+            let learned = self.seat(policy).map_err(|(fault, _)| fault);
+            let learned = learned.and_then(|seat| {
+                let tell = |instance: &mut Instance, deadline| {
+                    instance.learn(deadline, &convert::outcome(outcome))
+                };
+                let called = seat.call(&self.asked, tell, |()| Ok(()));
+                self.noted(policy, Some(&**generation), &called);
+                self.instances.extend(called.instance);
+                called.answer
+            });
             if let Err(fault) = learned {
                 self.count(generation, |c| c.fault(fault.kind));
                 tracing::warn!(policy = policy.name(), "it could not learn: {fault}");
@@ -470,7 +597,7 @@ impl Session for RoomSession {
         }
         for used in std::mem::take(&mut self.instances) {
             let policy = Arc::clone(used.policy());
-            self.let_go(used, &policy);
+            self.let_go(*used, &policy);
         }
         self.room.request_ended(&self.table, outcome);
     }

@@ -217,6 +217,8 @@ pub struct RoomStats {
     pub compile_cache: Option<CacheStats>,
     /// Instances kept ready of policies that are dear to instantiate.
     pub ready: usize,
+    /// Requests that found one.
+    pub ready_taken: u64,
     /// The trial of each hook: the one that runs, or the last one.
     pub trials: Vec<TrialStatus>,
     /// Trials that have ended, by hook and how.

@@ -15,7 +15,7 @@ use crate::breaker::Breaker;
 use crate::call::Policy;
 use crate::canary::Canary;
 use crate::grants;
-use crate::history::{Entry, HookRecord, Stored};
+use crate::history::{Entry, HookRecord, Stored, TrialRecord};
 use crate::stats::Counters;
 use crate::trial::{Trial, TrialStatus};
 
@@ -111,6 +111,8 @@ pub(crate) struct Book {
     pub embedded: Option<Arc<Policy>>,
     pub last_attempt: Option<Attempt>,
     pub last_trial: Option<TrialStatus>,
+    /// The trial of the host's life before, until it goes on.
+    pub to_resume: Option<TrialRecord>,
     /// By [`crate::trial::TrialEnding`].
     pub trials_ended: [u64; 4],
 }
@@ -133,7 +135,7 @@ impl Book {
     }
 
     /// What a restart has to know.
-    pub fn record(&self, active: Option<&Arc<Generation>>) -> HookRecord {
+    pub fn record(&self, table: &Table, hook: Hook) -> HookRecord {
         let entry = |generation: &Arc<Generation>| {
             let policy = &generation.policy;
             let embedded = self.embedded.as_ref();
@@ -147,7 +149,7 @@ impl Book {
         };
         HookRecord {
             numbers: self.next_number,
-            active: active.map(entry),
+            active: table.get(hook).map(entry),
             kept: self
                 .stored
                 .iter()
@@ -155,6 +157,10 @@ impl Book {
                 .chain(self.kept.iter().map(entry))
                 .collect(),
             unloaded: self.unloaded,
+            trial: table
+                .trial(hook)
+                .map(|trial| trial.record())
+                .or_else(|| self.to_resume.clone()),
         }
     }
 }

@@ -12,6 +12,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -95,8 +96,8 @@ impl Event {
 
 /// Notes of one instance.
 pub(crate) struct Tape {
-    /// Number of the instance within its request.
-    pub instance: u32,
+    /// Number of the instance within its request; 0 as long as it has none.
+    instance: AtomicU32,
     /// All random numbers of the instance come from it.
     pub seed: [u8; 32],
     notes: Mutex<Notes>,
@@ -134,7 +135,7 @@ impl Tape {
             ..Notes::default()
         };
         Arc::new(Self {
-            instance,
+            instance: instance.into(),
             seed: rand::random(),
             notes: Mutex::new(notes),
         })
@@ -151,7 +152,7 @@ impl Tape {
             ..Notes::default()
         };
         Arc::new(Self {
-            instance,
+            instance: instance.into(),
             seed,
             notes: Mutex::new(notes),
         })
@@ -160,6 +161,23 @@ impl Tape {
     fn notes(&self) -> MutexGuard<'_, Notes> {
         // Notes are whole between any two statements.
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Number of the instance within its request.
+    pub fn instance(&self) -> u32 {
+        self.instance.load(Relaxed)
+    }
+
+    /// The instance was kept ready and has found its request, which has this number for it.
+    pub fn number(&self, instance: u32) {
+        self.instance.store(instance, Relaxed);
+    }
+
+    /// Nobody will read it: what was noted goes, and nothing is noted from now on.
+    pub fn stop(&self) {
+        let mut notes = self.notes();
+        notes.events.clear();
+        notes.cut = true;
     }
 
     /// The script of the next call of a hook.

@@ -461,41 +461,17 @@ fn handles_that_are_never_given_back_end_at_the_limit_and_with_the_instance() {
     }
 }
 
-/// The contract with as much of WASI 0.2 as a guest needs to sleep and to leave.
-fn contract_with_wasi() -> tempfile::TempDir {
-    let dir = changed_contract(
-        "world classify-policy {",
-        "world wasi-policy {
-             include classify-policy;
-             import wasi:clocks/monotonic-clock@0.2.3;
-             import wasi:cli/exit@0.2.3;
-             import wasi:cli/environment@0.2.3;
-         }
-         world classify-policy {",
+/// The contract with imports of WASI in a world of its own, `wasi-policy`, and these packages
+/// beside it.
+pub(crate) fn contract_with_wasi(imports: &[&str], packages: &[(&str, &str)]) -> tempfile::TempDir {
+    let imports: Vec<String> = imports.iter().map(|i| format!("import {i};")).collect();
+    let classify = "world classify-policy {";
+    let world = format!(
+        "world wasi-policy {{ include classify-policy; {} }} {classify}",
+        imports.concat()
     );
-    for (package, text) in [
-        (
-            "io",
-            "package wasi:io@0.2.3;
-                interface poll { resource pollable { block: func(); } }",
-        ),
-        (
-            "clocks",
-            "package wasi:clocks@0.2.3;
-                interface monotonic-clock {
-                    use wasi:io/poll@0.2.3.{pollable};
-                    subscribe-duration: func(when: u64) -> pollable;
-                }",
-        ),
-        (
-            "cli",
-            "package wasi:cli@0.2.3;
-                interface exit { exit: func(status: result); }
-                interface environment {
-                    get-environment: func() -> list<tuple<string, string>>;
-                }",
-        ),
-    ] {
+    let dir = changed_contract(classify, &world);
+    for (package, text) in packages {
         let deps = dir.path().join("deps").join(package);
         std::fs::create_dir_all(&deps).unwrap();
         std::fs::write(deps.join("all.wit"), text).unwrap();
@@ -503,9 +479,43 @@ fn contract_with_wasi() -> tempfile::TempDir {
     dir
 }
 
+/// As much of WASI 0.2 as a guest needs to sleep and to leave.
+fn contract_with_alarms() -> tempfile::TempDir {
+    contract_with_wasi(
+        &[
+            "wasi:clocks/monotonic-clock@0.2.3",
+            "wasi:cli/exit@0.2.3",
+            "wasi:cli/environment@0.2.3",
+        ],
+        &[
+            (
+                "io",
+                "package wasi:io@0.2.3;
+                 interface poll { resource pollable { block: func(); } }",
+            ),
+            (
+                "clocks",
+                "package wasi:clocks@0.2.3;
+                 interface monotonic-clock {
+                     use wasi:io/poll@0.2.3.{pollable};
+                     subscribe-duration: func(when: u64) -> pollable;
+                 }",
+            ),
+            (
+                "cli",
+                "package wasi:cli@0.2.3;
+                 interface exit { exit: func(status: result); }
+                 interface environment {
+                     get-environment: func() -> list<tuple<string, string>>;
+                 }",
+            ),
+        ],
+    )
+}
+
 #[test]
 fn wasi_is_an_empty_world_in_which_nobody_sleeps_past_the_deadline() {
-    let wit = contract_with_wasi();
+    let wit = contract_with_alarms();
     let head = r#"
       (import "wasi:clocks/monotonic-clock@0.2.3" "subscribe-duration"
         (func $alarm (param i64) (result i32)))
@@ -936,23 +946,29 @@ pub(crate) fn counting() -> Vec<u8> {
     guests::classifier(KEYVALUE, r#"(data (i32.const 3000) "n")"#, COUNT)
 }
 
+/// What [`counting`] has counted, this call included.
+fn count(room: &PolicyRoom) -> u32 {
+    let reply = classify(room, 7);
+    assert!(is_component(&reply), "{:?}", reply.fault);
+    (reply.value.confidence * 100.0).round() as u32
+}
+
+/// A room whose policies keep their state in this folder.
+fn room_that_keeps(state: &std::path::Path) -> PolicyRoom {
+    room_with(RoomConfig {
+        state_dir: Some(state.to_path_buf()),
+        ..RoomConfig::default()
+    })
+}
+
 #[test]
 fn state_belongs_to_the_policy_and_outlives_instances_swaps_and_the_room() {
     let dir = tempfile::tempdir().unwrap();
-    let config = || RoomConfig {
-        state_dir: Some(dir.path().to_path_buf()),
-        ..RoomConfig::default()
-    };
-    let count = |room: &PolicyRoom| {
-        let reply = classify(room, 7);
-        assert!(is_component(&reply), "{:?}", reply.fault);
-        (reply.value.confidence * 100.0).round() as u32
-    };
     let put = |room: &PolicyRoom, name: &str| {
         room.put(granted(name, counting(), &[Grant::Keyvalue]))
             .unwrap();
     };
-    let room = room_with(config());
+    let room = room_that_keeps(dir.path());
     put(&room, "a");
     assert_eq!((count(&room), count(&room)), (1, 2));
     put(&room, "a");
@@ -960,7 +976,7 @@ fn state_belongs_to_the_policy_and_outlives_instances_swaps_and_the_room() {
     put(&room, "b");
     assert_eq!(count(&room), 1, "another policy has its own");
     drop(room);
-    let room = room_with(config());
+    let room = room_that_keeps(dir.path());
     put(&room, "a");
     assert_eq!(count(&room), 4, "over a restart");
 }

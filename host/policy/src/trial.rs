@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use homeostat_hooks::{Hook, Models, Outcome};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::admit::{AdmissionError, Kind as Admitted, Offer};
 use crate::call::Policy;
 use crate::canary::{Arm, Canary, Judgement, MeasureStatus, StickTo};
+use crate::config::CanaryConfig;
+use crate::history::{Stored, TrialRecord};
 use crate::host::{Asked, Powers};
 use crate::migrate;
 use crate::room::Room;
@@ -21,7 +23,7 @@ use crate::shadow::{Question, Shadow, ShadowStatus};
 use crate::swap::{Book, Generation, Table};
 
 /// How a candidate is tried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TrialMode {
     /// It is asked what the active policy is asked, and its answers are thrown away.
@@ -120,7 +122,7 @@ pub struct CanaryStatus {
 }
 
 /// What a canary is started with that differs from `policies.canary`.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize, Serialize)]
 pub struct CanaryChanges {
     /// Share of the requests, above 0 and at most ½.
     pub share: Option<f64>,
@@ -180,6 +182,22 @@ impl Trial {
         match &self.kind {
             Kind::Canary(canary) => Some(canary),
             Kind::Shadow(_) => None,
+        }
+    }
+
+    /// How it goes on after a restart.
+    pub fn record(&self) -> TrialRecord {
+        let changes = match &self.kind {
+            Kind::Shadow(_) => CanaryChanges::default(),
+            Kind::Canary(canary) => CanaryChanges {
+                share: Some(canary.config.share),
+                stick_to: Some(canary.config.stick_to),
+            },
+        };
+        TrialRecord {
+            mode: self.mode(),
+            policy: Stored::clone(&self.policy.stored),
+            changes,
         }
     }
 
@@ -341,12 +359,18 @@ impl Room {
         }
         self.check_free(hook)?;
         let policy = self.admit_candidate(offer)?;
+        let status = self.begin_shadow(hook, policy)?;
+        self.remember();
+        Ok(status)
+    }
+
+    fn begin_shadow(&self, hook: Hook, policy: Arc<Policy>) -> Result<TrialStatus, TrialError> {
         let mut books = self.books();
         self.check_free(hook)?;
         let shadow = Shadow::start(
             &policy.powers.models,
             |models| self.harmless(&policy, models),
-            config,
+            &self.config.shadow,
             Arc::clone(&self.spare),
         )
         .map_err(|error| TrialError::Host(error.to_string()))?;
@@ -361,13 +385,7 @@ impl Room {
         offer: Option<&Offer>,
         changes: CanaryChanges,
     ) -> Result<TrialStatus, TrialError> {
-        let mut config = self.config.canary;
-        config.share = changes.share.unwrap_or(config.share);
-        config.stick_to = changes.stick_to.unwrap_or(config.stick_to);
-        // The active policy must be seen as often, or there is nothing to compare with.
-        if !(config.share > 0.0 && config.share <= 0.5) {
-            return Err(parameter("share", config.share, "0.5"));
-        }
+        let config = self.canary_config(changes)?;
         let policy = match offer {
             Some(offer) => {
                 self.check_free(hook)?;
@@ -387,6 +405,28 @@ impl Room {
                 shadow
             }
         };
+        let status = self.begin_canary(hook, policy, config)?;
+        self.remember();
+        Ok(status)
+    }
+
+    fn canary_config(&self, changes: CanaryChanges) -> Result<CanaryConfig, TrialError> {
+        let mut config = self.config.canary;
+        config.share = changes.share.unwrap_or(config.share);
+        config.stick_to = changes.stick_to.unwrap_or(config.stick_to);
+        // The active policy must be seen as often, or there is nothing to compare with.
+        if !(config.share > 0.0 && config.share <= 0.5) {
+            return Err(parameter("share", config.share, "0.5"));
+        }
+        Ok(config)
+    }
+
+    fn begin_canary(
+        &self,
+        hook: Hook,
+        policy: Arc<Policy>,
+        config: CanaryConfig,
+    ) -> Result<TrialStatus, TrialError> {
         let mut books = self.books();
         self.check_free(hook)?;
         let active = self.table.load().get(hook).map(Arc::clone);
@@ -399,6 +439,23 @@ impl Room {
         );
         let canary = Canary::new(candidate, config);
         Ok(self.begin_trial(&mut books, hook, policy, Kind::Canary(Box::new(canary))))
+    }
+
+    /// A trial of the life before goes on with this candidate, which was admitted again.
+    pub fn resume_trial(
+        &self,
+        hook: Hook,
+        policy: Arc<Policy>,
+        was: &TrialRecord,
+    ) -> Result<(), TrialError> {
+        match was.mode {
+            TrialMode::Shadow => self.begin_shadow(hook, policy),
+            TrialMode::Canary => {
+                let config = self.canary_config(was.changes)?;
+                self.begin_canary(hook, policy, config)
+            }
+        }
+        .map(|_| ())
     }
 
     fn begin_trial(
@@ -423,7 +480,7 @@ impl Room {
 
     fn admit_candidate(&self, offer: &Offer) -> Result<Arc<Policy>, TrialError> {
         let _one = self.one_admission();
-        let (policy, report) = self.admit(offer, Admitted::Put)?;
+        let (policy, report) = self.admit(offer, Admitted::Tried)?;
         migrate::take_over(&policy, &self.state)?;
         self.keep_component(&policy);
         Ok(self.accept_revision((policy, report))?.0)

@@ -200,6 +200,10 @@ pub enum PolicyCommand {
     /// It gets the recorded inputs and the recorded answers of the host; a question that nobody
     /// recorded is a miss. Options come from the .toml beside it, if there is one, else from the
     /// policy that it would replace.
+    ///
+    /// With --execute the models answer a sample of the requests whose route moves, once as it
+    /// was recorded and once as the candidate decides: tokens, time, joules and verdicts stand
+    /// beside what the tiers promised. It loads the tiers of the configuration that it needs.
     Replay {
         /// A WebAssembly component.
         #[arg(long, value_name = "FILE")]
@@ -210,9 +214,15 @@ pub enum PolicyCommand {
         /// Only this hook [default: those that it exports].
         #[arg(long, value_parser = hook)]
         hook: Option<Hook>,
+        /// Answer so many of the requests whose route moves again, with real models; which
+        /// ones is decided by their ids.
+        #[arg(long, value_name = "N")]
+        execute: Option<usize>,
         /// Print everything as JSON.
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        config: ConfigArgs,
     },
     /// List the policies of a running host.
     List {

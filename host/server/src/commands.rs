@@ -4,6 +4,7 @@
 
 mod author;
 mod bundle;
+mod execute;
 mod models;
 mod replay;
 mod state;
@@ -48,8 +49,13 @@ pub fn policy(command: PolicyCommand) -> Result<(), Failure> {
             candidate,
             log,
             hook,
+            execute,
             json,
-        } => replay::candidate(&candidate, &log, hook, json),
+            config,
+        } => {
+            let execute = execute.map(|count| (count, &config));
+            replay::candidate(&candidate, &log, hook, execute, json)
+        }
         PolicyCommand::List { host } => {
             let answer = ask(&host, "GET", "/admin/v1/policies", Vec::new())?;
             for slot in answer["policies"].as_array().into_iter().flatten() {

@@ -609,6 +609,12 @@ fn policies(now: &mut Moment, room: &RoomStats) -> Result<()> {
         &[],
         room.ready as f64,
     )?;
+    now.set(
+        "homeostat_policy_instances_ready_taken",
+        "Requests that found an instance ready, since the start.",
+        &[],
+        room.ready_taken as f64,
+    )?;
     for trial in room.trials.iter().filter(|t| t.ended.is_none()) {
         trial_running(now, trial)?;
     }

@@ -10,7 +10,9 @@ use axum::serve::ListenerExt;
 use homeostat_cascade::{Cascade, CascadeConfig, DecisionRecord, Tier};
 use homeostat_engine::{Encoder, Engine, EngineConfig, Shutdown, SpeculationConfig};
 use homeostat_hooks::{Origin, Sample, TierKind as ViewKind, TierView};
-use homeostat_policy::{CacheConfig, CompilerConfig, PolicyRoom, RecordConfig, RoomConfig};
+use homeostat_policy::{
+    CacheConfig, CompilerConfig, PolicyRoom, RecordConfig, ReplayConfig, RoomConfig,
+};
 use homeostat_telemetry::Telemetry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -80,14 +82,14 @@ async fn listen(addr: SocketAddr) -> Result<TcpListener, Failure> {
 }
 
 /// What holds weights.
-struct Engines {
+pub struct Engines {
     /// In the order of the local ones among the configured tiers.
     local: Vec<Engine>,
     encoder: Option<Arc<dyn Embedder>>,
 }
 
 /// Load all models side by side; the slowest decides how long it takes.
-fn load_engines(config: &Config) -> Result<Engines, Failure> {
+pub fn load_engines(config: &Config) -> Result<Engines, Failure> {
     let shelf = Shelf::open(config)?;
     let files = Files { config, shelf };
     let tiers = config.tiers.iter().filter(|t| t.kind == TierKind::Local);
@@ -186,6 +188,7 @@ fn build(config: &Config, engines: &Engines) -> Result<(Arc<House>, Arc<Telemetr
     if config.server.embedded_policies {
         embedded::load(&room, config);
     }
+    room.resume_trials();
     room.watch();
     let telemetry = Arc::new(Telemetry::start(telemetry_config(config)));
     watch_kv(&telemetry, &local);
@@ -223,9 +226,10 @@ fn build(config: &Config, engines: &Engines) -> Result<(Arc<House>, Arc<Telemetr
     Ok((Arc::new(house), telemetry))
 }
 
-type Tiers = (Vec<Arc<LocalTier>>, Vec<Arc<dyn Tier>>);
+pub type Tiers = (Vec<Arc<LocalTier>>, Vec<Arc<dyn Tier>>);
 
-fn tiers(config: &Config, engines: &Engines, metrics: &Metrics) -> Result<Tiers, Failure> {
+/// The tiers of the configuration over these engines, the local ones apart.
+pub fn tiers(config: &Config, engines: &Engines, metrics: &Metrics) -> Result<Tiers, Failure> {
     let mut local = Vec::new();
     let mut remote: Vec<Arc<dyn Tier>> = Vec::new();
     let mut loaded = engines.local.iter();
@@ -316,6 +320,10 @@ pub fn room_config(config: &Config) -> RoomConfig {
             ..given.cache
         },
         state_dir: given.state_dir.as_ref().map(|d| config.path(d)),
+        replay: ReplayConfig {
+            dir: given.replay.dir.as_ref().map(|d| config.path(d)),
+            ..given.replay.clone()
+        },
         record: RecordConfig {
             dir: given.record.dir.as_ref().map(|d| config.path(d)),
             ..given.record.clone()

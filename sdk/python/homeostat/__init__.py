@@ -9,7 +9,6 @@ needs.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NoReturn
 
 from componentize_py_types import Err
@@ -40,11 +39,20 @@ from wit_world.imports.types import (
 )
 
 
+# The host's defaults. Building a record costs a third of dataclasses.replace.
+STEP = {
+    "max_draft_tokens": 0,
+    "max_tokens": None,
+    "hold_back_tokens": 0,
+    "accept_threshold": 0.5,
+}
+
+
 def plan(tiers: list[str], reason: str, **step) -> Decision:
     """A plan that tries these tiers in order, with the host's defaults and a threshold of
     one half; keyword arguments change fields of every step."""
-    default = Step("", 0, None, 0, 0.5)
-    steps = [replace(default, tier=tier, **step) for tier in tiers]
+    fields = STEP | step
+    steps = [Step(tier, **fields) for tier in tiers]
     return Decision_Plan(Plan(steps, reason, []))
 
 
@@ -62,8 +70,8 @@ def classification(simple: float, medium: float, hard: float, **rest) -> Classif
     """How hard a request is. The three probabilities are made to add up to 1; keyword
     arguments change the other fields."""
     total = simple + medium + hard
-    parts = [part / total for part in (simple, medium, hard)]
-    return replace(Classification(*parts, Task.OTHER, [], 0.5, []), **rest)
+    fields = {"task": Task.OTHER, "dimensions": [], "confidence": 0.5, "attributes": []} | rest
+    return Classification(simple / total, medium / total, hard / total, **fields)
 
 
 def finding(check: str, passed: bool, detail: str = "") -> Finding:

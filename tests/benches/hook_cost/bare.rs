@@ -1,16 +1,22 @@
-//! The rival: the same component and the same records on wasmtime with a pool, and
-//! nothing of ours around the call.
+//! The rival: the same component and the same records on wasmtime with a pool, and nothing
+//! of ours around the call; and the same once more with everything that makes a policy safe
+//! to run (deadlines, limits of memory, tables, handles and copied bytes), so that the price
+//! of limits and the price of the room stand apart.
 
-use homeostat_hooks::Hook;
+use std::sync::Arc;
+use std::time::Instant;
+
+use homeostat_hooks::{Hook, Request};
 use homeostat_policy::RoomConfig;
 use homeostat_tests::scene;
 use wasmtime::component::{Component, InstancePre, Linker};
 use wasmtime::{
     Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store,
+    StoreLimits, StoreLimitsBuilder,
 };
 
-use crate::results::{Results, Row};
-use crate::{Asked, Subject, measure};
+use crate::results::{Parts, Results};
+use crate::{Subject, measure, nanos};
 
 mod contract {
     #![allow(
@@ -37,74 +43,139 @@ struct Arguments {
 
 pub fn through_wasmtime(
     subject: &Subject,
-    asked: &Asked,
+    request: &Arc<Request>,
     results: &mut Results,
 ) -> wasmtime::Result<()> {
-    let engine = engine()?;
-    let component = Component::from_binary(&engine, &subject.bytes)?;
-    let mut linker: Linker<()> = Linker::new(&engine);
-    linker.define_unknown_imports_as_traps(&component)?;
-    // The one import that a default policy calls: no key is set.
-    linker.allow_shadowing(true);
-    linker
-        .instance("wasi:config/store@0.2.0-rc.1")?
-        .func_wrap("get", |_, (_,): (String,)| {
-            Ok((Ok::<Option<String>, ConfigError>(None),))
-        })?;
-    let pre = linker.instantiate_pre(&component)?;
-    let arguments = arguments(asked);
-    let (fresh, pinned) = match subject.hook {
-        Hook::Classify => classify(&pre, &arguments)?,
-        Hook::Route => route(&pre, &arguments)?,
-        Hook::Validate => validate(&pre, &arguments)?,
-    };
-    for (way, nanos) in [("bare, fresh", fresh), ("bare, pinned", pinned)] {
-        results.add(Row::new(&subject.name, subject.hook.as_str(), way, nanos));
+    let arguments = arguments(request);
+    for (limits, ways) in [
+        (false, ["bare, fresh", "bare, pinned"]),
+        (true, ["limits, fresh", "limits, pinned"]),
+    ] {
+        let engine = engine(limits)?;
+        let component = Component::from_binary(&engine, &subject.bytes)?;
+        component.initialize_copy_on_write_image()?;
+        let mut linker: Linker<StoreLimits> = Linker::new(&engine);
+        linker.define_unknown_imports_as_traps(&component)?;
+        // The one import that a default policy calls: no key is set.
+        linker.allow_shadowing(true);
+        linker
+            .instance("wasi:config/store@0.2.0-rc.1")?
+            .func_wrap("get", |_, (_,): (String,)| {
+                Ok((Ok::<Option<String>, ConfigError>(None),))
+            })?;
+        let bare = Bare {
+            pre: linker.instantiate_pre(&component)?,
+            limits,
+            calls: subject.calls(),
+        };
+        let measured = match subject.hook {
+            Hook::Classify => bare.classify(&arguments)?,
+            Hook::Route => bare.route(&arguments)?,
+            Hook::Validate => bare.validate(&arguments)?,
+        };
+        results.add(subject.row(ways[0], measured.fresh));
+        results.add(subject.row(ways[1], measured.pinned));
+        if !limits {
+            results
+                .parts
+                .push(Parts::new(&subject.name, subject.hook, measured.parts));
+        }
     }
     Ok(())
 }
 
-fn engine() -> wasmtime::Result<Engine> {
+/// With limits: the compiler's settings of the room, which make deadlines possible.
+fn engine(limits: bool) -> wasmtime::Result<Engine> {
     let mut config = Config::new();
     let mut pool = PoolingAllocationConfig::new();
     // As the room does: a rival that clears memory the slow way is no rival.
     if PoolingAllocationConfig::is_pagemap_scan_available() {
-        let bytes = RoomConfig::default().keep_resident_bytes;
+        let bytes = RoomConfig::default().keep_resident_max_bytes;
         pool.pagemap_scan(Enabled::Auto)
             .linear_memory_keep_resident(bytes)
             .table_keep_resident(bytes);
     }
     config
         .concurrency_support(false)
+        .epoch_interruption(limits)
+        .cranelift_nan_canonicalization(limits)
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     Engine::new(&config)
+}
+
+/// What the five parts of a fresh call are, in order.
+pub const PARTS: [&str; 5] = ["store", "instantiate", "find the hook", "call", "drop"];
+
+struct Measured {
+    fresh: Vec<u64>,
+    pinned: Vec<u64>,
+    parts: [Vec<u64>; 5],
+}
+
+struct Bare {
+    pre: InstancePre<StoreLimits>,
+    limits: bool,
+    calls: usize,
+}
+
+impl Bare {
+    fn store(&self) -> Store<StoreLimits> {
+        let limits = RoomConfig::default().limits;
+        let memory = usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX);
+        let mut store = Store::new(
+            self.pre.engine(),
+            StoreLimitsBuilder::new().memory_size(memory).build(),
+        );
+        if self.limits {
+            store.limiter(|limits| limits);
+            store.set_hostcall_fuel(1 << 20);
+            store.set_max_component_handles(2048);
+            store.set_epoch_deadline(100);
+        }
+        store
+    }
 }
 
 /// Fresh and pinned times of one hook. A macro, since the three guests share no trait.
 macro_rules! hook {
     ($name:ident, $interface:ident, |$guest:ident, $store:ident, $arguments:ident| $call:expr) => {
-        fn $name(
-            pre: &InstancePre<()>,
-            $arguments: &Arguments,
-        ) -> wasmtime::Result<(Vec<u64>, Vec<u64>)> {
-            let indices = $interface::GuestIndices::new(pre)?;
-            let make = || -> wasmtime::Result<(Store<()>, $interface::Guest)> {
-                let mut store = Store::new(pre.engine(), ());
-                let instance = pre.instantiate(&mut store)?;
-                let guest = indices.load(&mut store, &instance)?;
-                Ok((store, guest))
-            };
-            let fresh = measure(|| {
-                let (mut store, $guest) = make().expect("an instance");
-                let $store = &mut store;
-                $call.expect("a call").expect("an answer");
-            });
-            let (mut store, $guest) = make()?;
-            let pinned = measure(|| {
-                let $store = &mut store;
-                $call.expect("a call").expect("an answer");
-            });
-            Ok((fresh, pinned))
+        impl Bare {
+            fn $name(&self, $arguments: &Arguments) -> wasmtime::Result<Measured> {
+                let indices = $interface::GuestIndices::new(&self.pre)?;
+                let mut parts: [Vec<u64>; 5] = Default::default();
+                let fresh = measure(self.calls, || {
+                    let mut at = [Instant::now(); 6];
+                    let mut store = self.store();
+                    at[1] = Instant::now();
+                    let instance = self.pre.instantiate(&mut store).expect("an instance");
+                    at[2] = Instant::now();
+                    let $guest = indices.load(&mut store, &instance).expect("a guest");
+                    at[3] = Instant::now();
+                    let $store = &mut store;
+                    $call.expect("a call").expect("an answer");
+                    at[4] = Instant::now();
+                    drop(store);
+                    at[5] = Instant::now();
+                    for (n, times) in parts.iter_mut().enumerate() {
+                        times.push(nanos(at[n + 1] - at[n]));
+                    }
+                });
+                let mut store = self.store();
+                let instance = self.pre.instantiate(&mut store)?;
+                let $guest = indices.load(&mut store, &instance)?;
+                let pinned = measure(self.calls, || {
+                    let $store = &mut store;
+                    if self.limits {
+                        $store.set_epoch_deadline(100);
+                    }
+                    $call.expect("a call").expect("an answer");
+                });
+                Ok(Measured {
+                    fresh,
+                    pinned,
+                    parts,
+                })
+            }
         }
     };
 }
@@ -128,7 +199,7 @@ hook!(validate, validator, |guest, store, a| guest.call_validate(
     &a.snapshot
 ));
 
-fn arguments(asked: &Asked) -> Arguments {
+fn arguments(asked: &Request) -> Arguments {
     let answer = scene::answer();
     Arguments {
         request: request(asked),
@@ -156,16 +227,16 @@ fn arguments(asked: &Asked) -> Arguments {
     }
 }
 
-fn request(asked: &Asked) -> types::Request {
+fn request(asked: &Request) -> types::Request {
     let message = |m: &homeostat_hooks::Message| types::Message {
         role: types::Role::User,
         content: m.content.clone(),
     };
     types::Request {
-        id: asked.request.id.clone(),
+        id: asked.id.clone(),
         endpoint: types::Endpoint::Chat,
-        model: asked.request.model.clone(),
-        messages: asked.request.messages.iter().map(message).collect(),
+        model: asked.model.clone(),
+        messages: asked.messages.iter().map(message).collect(),
         cut_bytes: 0,
         max_tokens: None,
         temperature: 0.0,

@@ -1,13 +1,17 @@
 //! Chains, hedges and votes of small guests in a folder.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
-use homeostat_hooks::{AnsweredBy, Classification, HookReply, Policies};
+use homeostat_hooks::{
+    AnsweredBy, Classification, GenerateOptions, Generated, HookReply, ModelError, Models,
+    Policies, TierView,
+};
 
 use super::*;
 use crate::guests::{self, FakeModels, request};
-use crate::{LimitChanges, Limits, Offer, PolicyOptions, PolicyRoom, RoomConfig, Stage};
+use crate::{Grant, LimitChanges, Limits, Offer, PolicyOptions, PolicyRoom, RoomConfig, Stage};
 
 /// A classifier that is sure of one class, and traps at ids of this length.
 fn sure_of(class: usize, traps_at: usize) -> Vec<u8> {
@@ -120,6 +124,119 @@ fn a_hedge_takes_the_slow_answer_in_time_and_the_fast_one_otherwise() {
     assert_eq!((reply.value.p_simple, reply.fault), (1.0, None));
     assert_eq!(ask(&room, 8).value.p_complex, 0.5, "the fast one failed");
     assert_eq!(members(&room), [("fast".into(), 3, 1, 1)]);
+}
+
+/// Models that answer when as many have asked at once as are awaited, and else not at all.
+struct Meeting {
+    awaited: usize,
+    asking: Mutex<usize>,
+    met: Condvar,
+}
+
+impl Models for Meeting {
+    fn names(&self) -> Vec<String> {
+        FakeModels.names()
+    }
+
+    fn info(&self, name: &str) -> Result<TierView, ModelError> {
+        FakeModels.info(name)
+    }
+
+    fn count_tokens(&self, name: &str, text: &str) -> Result<u32, ModelError> {
+        FakeModels.count_tokens(name, text)
+    }
+
+    fn embed(&self, _: &str, _: &str, timeout_ms: u32) -> Result<Vec<f32>, ModelError> {
+        let mut asking = self.asking.lock().unwrap();
+        *asking += 1;
+        self.met.notify_all();
+        let patience = Duration::from_millis(timeout_ms.into());
+        let apart = |asking: &mut usize| *asking < self.awaited;
+        let waited = self.met.wait_timeout_while(asking, patience, apart);
+        match waited.unwrap().1.timed_out() {
+            true => Err(ModelError::Unavailable("nobody else came".into())),
+            false => Ok(vec![1.0]),
+        }
+    }
+
+    fn score(&self, _: &str, _: &str, _: &str, _: u32) -> Result<Vec<f32>, ModelError> {
+        Ok(Vec::new())
+    }
+
+    fn generate(
+        &self,
+        name: &str,
+        prompt: &str,
+        options: &GenerateOptions,
+        timeout_ms: u32,
+    ) -> Result<Generated, ModelError> {
+        FakeModels.generate(name, prompt, options, timeout_ms)
+    }
+}
+
+/// A hedge of two policies that wait for each other, in a house with so many instances.
+fn meeting(dir: &Path, awaited: usize, instances: u32) -> PolicyRoom {
+    std::fs::write(dir.join("fast.wasm"), guests::embedding()).unwrap();
+    std::fs::write(dir.join("fast.toml"), "grants = [\"models\"]").unwrap();
+    let models = Arc::new(Meeting {
+        awaited,
+        asking: Mutex::new(0),
+        met: Condvar::new(),
+    });
+    let room = PolicyRoom::new(
+        RoomConfig {
+            dir: Some(dir.to_path_buf()),
+            instances,
+            limits: Limits {
+                deadline_ms: 10_000,
+                ..Limits::default()
+            },
+            ..RoomConfig::default()
+        },
+        Arc::clone(&models) as Arc<dyn Models>,
+    )
+    .unwrap();
+    // The probes meet nobody.
+    *models.asking.lock().unwrap() = awaited;
+    let offer = Offer {
+        name: "slow".into(),
+        bytes: guests::embedding(),
+        options: PolicyOptions {
+            grants: Some(vec![Grant::Models]),
+            compose: Some(Compose {
+                mode: Mode::Hedge,
+                members: vec!["fast.wasm".into()],
+            }),
+            ..PolicyOptions::default()
+        },
+        ..Offer::default()
+    };
+    room.put(offer).unwrap_or_else(|e| panic!("{e}"));
+    *models.asking.lock().unwrap() = 0;
+    room
+}
+
+#[test]
+fn the_policies_of_a_hedge_work_at_the_same_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let room = meeting(dir.path(), 2, 8);
+    let reply = ask(&room, 6);
+    assert_eq!(reply.fault, None);
+    assert_eq!(members(&room), [("fast".into(), 1, 0, 0)], "both answered");
+    assert_eq!(room.stats().instances, 0);
+}
+
+#[test]
+fn in_a_house_with_one_instance_the_policies_of_a_hedge_take_turns() {
+    let dir = tempfile::tempdir().unwrap();
+    let room = meeting(dir.path(), 1, 1);
+    assert_eq!(ask(&room, 6).fault, None);
+    assert_eq!(members(&room), [("fast".into(), 1, 0, 0)]);
+    assert_eq!(
+        room.stats().waits,
+        0,
+        "nobody waited for the other's instance"
+    );
 }
 
 #[test]

@@ -81,6 +81,49 @@ fn a_policy_over_the_budget_is_refused_with_the_number_that_failed() {
     assert!(refusal.text.contains("instantiate_p99_micros"), "{refusal}");
 }
 
+/// A classifier whose instances touch so many pages of WebAssembly (64 KiB) at every call.
+fn touches(pages: u32) -> Vec<u8> {
+    let text = guests::classifier_text("", "", "");
+    let memory = format!("(memory (export \"memory\") {})", pages + 2);
+    let text = text.replace("(memory (export \"memory\") 2)", &memory);
+    let bytes = pages * 65536;
+    let fill = format!("(memory.fill (i32.const 131072) (i32.const 1) (i32.const {bytes}))");
+    let call = "#classify\") (param i32) (result i32)";
+    let filled = text.replace(call, &format!("{call} {fill}"));
+    assert!(filled.contains(&memory) && filled.contains(&fill));
+    guests::component("classify-policy", &filled)
+}
+
+#[test]
+fn a_component_that_touches_more_gets_a_pool_that_keeps_more_and_shares_it() {
+    let room = room_with(RoomConfig {
+        instances: 4,
+        keep_resident_bytes: 64 << 10,
+        keep_resident_max_bytes: 8 << 20,
+        ..RoomConfig::default()
+    });
+    let put = |name: &str, pages| room.put(offer(name, touches(pages))).unwrap();
+    let kept = |report: &crate::Report| report.keep_resident_bytes.expect("there is a pool");
+    let small = put("small", 0);
+    if kept(&small) == 0 {
+        return; // The kernel cannot tell which pages were touched.
+    }
+    assert_eq!(kept(&small), 64 << 10);
+    let large = put("large", 40);
+    assert_eq!(kept(&large), 4 << 20, "40 pages are 2.5 MiB");
+    assert!(large.cost.page_faults.unwrap() < 16, "{:?}", large.cost);
+    assert_eq!(kept(&put("as large", 50)), 4 << 20);
+    let huge = put("huge", 200);
+    assert_eq!(kept(&huge), 8 << 20, "what the configuration allows");
+    let told = |w: &String| w.contains("policies.keep_resident_max_bytes = 16777216");
+    assert!(huge.warnings.iter().any(told), "{:?}", huge.warnings);
+    for _ in 0..20 {
+        assert!(is_component(&classify(&room, 7)));
+    }
+    room.rollback(Hook::Classify).unwrap();
+    assert!(is_component(&classify(&room, 7)));
+}
+
 const CONFIG: &str = r#"(import "wasi:config/store@0.2.0-rc.1" "get"
   (func $get (param i32 i32 i32)))"#;
 

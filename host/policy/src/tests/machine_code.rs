@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::CacheConfig;
 use crate::cache::Id;
-use crate::engine::PolicyEngine;
+use crate::engine::{Engines, PolicyEngine};
 
 fn with_cache(dir: &Path, change: impl FnOnce(&mut RoomConfig)) -> PolicyRoom {
     let mut config = RoomConfig {
@@ -114,12 +114,17 @@ fn code_of_an_engine_with_other_flags_has_another_name() {
     let config = RoomConfig::default();
     let component = [7; 32];
     let id = |engine: &PolicyEngine| Id::new(&engine.engine, &component);
-    let pooled = PolicyEngine::new(&config).unwrap();
-    let unpooled = PolicyEngine::new(&RoomConfig {
+    let first = |config: &RoomConfig| Engines::new(config).unwrap().first().clone();
+    let pooled = first(&config);
+    let unpooled = first(&RoomConfig {
         pooling: false,
         ..config.clone()
     });
-    assert_eq!(id(&pooled), id(&unpooled.unwrap()));
+    assert_eq!(id(&pooled), id(&unpooled));
+    let engines = Engines::new(&config).unwrap();
+    if let Some(larger) = engines.keeping(&config, 16 << 20) {
+        assert_eq!(id(&pooled), id(&larger), "a larger pool runs the same code");
+    }
     assert_ne!(id(&pooled), id(&PolicyEngine::metered(&config).unwrap()));
     assert_ne!(id(&pooled), Id::new(&pooled.engine, &[8; 32]));
 }

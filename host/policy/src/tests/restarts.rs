@@ -1,6 +1,7 @@
 //! What a host finds again after it has ended, and engines that know nothing of each other.
 
 use super::*;
+use crate::{CanaryChanges, TrialMode};
 
 /// Two folders that outlive rooms: policies and state.
 struct Lives {
@@ -30,6 +31,7 @@ impl Lives {
         room.recall();
         room.embed(offer("default", guests::router("default")))
             .unwrap();
+        room.resume_trials();
         room.watch();
         room
     }
@@ -88,6 +90,71 @@ fn what_was_put_serves_after_a_restart_and_can_be_rolled_back_to() {
         .unwrap()
         .count();
     assert!(stored <= 3, "{stored} components are stored");
+}
+
+/// The trial at `route`, if one runs: how, whose, and the canary's share.
+fn trial(room: &PolicyRoom) -> Option<(TrialMode, String, Option<f64>)> {
+    let trial = room.trial(Hook::Route).filter(|t| t.ended.is_none())?;
+    let share = trial.canary.map(|canary| canary.share);
+    Some((trial.mode, trial.policy, share))
+}
+
+#[test]
+fn a_trial_goes_on_after_a_restart_against_the_policy_that_it_was_measured_against() {
+    let lives = Lives::new();
+    let room = lives.begin();
+    put_router(&room, "one");
+    let candidate = offer("candidate", guests::router("candidate"));
+    room.start_shadow(Hook::Route, candidate).unwrap();
+    drop(room);
+    for _ in 0..2 {
+        let room = lives.begin();
+        assert_eq!(routed(&room), "one");
+        let shadow = Some((TrialMode::Shadow, "candidate".into(), None));
+        assert_eq!(trial(&room), shadow);
+    }
+    let room = lives.begin();
+    let changes = CanaryChanges {
+        share: Some(0.25),
+        ..CanaryChanges::default()
+    };
+    room.start_canary(Hook::Route, None, changes).unwrap();
+    drop(room);
+    let room = lives.begin();
+    let canary = Some((TrialMode::Canary, "candidate".into(), Some(0.25)));
+    assert_eq!(trial(&room), canary);
+    room.promote_trial(Hook::Route, TrialMode::Canary).unwrap();
+    drop(room);
+    let room = lives.begin();
+    assert_eq!((routed(&room), trial(&room)), ("candidate".into(), None));
+}
+
+#[test]
+fn a_trial_does_not_go_on_against_another_policy_or_with_changed_bytes() {
+    let lives = Lives::new();
+    let room = lives.begin();
+    let start = |room: &PolicyRoom| {
+        let candidate = offer("candidate", guests::router("candidate"));
+        room.start_shadow(Hook::Route, candidate).unwrap().digest
+    };
+    start(&room);
+    drop(room);
+    lives.write("newer");
+    let room = lives.begin();
+    assert_eq!((routed(&room), trial(&room)), ("newer".into(), None));
+    let digest = start(&room);
+    drop(room);
+    let path = lives.path("state/sha256").join(&digest);
+    std::fs::write(&path, guests::router("evil")).unwrap();
+    let room = lives.begin();
+    assert_eq!((routed(&room), trial(&room)), ("newer".into(), None));
+    let attempt = room.status()[1].last_attempt.clone().unwrap();
+    assert!(
+        attempt.text.contains("shadow does not go on"),
+        "{attempt:?}"
+    );
+    drop(room);
+    assert_eq!(routed(&lives.begin()), "newer");
 }
 
 #[test]
@@ -186,7 +253,7 @@ fn a_second_host_on_the_folder_serves_and_writes_nothing() {
 
 #[test]
 fn a_policy_of_another_engine_is_an_error_and_nothing_worse() {
-    use crate::engine::PolicyEngine;
+    use crate::engine::Engines;
     use crate::host::linker;
     use wasmtime::component::Component;
 
@@ -196,7 +263,7 @@ fn a_policy_of_another_engine_is_an_error_and_nothing_worse() {
             instances: 1,
             ..RoomConfig::default()
         };
-        PolicyEngine::new(&config).unwrap().engine
+        Engines::new(&config).unwrap().first().engine.clone()
     };
     let (one, two) = (engine(true), engine(false));
     let component = Component::from_binary(&one, &guests::router("x")).unwrap();

@@ -30,19 +30,10 @@ fn migrating(version: u32) -> Vec<u8> {
 #[test]
 fn an_upgrade_takes_over_the_state_and_a_rollback_finds_the_old_one() {
     let dir = tempfile::tempdir().unwrap();
-    let config = || RoomConfig {
-        state_dir: Some(dir.path().to_path_buf()),
-        ..RoomConfig::default()
-    };
-    let count = |room: &PolicyRoom| {
-        let reply = classify(room, 7);
-        assert!(is_component(&reply), "{:?}", reply.fault);
-        (reply.value.confidence * 100.0).round() as u32
-    };
     let put = |room: &PolicyRoom, bytes: Vec<u8>| {
         room.put(granted("p", bytes, &[Grant::Keyvalue])).unwrap();
     };
-    let room = room_with(config());
+    let room = room_that_keeps(dir.path());
     put(&room, counting());
     assert_eq!((count(&room), count(&room)), (1, 2));
     // From version 0: 10 more. The probes' counts are not in it.
@@ -63,7 +54,7 @@ fn an_upgrade_takes_over_the_state_and_a_rollback_finds_the_old_one() {
     room.rollback(Hook::Classify).unwrap();
     assert_eq!(count(&room), 3, "version 0 as it was left");
     drop(room);
-    let room = room_with(config());
+    let room = room_that_keeps(dir.path());
     put(&room, migrating(5));
     assert_eq!(count(&room), 28, "over a restart");
 }

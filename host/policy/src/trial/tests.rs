@@ -68,19 +68,6 @@ fn fails_every_fifth() -> Vec<u8> {
     guests::classifier("", "", &cases)
 }
 
-/// Has a text embedded, and traps when the model does not answer.
-fn embedding() -> Vec<u8> {
-    let head = r#"
-      (import "homeostat:policy/models@0.1.0" "open" (func $open (param i32 i32 i32)))
-      (import "homeostat:policy/models@0.1.0" "[method]model.embed"
-        (func $embed (param i32 i32 i32 i32)))"#;
-    let cases = "(call $open (i32.const 3000) (i32.const 4) (i32.const 4096))
-        (if (i32.load8_u (i32.const 4096)) (then unreachable))
-        (call $embed (i32.load (i32.const 4100)) (i32.const 0) (i32.const 1) (i32.const 4128))
-        (if (i32.load8_u (i32.const 4128)) (then unreachable))";
-    guests::classifier(head, r#"(data (i32.const 3000) "tiny")"#, cases)
-}
-
 /// Request number `n`; its id begins with the last digit of `n`.
 fn asked(n: usize) -> Arc<Request> {
     Arc::new(Request {
@@ -553,7 +540,7 @@ fn a_shadow_asks_the_models_within_its_budget() {
             grants: Some(vec![Grant::Models]),
             ..PolicyOptions::default()
         },
-        ..offer("asks", embedding())
+        ..offer("asks", guests::embedding())
     };
     room.start_shadow(Hook::Classify, asking).unwrap();
     for n in 0..5 {

@@ -8,8 +8,10 @@ use homeostat_policy::{
     Candidate, PolicyOptions, RecordLog, Replayer, RoomConfig, explain, parse_options,
 };
 
-use super::print_json;
+use super::{execute, print_json};
 use crate::Failure;
+use crate::cli::ConfigArgs;
+use crate::config::Config;
 
 /// `homeostat explain ID --log DIR`.
 pub fn explain_from_log(
@@ -28,8 +30,15 @@ pub fn explain_from_log(
     Ok(())
 }
 
-/// `homeostat policy replay`.
-pub fn candidate(file: &Path, log: &Path, hook: Option<Hook>, json: bool) -> Result<(), Failure> {
+/// `homeostat policy replay`; `execute` is how many moved routes the models answer again,
+/// with the tiers of which configuration.
+pub fn candidate(
+    file: &Path,
+    log: &Path,
+    hook: Option<Hook>,
+    execute: Option<(usize, &ConfigArgs)>,
+    json: bool,
+) -> Result<(), Failure> {
     let limit = RoomConfig::default().max_component_bytes;
     let stem = file.file_stem().and_then(|s| s.to_str());
     let candidate = Candidate {
@@ -37,14 +46,29 @@ pub fn candidate(file: &Path, log: &Path, hook: Option<Hook>, json: bool) -> Res
         bytes: read_policy(file, limit).map_err(Failure::failed)?.component,
         options: options_beside(file)?,
         hook,
+        sample: execute.map_or(0, |(count, _)| count),
     };
+    // Before the work: a file that cannot be used is told at once.
+    let config = execute.map(|(_, args)| Config::load(args.config.as_deref()));
+    let config = config.transpose()?;
     let log = RecordLog::open(log).map_err(Failure::failed)?;
     let report = replayer()?.candidate(&log, &candidate);
     let report = report.map_err(Failure::failed)?;
-    if json {
-        return print_json(&serde_json::to_value(&report).map_err(Failure::failed)?);
+    let mut value = serde_json::to_value(&report).map_err(Failure::failed)?;
+    if !json {
+        print!("{}", report.text());
     }
-    print!("{}", report.text());
+    if let Some(config) = config {
+        let moved = report.moved(Hook::Route);
+        let executed = execute::execute(&config, &log, moved, &report.sample)?;
+        if !json {
+            print!("{}", executed.text());
+        }
+        value["executed"] = serde_json::to_value(&executed).map_err(Failure::failed)?;
+    }
+    if json {
+        return print_json(&value);
+    }
     Ok(())
 }
 

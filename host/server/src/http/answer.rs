@@ -124,6 +124,9 @@ fn headers(head: &Head, asked: &Asked) -> HeaderMap {
     if head.fallback {
         put("x-homeostat-fallback", &fallbacks(&head.policies));
     }
+    if let Some(receipt) = &head.receipt {
+        put("x-homeostat-receipt", receipt);
+    }
     if let Some(method) = &head.method {
         put("x-homeostat-method", method);
     }

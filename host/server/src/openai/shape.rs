@@ -377,6 +377,7 @@ mod tests {
         Head {
             request_id: "id-1".into(),
             tier: "small".into(),
+            receipt: None,
             method: None,
             policies: Vec::new(),
             fallback: false,
