@@ -125,7 +125,7 @@ pub fn test(path: &Path, cases: Option<&Path>, seed: Option<u64>) -> Result<(), 
 }
 
 /// A room with this policy in it and nothing that would keep a case from it.
-fn room_with(path: &Path, hook: Hook) -> Result<PolicyRoom, Failure> {
+pub fn room_with(path: &Path, hook: Hook) -> Result<PolicyRoom, Failure> {
     let mut options = options_at(path)?;
     options.limits.deadline_ms.get_or_insert(TEST_DEADLINE_MS);
     let config = RoomConfig {
