@@ -8,6 +8,7 @@ use homeostat_author::Language;
 use homeostat_engine::LoadQuantization;
 use homeostat_hooks::Hook;
 
+use crate::bench::BenchCommand;
 use crate::commands::BundleCommand;
 
 /// An LLM inference host whose judgement can be swapped while it runs.
@@ -36,6 +37,9 @@ pub enum Command {
     /// Fetch and look at models.
     #[command(subcommand)]
     Models(ModelsCommand),
+    /// Measure how good the judgement is, on recorded outcomes.
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Show one snapshot of this machine, as policies see it, as JSON; record its sensors.
     Telemetry(TelemetryArgs),
     /// Check or print configuration.

@@ -25,6 +25,7 @@ use crate::config::{Config, DEFAULT_FILE};
 use crate::tiers::HostModels;
 use crate::{Failure, serve};
 
+pub use author::room_with;
 pub use bundle::BundleCommand;
 pub use models::models;
 pub use replay::explain_from_log;

@@ -4,12 +4,14 @@
 //! What is where: [`cli`] the command line · [`config`] homeostat.toml · [`serve`] wiring,
 //! door, drain · [`house`] what requests share · [`http`] paths · [`openai`] the wire ·
 //! [`tiers`] local engine and remote servers · [`models`] model files · [`embedded`]
-//! policies in the binary · [`registry`] bundles in OCI registries · [`metrics`], [`log`] what watches · [`commands`] everything
+//! policies in the binary · [`registry`] bundles in OCI registries · [`bench`] how good the
+//! judgement is · [`metrics`], [`log`] what watches · [`commands`] everything
 //! else that can be asked for.
 //!
 //! It refuses to infer, to judge, and to let a wire type go below [`openai`].
 
 mod admin_client;
+mod bench;
 mod cli;
 mod commands;
 mod config;
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::serve(args),
         Command::Policy(command) => commands::policy(command),
         Command::Models(command) => commands::models(command),
+        Command::Bench(command) => bench::run(command),
         Command::Telemetry(args) => commands::telemetry(args),
         Command::Config(command) => commands::config(command),
         Command::Explain {

@@ -130,6 +130,19 @@ pub fn test(path: &Path, cases: Option<&Path>, seed: Option<u64>) -> Result<(), 
     Ok(())
 }
 
+/// A room with the policy at `path` in it and nothing that would keep a question from it.
+pub fn room_with(path: &Path, hook: Hook) -> Result<PolicyRoom, Failure> {
+    let bench = Bench::new(path, hook)?;
+    let mut options = parse_options(&bench.policy_toml).map_err(Failure::failed)?;
+    options.limits.deadline_ms.get_or_insert(TEST_DEADLINE_MS);
+    let offer = Offer {
+        options,
+        ..bench.offer
+    };
+    bench.room.put(offer).map_err(Failure::failed)?;
+    Ok(bench.room)
+}
+
 /// A policy under test: a room that holds nothing else, and models that answer as a case
 /// tells.
 struct Bench {

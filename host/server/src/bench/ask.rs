@@ -1,0 +1,99 @@
+//! Policies of a bench, asked as a host asks them: through the policy room.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use homeostat_hooks::{Answer, Classification, Hook, HookReply, Policies, Request, Verdict};
+use homeostat_policy::{BreakerConfig, Limits, PolicyRoom, RoomConfig};
+
+use crate::commands::room_with;
+use crate::config::Config;
+use crate::tiers::HostModels;
+use crate::{Failure, embedded};
+
+/// Deadline of a call: a busy machine must not change what is measured.
+const DEADLINE_MS: u32 = 10_000;
+
+/// One policy in a room of its own.
+pub struct Asked {
+    room: PolicyRoom,
+    /// What it is called in tables.
+    pub name: String,
+    micros: Vec<u64>,
+}
+
+impl Asked {
+    /// The component of a file or folder, or else the one that comes with the host.
+    pub fn open(component: Option<&Path>, hook: Hook) -> Result<Self, Failure> {
+        let room = match component {
+            Some(path) => room_with(path, hook)?,
+            None => embedded_room()?,
+        };
+        let active = room.status().into_iter().find(|slot| slot.hook == hook);
+        let active = active.and_then(|slot| slot.active);
+        let name = active.map(|generation| generation.policy).ok_or_else(|| {
+            Failure::Failed(format!("no policy was admitted for {}", hook.as_str()))
+        })?;
+        Ok(Self {
+            room,
+            name,
+            micros: Vec::new(),
+        })
+    }
+
+    pub fn classify(&mut self, request: Request) -> Result<Classification, Failure> {
+        let mut session = self.room.begin(Arc::new(request), Arc::default());
+        let reply = session.classify();
+        self.own(reply)
+    }
+
+    pub fn validate(&mut self, request: Request, answer: &Answer) -> Result<Verdict, Failure> {
+        let mut session = self.room.begin(Arc::new(request), Arc::default());
+        let reply = session.validate(answer);
+        self.own(reply)
+    }
+
+    /// Its own answer: a fallback's would be measured as if it were the policy's.
+    fn own<T>(&mut self, reply: HookReply<T>) -> Result<T, Failure> {
+        if let Some(fault) = reply.fault {
+            let name = &self.name;
+            return Err(Failure::Failed(format!(
+                "{name} failed on a recorded row: {fault}"
+            )));
+        }
+        self.micros.push(reply.micros);
+        Ok(reply.value)
+    }
+
+    /// Time of a call in whole microseconds, median and 99 of 100.
+    pub fn micros(&self) -> (u64, u64) {
+        let mut sorted = self.micros.clone();
+        sorted.sort_unstable();
+        let at = |share: f64| {
+            let place = (sorted.len() as f64 * share) as usize;
+            sorted
+                .get(place.min(sorted.len().saturating_sub(1)))
+                .copied()
+                .unwrap_or(0)
+        };
+        (at(0.5), at(0.99))
+    }
+}
+
+fn embedded_room() -> Result<PolicyRoom, Failure> {
+    let room = RoomConfig {
+        breaker: BreakerConfig {
+            faults: u32::MAX,
+            ..BreakerConfig::default()
+        },
+        limits: Limits {
+            deadline_ms: DEADLINE_MS,
+            ..Limits::default()
+        },
+        ..RoomConfig::default()
+    };
+    let models = HostModels::new(Vec::new(), Vec::new(), None).map_err(Failure::failed)?;
+    let room = PolicyRoom::new(room, Arc::new(models)).map_err(Failure::failed)?;
+    embedded::load(&room, &Config::default());
+    Ok(room)
+}

@@ -1,0 +1,160 @@
+//! `homeostat bench`: how good the judgement is, on recorded outcomes.
+//!
+//! [`curve`], [`detection`], [`calibration`] and [`bootstrap`] are pure: rows in, figures
+//! out. [`outcomes`] reads what was recorded, [`ask`] asks a policy through the policy room
+//! as a host does, [`routing`] and [`validate`] bring them together, [`svg`] draws.
+//!
+//! Nothing is fitted here: a figure counts only on rows that nothing was fitted on, and
+//! each says which rows those are.
+
+mod ask;
+mod bootstrap;
+mod calibration;
+mod curve;
+mod detection;
+mod knn;
+mod outcomes;
+mod routing;
+mod svg;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use crate::Failure;
+use bootstrap::{Bootstrap, Interval};
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// How well a classifier picks the requests that deserve a strong model.
+    ///
+    /// Beside it: prompt length, k nearest neighbours, random, always one model, an oracle.
+    /// Figures are PGR, APGR, CPT, AIQ, deferral curve, ECE and Brier, with intervals.
+    Routing {
+        #[command(flatten)]
+        common: Common,
+        /// Scores of another router to set beside it: lines like {"sha256": "hex of the
+        /// prompt's", "score": 0.3}, the highest to the strong model; may be repeated.
+        #[arg(long, value_name = "FILE")]
+        scores: Vec<PathBuf>,
+        /// Picture of the curves to write.
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
+    },
+    /// How well a validator finds wrong answers, beside the answer's length.
+    ///
+    /// Figures are AUROC, AUPRC, PRR, ECE and Brier, with intervals.
+    Validate {
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+/// What every bench is told.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// Folder with mmlu.jsonl, gsm8k.jsonl, mt_bench.jsonl.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// A WebAssembly component, or a policy's folder [default: the one that comes with the
+    /// host].
+    #[arg(long, value_name = "FILE")]
+    component: Option<PathBuf>,
+    /// Report all rows: nothing was fitted on any of this folder.
+    #[arg(long)]
+    unseen: bool,
+    /// Bootstrap rounds of the 95 % intervals.
+    #[arg(long, value_name = "N", default_value_t = 2000)]
+    rounds: usize,
+    /// Where the random numbers of the intervals begin.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    seed: u64,
+    /// File to write everything to, as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Runs a bench.
+pub fn run(command: BenchCommand) -> Result<(), Failure> {
+    match command {
+        BenchCommand::Routing {
+            common,
+            scores,
+            svg,
+        } => routing::run(&routing::Plan {
+            bootstrap: common.bootstrap(),
+            data: common.data,
+            component: common.component,
+            unseen: common.unseen,
+            json: common.json,
+            scores,
+            svg,
+        }),
+        BenchCommand::Validate { common } => validate::run(&validate::Plan {
+            bootstrap: common.bootstrap(),
+            data: common.data,
+            component: common.component,
+            unseen: common.unseen,
+            json: common.json,
+        }),
+    }
+}
+
+impl Common {
+    fn bootstrap(&self) -> Bootstrap {
+        Bootstrap {
+            rounds: self.rounds,
+            seed: self.seed,
+        }
+    }
+}
+
+/// A figure and its 95 % interval; either may be undefined.
+#[derive(Debug, Clone, Default)]
+struct Figure {
+    value: Option<f64>,
+    interval: Option<Interval>,
+}
+
+impl Figure {
+    fn json(&self) -> Value {
+        json!({
+            "value": self.value,
+            "low": self.interval.map(|i| i.low),
+            "high": self.interval.map(|i| i.high),
+        })
+    }
+}
+
+/// `0.512 [0.480, 0.544]`; `signed` shows a plus.
+fn shown(figure: &Figure, signed: bool) -> String {
+    let number = |value: f64| {
+        if signed {
+            format!("{value:+.3}")
+        } else {
+            format!("{value:.3}")
+        }
+    };
+    match (figure.value, figure.interval) {
+        (None, _) => "–".to_owned(),
+        (Some(value), None) => number(value),
+        (Some(value), Some(interval)) => {
+            let (low, high) = (number(interval.low), number(interval.high));
+            format!("{} [{low}, {high}]", number(value))
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn write(file: &Path, text: &str) -> Result<(), Failure> {
+    std::fs::write(file, text)
+        .map_err(|e| Failure::Failed(format!("cannot write {}: {e}", file.display())))
+}

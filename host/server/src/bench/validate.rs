@@ -1,0 +1,265 @@
+//! `homeostat bench validate`: how well a validator's confidence finds wrong answers, on
+//! recorded answers that are known to be right or wrong, beside the length of the answer.
+
+use std::path::PathBuf;
+
+use homeostat_hooks::{Answer, Hook, Verdict};
+use serde_json::json;
+
+use super::ask::Asked;
+use super::bootstrap::Bootstrap;
+use super::curve::Ranking;
+use super::outcomes::{self, Row, Set};
+use super::{Figure, calibration, detection, shown, write};
+use crate::Failure;
+
+/// What is asked for.
+pub struct Plan {
+    pub data: PathBuf,
+    pub component: Option<PathBuf>,
+    pub unseen: bool,
+    pub bootstrap: Bootstrap,
+    pub json: Option<PathBuf>,
+}
+
+/// Whose answers are looked at.
+const WHOSE: [(&str, &[usize]); 3] = [
+    ("weak model's answers", &[0]),
+    ("strong model's answers", &[1]),
+    ("both models' answers", &[0, 1]),
+];
+
+/// An answer: which row of the report it belongs to, whether it is right, what is thought
+/// of it.
+struct Judged {
+    row: usize,
+    right: bool,
+    confidence: f64,
+    length: f64,
+}
+
+/// One way of being sure.
+struct Scorer<'a> {
+    name: &'a str,
+    confidence: Vec<f64>,
+    /// Whether the confidence is meant as a probability.
+    probability: bool,
+    sure_first: Ranking,
+    doubtful_first: Ranking,
+}
+
+/// Figures of a scorer, in this order.
+const FIGURES: [&str; 5] = ["auroc", "auprc", "prr", "ece", "brier"];
+
+/// Runs the bench.
+pub fn run(plan: &Plan) -> Result<(), Failure> {
+    let sets = outcomes::read(&plan.data)?;
+    let answered = |set: &&Set| set.rows.iter().any(|row| row.answers.is_some());
+    let Some(set) = sets.iter().find(answered) else {
+        return Err(Failure::Failed(format!(
+            "{}: no recorded answers; gsm8k.jsonl has them",
+            plan.data.display()
+        )));
+    };
+    let reported = |row: &&Row| outcomes::reported(set, row, plan.unseen) && row.answers.is_some();
+    let rows: Vec<&Row> = set.rows.iter().filter(reported).collect();
+    let mut policy = Asked::open(plan.component.as_deref(), Hook::Validate)?;
+    println!(
+        "{}: {} of {} rows ({})",
+        set.name,
+        rows.len(),
+        set.rows.len(),
+        outcomes::split_in_words(set, plan.unseen)
+    );
+    println!(
+        "  no log-probabilities were recorded: only what a validator reads in the text counts; \
+         {} bootstrap rounds over rows, seed {}",
+        plan.bootstrap.rounds, plan.bootstrap.seed
+    );
+    let mut report = Vec::new();
+    for (whose, models) in WHOSE {
+        let answers = ask(&mut policy, &rows, models)?;
+        let (scorers, figures) = judge(&policy.name, &answers, rows.len(), plan.bootstrap);
+        print(whose, &answers, &scorers, &figures);
+        report.push(as_json(whose, &answers, &scorers, &figures));
+    }
+    let (median, p99) = policy.micros();
+    println!(
+        "{}: {median} µs a call (median), {p99} µs (99 of 100)",
+        policy.name
+    );
+    if let Some(file) = &plan.json {
+        let whole = json!({
+            "bench": "validate",
+            "policy": policy.name,
+            "call_micros": {"median": median, "p99": p99},
+            "bootstrap": {"rounds": plan.bootstrap.rounds, "seed": plan.bootstrap.seed, "inside": 0.95},
+            "set": set.name,
+            "rows": rows.len(),
+            "rows_in_file": set.rows.len(),
+            "split": outcomes::split_in_words(set, plan.unseen),
+            "answers": report,
+        });
+        write(file, &format!("{whole:#}\n"))?;
+    }
+    Ok(())
+}
+
+/// Shows every answer to the validator, as the first of two steps.
+fn ask(policy: &mut Asked, rows: &[&Row], models: &[usize]) -> Result<Vec<Judged>, Failure> {
+    let mut judged = Vec::new();
+    for (row, recorded) in rows.iter().enumerate() {
+        for model in models {
+            let Some(answers) = &recorded.answers else {
+                continue;
+            };
+            let answer = Answer {
+                text: answers[*model].clone(),
+                steps_left: 1,
+                accept_threshold: 0.5,
+                ..Answer::default()
+            };
+            let verdict = policy.validate(recorded.request(), &answer)?;
+            let quality = [recorded.outcome.weak, recorded.outcome.strong][*model];
+            judged.push(Judged {
+                row,
+                right: quality > 0.5,
+                confidence: confidence(&verdict),
+                length: answer.text.chars().count() as f64,
+            });
+        }
+    }
+    Ok(judged)
+}
+
+/// A validator that has nothing to say is of two minds.
+fn confidence(verdict: &Verdict) -> f64 {
+    match verdict {
+        Verdict::Accept(assessment) | Verdict::Escalate(assessment) => {
+            f64::from(assessment.confidence)
+        }
+        Verdict::Amend(amendment) => f64::from(amendment.assessment.confidence),
+        Verdict::Reject(_) => 0.0,
+        Verdict::Undecided => 0.5,
+    }
+}
+
+fn scorer(name: &str, confidence: Vec<f64>, probability: bool) -> Scorer<'_> {
+    let doubt: Vec<f64> = confidence.iter().map(|c| -c).collect();
+    Scorer {
+        name,
+        sure_first: Ranking::descending(&confidence),
+        doubtful_first: Ranking::descending(&doubt),
+        confidence,
+        probability,
+    }
+}
+
+/// Every scorer's figures, and how much better the validator's are than those of length.
+fn judge<'a>(
+    name: &'a str,
+    answers: &[Judged],
+    rows: usize,
+    bootstrap: Bootstrap,
+) -> (Vec<Scorer<'a>>, Vec<Figure>) {
+    let right: Vec<bool> = answers.iter().map(|a| a.right).collect();
+    let scorers = vec![
+        scorer(name, answers.iter().map(|a| a.confidence).collect(), true),
+        // Long answers are more often wrong.
+        scorer(
+            "answer length",
+            answers.iter().map(|a| -a.length).collect(),
+            false,
+        ),
+    ];
+    // Answers to the same request are drawn together.
+    let all = |drawn: &[u32]| {
+        let counts: Vec<u32> = answers.iter().map(|a| drawn[a.row]).collect();
+        let each = scorers.iter().map(|scorer| {
+            let calibrated = |figure: Option<f64>| figure.filter(|_| scorer.probability);
+            [
+                detection::auroc(&scorer.sure_first, &right, &counts),
+                detection::auprc(&scorer.doubtful_first, &right, &counts),
+                detection::prr(&scorer.sure_first, &right, &counts),
+                calibrated(calibration::ece(
+                    &scorer.sure_first,
+                    &scorer.confidence,
+                    &right,
+                    &counts,
+                )),
+                calibrated(calibration::brier(&scorer.confidence, &right, &counts)),
+            ]
+        });
+        let mut all: Vec<Option<f64>> = each.flatten().collect();
+        for figure in 0..3 {
+            let ours = all[figure].zip(all[FIGURES.len() + figure]);
+            all.push(ours.map(|(ours, length)| ours - length));
+        }
+        all
+    };
+    let found = all(&vec![1; rows]);
+    let intervals = bootstrap.intervals(rows, all);
+    let figures = found
+        .into_iter()
+        .zip(intervals)
+        .map(|(value, interval)| Figure { value, interval });
+    let figures = figures.collect();
+    (scorers, figures)
+}
+
+fn wrong(answers: &[Judged]) -> usize {
+    answers.iter().filter(|a| !a.right).count()
+}
+
+fn print(whose: &str, answers: &[Judged], scorers: &[Scorer<'_>], figures: &[Figure]) {
+    println!("  {whose}: {} wrong of {}", wrong(answers), answers.len());
+    println!(
+        "    {:<16} {:<22} {:<22} {:<24} {:<22} {:<22}",
+        "", "AUROC", "AUPRC", "PRR", "ECE", "Brier"
+    );
+    let line = |name: &str, figures: &[Figure], signed: bool| {
+        let shown: Vec<String> = figures.iter().map(|f| shown(f, signed)).collect();
+        let cell = |at: usize| shown.get(at).map_or("", String::as_str);
+        println!(
+            "    {name:<16} {:<22} {:<22} {:<24} {:<22} {:<22}",
+            cell(0),
+            cell(1),
+            cell(2),
+            cell(3),
+            cell(4)
+        );
+    };
+    for (scorer, figures) in scorers.iter().zip(figures.chunks(FIGURES.len())) {
+        line(scorer.name, figures, false);
+    }
+    line(
+        "lead over length",
+        &figures[scorers.len() * FIGURES.len()..],
+        true,
+    );
+    println!();
+}
+
+fn as_json(
+    whose: &str,
+    answers: &[Judged],
+    scorers: &[Scorer<'_>],
+    figures: &[Figure],
+) -> serde_json::Value {
+    let named = |figures: &[Figure]| -> serde_json::Map<_, _> {
+        let pairs = FIGURES.iter().zip(figures);
+        pairs
+            .map(|(name, figure)| ((*name).to_owned(), figure.json()))
+            .collect()
+    };
+    let each = scorers.iter().zip(figures.chunks(FIGURES.len()));
+    let each =
+        each.map(|(scorer, figures)| json!({"name": scorer.name, "figures": named(figures)}));
+    json!({
+        "whose": whose,
+        "answers": answers.len(),
+        "wrong": wrong(answers),
+        "scorers": each.collect::<Vec<_>>(),
+        "lead_over_length": named(&figures[scorers.len() * FIGURES.len()..]),
+    })
+}
