@@ -25,10 +25,14 @@ mod external;
 pub mod filter;
 #[cfg(test)]
 mod fixture;
+pub mod forecast;
 mod hwmon;
+mod least_squares;
+pub mod ledger;
 pub mod metabolism;
 mod nvml;
 mod pace;
+pub mod plant;
 mod proc;
 mod rapl;
 mod reading;
