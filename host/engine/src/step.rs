@@ -20,6 +20,7 @@ use crate::block::BlockPool;
 use crate::block::{BLOCK_SIZE, BlockTable};
 use crate::cost::StepCost;
 use crate::events::{EngineError, Event, FinishReason, TokenLogprob, TopLogprob, Usage};
+use crate::observer::{SequenceStep, StepObserver, StepRecord};
 use crate::runner::Runner;
 use crate::sampler::{RowReport, RowStatistics, Sampler};
 use crate::scheduler::{Chunk, Limits, Scheduler};
@@ -47,6 +48,7 @@ pub struct Core {
     /// What the last step did and when it began.
     work: StepWork,
     began: Duration,
+    record: StepRecord,
     speculator: Speculator,
     step_budget: Option<Duration>,
     /// What steps cost on this machine, learned from every one.
@@ -84,6 +86,7 @@ impl Core {
             committing: None,
             work: StepWork::default(),
             began: Duration::ZERO,
+            record: StepRecord::default(),
             speculator: Speculator::default(),
             step_budget: None,
             cost: StepCost::default(),
@@ -129,6 +132,11 @@ impl Core {
         self
     }
 
+    /// Tells `observer` of every step from now on.
+    pub fn observe(&mut self, observer: Box<dyn StepObserver>) {
+        self.record.observe(observer);
+    }
+
     pub fn add(&mut self, sequence: Sequence) {
         self.scheduler.add(sequence);
     }
@@ -150,6 +158,7 @@ impl Core {
 
     /// Computes the next batch, if there is anything to compute. `now` is the time at its start.
     pub fn step(&mut self, now: Duration) {
+        self.record.begin(now);
         self.draft();
         for mut sequence in self.scheduler.expired(now) {
             let waited = now.saturating_sub(sequence.milestones.arrived);
@@ -232,7 +241,7 @@ impl Core {
         let rows = self.batch.chunk_logits[index].clone();
         match sequence.purpose {
             Purpose::Generate { end } => {
-                let (accepted, outcome) = self.verify(chunk, rows, end)?;
+                let (accepted, outcome) = self.verify(index, chunk, rows, end)?;
                 let sequence = &mut self.scheduler.running_mut()[chunk.index];
                 sequence.num_computed_tokens += chunk.rows + accepted;
                 sequence.publish(&mut self.pool);
@@ -269,6 +278,7 @@ impl Core {
     /// Returns how many proposed tokens are now part of the sequence, and whether it ended.
     fn verify(
         &mut self,
+        index: usize,
         chunk: &Chunk,
         rows: std::ops::Range<usize>,
         end: usize,
@@ -311,6 +321,7 @@ impl Core {
         if proposed > 0 {
             self.speculator.observe(sequence, proposed, accepted, node);
             self.stats.verified(proposed, accepted);
+            self.record.reject(index, proposed - accepted);
             self.work.decode_rows += accepted;
         }
         sequence.settle_draft(node, &mut self.pool);
@@ -319,6 +330,7 @@ impl Core {
 
     /// Sends what the step made known. `now` is the time at its end; sinks run here and nowhere else.
     pub fn deliver(&mut self, now: Duration) {
+        self.record.end(now);
         self.learn(now.saturating_sub(self.began));
         let mut gone = Vec::new();
         for sequence in self.scheduler.running_mut() {
@@ -394,6 +406,17 @@ impl Core {
                 &mut self.work.prefill_rows
             };
             *work += chunk.rows;
+            let drafted = match sequence.branches.is_empty() {
+                true => 0,
+                false => sequence.draft.len(),
+            };
+            self.record.add(SequenceStep {
+                account: sequence.account,
+                prefill: !sequence.is_decoding(),
+                computed_tokens: (chunk.rows + drafted) as u32,
+                context_tokens: sequence.num_computed_tokens as u32,
+                rejected_tokens: 0,
+            });
             if sequence.milestones.started.is_none() {
                 sequence.milestones.started = Some(now);
                 self.stats

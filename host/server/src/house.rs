@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::ServerConfig;
+use crate::energy::Energy;
 use crate::metrics::Metrics;
 use crate::openai::error::ApiError;
 use crate::openai::request::SamplingDefaults;
@@ -31,6 +32,7 @@ pub struct House {
     pub max_component_bytes: usize,
     pub snapshots: Snapshots,
     pub metrics: Arc<Metrics>,
+    pub energy: Arc<Energy>,
     pub sampling: SamplingDefaults,
     pub door: Door,
     /// Seconds since 1970.

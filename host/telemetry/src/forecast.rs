@@ -37,6 +37,11 @@ const TRAINED_S: u64 = 300;
 /// Power must have moved by this much (standard deviation, share of its mean), or the fit
 /// cannot know what power does.
 const MOVED_RATIO: f64 = 0.05;
+/// While every average agrees within this share there is nothing to learn, and forgetting
+/// would only lose what changes of power had taught.
+const STEADY_RATIO: f64 = 0.02;
+/// A fit may be this much worse than expecting no change before it is not used any more.
+const WORSE_RATIO: f64 = 1.25;
 /// Forgetting of the forecast errors: as long as a fit stays the same.
 const SCORE_KEEP: f64 = 1.0 - 1.0 / 600.0;
 /// Present difference between the fit and the thermometer, averaged over this time: long
@@ -267,11 +272,16 @@ impl Forecaster {
         if self.stuck || self.now_s < self.settled_s {
             return;
         }
-        self.power_mean = KEEP * self.power_mean + watts;
-        self.power_square = KEEP * self.power_square + watts * watts;
-        self.power_weight = KEEP * self.power_weight + 1.0;
-        self.fit.observe(&inputs, -margin, 1.0);
-        self.coefficients = self.fit.solve();
+        let steady = inputs[1..]
+            .iter()
+            .all(|average| (average - watts).abs() <= STEADY_RATIO * watts);
+        if !steady || self.fit.observations() < TRAINED_S {
+            self.power_mean = KEEP * self.power_mean + watts;
+            self.power_square = KEEP * self.power_square + watts * watts;
+            self.power_weight = KEEP * self.power_weight + 1.0;
+            self.fit.observe(&inputs, -margin, 1.0);
+            self.coefficients = self.fit.solve();
+        }
         if let Some(fitted) = self.fitted(&inputs) {
             let keep = (-elapsed_s / BIAS_TAU_S).exp();
             self.bias = keep * self.bias + (1.0 - keep) * (-margin - fitted);
@@ -367,7 +377,7 @@ impl Forecaster {
         let moved = variance.max(0.0).sqrt() > MOVED_RATIO * mean;
         let better = match (self.bank.rmse(), self.stay.rmse()) {
             // Both may be right within the steps of the thermometer.
-            (Some(bank), Some(stay)) => bank <= stay.max(1.0),
+            (Some(bank), Some(stay)) => bank <= WORSE_RATIO * stay.max(1.0),
             _ => true,
         };
         self.fit.observations() >= TRAINED_S
@@ -384,9 +394,11 @@ impl Forecaster {
         self.stuck
     }
 
-    /// There was a valid fit, and now there is none although the device still answers.
+    /// There was a valid fit, and now what it needs is gone although the device still
+    /// answers: its power, or a thermometer that moves.
     pub fn is_lost(&self) -> bool {
-        self.was_valid && !self.is_valid() && self.now_s >= self.settled_s
+        let blind = self.stuck || self.averages.is_none();
+        self.was_valid && blind && self.now_s >= self.settled_s
     }
 
     /// What is expected under a plan; `None` while nobody can tell.

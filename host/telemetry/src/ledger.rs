@@ -20,9 +20,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use homeostat_hooks::{DeviceKind, Origin};
-
-use crate::reading::{Readings, Signal};
+use homeostat_hooks::{DeviceKind, Origin, Snapshot};
 
 mod apportion;
 mod meter;
@@ -39,6 +37,9 @@ pub use step_log::{StepInbox, StepLog, step_log};
 /// A device that told nothing for so long after a request's last step will not tell more
 /// about it: the request is settled as incomplete.
 const SILENT_US: u64 = 5_000_000;
+/// Steps wait so long for the window that covers them; a counter that was read once a minute
+/// would be a bad one.
+const STEPS_KEPT_US: u64 = 60_000_000;
 /// Settled receipts that are kept for whoever asks later.
 const RECEIPTS_KEPT: usize = 10_000;
 /// Devices that a ledger can keep books of.
@@ -124,13 +125,13 @@ impl Step {
 struct Book {
     kind: DeviceKind,
     meter: Meter,
-    /// Origin of the readings themselves.
-    origin: Origin,
     own_ratio: f64,
     steps: VecDeque<Arc<Step>>,
     fit: CostFit,
     accounts: Accounts,
     booked_us: u64,
+    /// Time of all windows, µs.
+    covered_us: u64,
     sensed_ms: [Option<u64>; 2],
 }
 
@@ -206,32 +207,31 @@ impl Ledger {
         Some(DeviceIndex(index as u8))
     }
 
-    /// Takes the energy and power readings that are new since the last call.
-    pub fn sense(&mut self, readings: &Readings) {
-        for (id, device) in &readings.devices {
-            let signals = [Signal::Power, Signal::Energy].map(|s| device.last(s).copied());
-            if signals.iter().all(Option::is_none) {
+    /// Takes the energy and power readings that are new since the last snapshot.
+    pub fn sense(&mut self, snapshot: &Snapshot) {
+        for device in &snapshot.devices {
+            let samples = [device.power_watts, device.energy_joules];
+            if samples.iter().all(Option::is_none) {
                 continue;
             }
-            let Some(index) = self.device(id, device.kind) else {
+            let Some(index) = self.device(&device.id, device.kind) else {
                 continue;
             };
             let book = &mut self.books[usize::from(index.0)];
             // Power first: a counter that froze is closed with the power up to now.
-            for (signal, reading) in signals.into_iter().enumerate() {
-                let Some(reading) = reading else { continue };
-                if book.sensed_ms[signal].replace(reading.at_ms) == Some(reading.at_ms) {
+            for (signal, sample) in samples.into_iter().enumerate() {
+                let Some(sample) = sample else { continue };
+                let at_ms = snapshot.monotonic_ms.saturating_sub(sample.age_ms.into());
+                if book.sensed_ms[signal].replace(at_ms) == Some(at_ms) {
                     continue;
                 }
-                let at_us = reading.at_ms * 1_000;
-                if reading.origin != Origin::Measured {
-                    book.origin = book.origin.max_weakness(reading.origin);
-                }
+                book.meter.readings_are(sample.origin);
                 match signal {
-                    0 => book.meter.power(at_us, reading.value),
-                    _ => book
-                        .meter
-                        .counter(at_us, (reading.value * 1e6) as u64, None),
+                    0 => book.meter.power(at_ms * 1_000, sample.value),
+                    _ => {
+                        let raw_uj = (sample.value * 1e6) as u64;
+                        book.meter.counter(at_ms * 1_000, raw_uj, None);
+                    }
                 }
             }
         }
@@ -255,6 +255,12 @@ impl Ledger {
             let book = &mut self.books[usize::from(device.0)];
             book.meter.processor_time(at_us, busy_us, power);
         }
+    }
+
+    /// Takes a window that somebody else closed: of the sampler's own books, or recorded.
+    /// Windows of one device come in the order of time.
+    pub fn window(&mut self, device: DeviceIndex, window: Window) {
+        self.books[usize::from(device.0)].meter.window(window);
     }
 
     /// Our share of what a device does from now on, 0 to 1; the rest is other programs' and
@@ -301,6 +307,7 @@ impl Ledger {
     /// been handed over. `now_us` decides who has been silent for too long.
     pub fn advance(&mut self, known_us: u64, now_us: u64) {
         for device in 0..self.books.len() {
+            self.books[device].forget(known_us);
             while let Some(window) = self.books[device].meter.take_window(known_us) {
                 self.book(device, &window);
             }
@@ -336,7 +343,7 @@ impl Ledger {
         self.note_gap(device, window);
         let book = &mut self.books[device];
         let quality = Quality {
-            origin: window.origin.max_weakness(book.origin),
+            origin: window.origin,
             coarse: window.coarse,
             shared: book.own_ratio < 1.0,
         };
@@ -363,6 +370,7 @@ impl Ledger {
             book.fit.saw_window(&done, window.uj as f64 / 1e6);
         }
         book.booked_us = window.end_us;
+        book.covered_us += window.end_us - window.start_us;
         book.steps.retain(|step| step.end_us > window.end_us);
     }
 
@@ -535,13 +543,21 @@ impl Book {
         Self {
             kind,
             meter: Meter::default(),
-            origin: Origin::Measured,
             own_ratio: 1.0,
             steps: VecDeque::new(),
             fit: CostFit::default(),
             accounts: Accounts::default(),
             booked_us: 0,
+            covered_us: 0,
             sensed_ms: [None; 2],
+        }
+    }
+
+    /// Steps that no window will cover any more: the meter has been silent for too long.
+    fn forget(&mut self, known_us: u64) {
+        let old = |step: &Arc<Step>| step.end_us.saturating_add(STEPS_KEPT_US) < known_us;
+        while self.steps.front().is_some_and(old) {
+            self.steps.pop_front();
         }
     }
 
@@ -580,29 +596,42 @@ impl Book {
         (parts, done)
     }
 
+    /// Expected energy of a request's steps that no window covers yet. Before the costs are
+    /// known a step takes what the device took on average.
     fn pending_joules(&self, request: u64) -> f64 {
-        if self.fit.coefficients().is_none() {
+        if self.covered_us == 0 {
             return 0.0;
         }
+        let mean_watts = self.accounts.measured_uj as f64 / self.covered_us as f64;
         let mine = |step: &&Arc<Step>| step.sequences.iter().any(|w| w.request == request);
         let open = self.steps.iter().filter(mine);
         open.map(|step| {
             let work = step.work_of_one();
-            let cost = step.cost_of_one();
-            let (_, split) = self.fit.split(work.seconds, cost.as_ref(), &step.sequences);
-            let whole: f64 = split.iter().map(|part| part.weight).sum();
-            let parts = step.sequences.iter().zip(&split);
-            let part: f64 = parts
-                .filter(|(work, _)| work.request == request)
-                .map(|(_, part)| part.weight)
-                .sum();
+            let joules = match self.fit.coefficients() {
+                Some(_) => self.fit.expected(&work),
+                None => mean_watts * work.seconds,
+            };
             let unbooked = step.overlap(self.booked_us, u64::MAX);
-            match whole > 0.0 {
-                true => self.fit.expected(&work) * unbooked * part / whole,
-                false => 0.0,
-            }
+            joules * unbooked * self.part_of(step, request)
         })
         .sum()
+    }
+
+    /// A request's share of a step.
+    fn part_of(&self, step: &Step, request: u64) -> f64 {
+        let seconds = step.length_us() as f64 / 1e6;
+        let cost = step.cost_of_one();
+        let (_, split) = self.fit.split(seconds, cost.as_ref(), &step.sequences);
+        let whole: f64 = split.iter().map(|part| part.weight).sum();
+        let parts = step.sequences.iter().zip(&split);
+        let part: f64 = parts
+            .filter(|(work, _)| work.request == request)
+            .map(|(_, part)| part.weight)
+            .sum();
+        match whole > 0.0 {
+            true => part / whole,
+            false => 0.0,
+        }
     }
 
     fn accounts(&self) -> Accounts {

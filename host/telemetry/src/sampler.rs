@@ -5,6 +5,7 @@
 //! sampler refuses to decide anything beyond the metabolic state: which tier answers is a
 //! policy's business.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use homeostat_hooks::{Budget, Device, Origin, Snapshot};
@@ -12,6 +13,7 @@ use homeostat_hooks::{Budget, Device, Origin, Snapshot};
 use crate::battery::Battery;
 use crate::cgroup::Cgroup;
 use crate::config::Config;
+use crate::forecast::{Forecasters, Outlook};
 use crate::hwmon::Hwmon;
 use crate::metabolism::{StateMachine, Vitals};
 use crate::pace::Pace;
@@ -57,6 +59,9 @@ pub struct Inputs {
     pub kv_used_ratio: Option<f32>,
     /// Budgets.
     pub budgets: Vec<Budget>,
+    /// Power that each device is about to draw, W: means over the coming seconds, the last
+    /// one for all that follow. A device that is missing goes on as it is.
+    pub planned_watts: BTreeMap<String, Vec<f64>>,
 }
 
 /// Everything between the sensors and the snapshot, without a thread or a clock.
@@ -64,6 +69,7 @@ pub struct Sampler {
     config: Config,
     providers: Vec<(Box<dyn Provider>, Pace)>,
     readings: Readings,
+    forecasters: Forecasters,
     machine: StateMachine,
     recorder: Recorder,
     sequence: u64,
@@ -81,6 +87,7 @@ impl Sampler {
             machine: StateMachine::new(config.thresholds.clone(), config.profile),
             providers: providers.into_iter().map(pace).collect(),
             readings: Readings::default(),
+            forecasters: Forecasters::new(config.profile),
             recorder,
             sequence: 0,
             config,
@@ -110,6 +117,8 @@ impl Sampler {
     pub fn tick(&mut self, now_ms: u64, inputs: &Inputs) -> Snapshot {
         self.ask_providers(now_ms);
         self.complete_margins();
+        let plans = &inputs.planned_watts;
+        self.forecasters.observe(&self.readings, plans, now_ms);
         let pressure = self.readings.pressure(inputs.kv_used_ratio);
         let metabolism = self.machine.observe(
             &Vitals {
@@ -117,6 +126,7 @@ impl Sampler {
                 pressure: &pressure,
                 budgets: &inputs.budgets,
                 power_cap_watts: self.config.power_cap_watts,
+                forecasts: &self.forecasters,
             },
             now_ms,
         );
@@ -162,9 +172,14 @@ impl Sampler {
 
     fn devices(&self, now_ms: u64) -> Vec<Device> {
         let readings = self.readings.devices.iter();
-        readings
-            .filter_map(|(id, device)| device.device(id, now_ms))
-            .collect()
+        let seen = readings.filter_map(|(id, device)| {
+            let outlook = self.forecasters.outlook(id);
+            Some(Device {
+                forecast: outlook.and_then(Outlook::published),
+                ..device.device(id, now_ms)?
+            })
+        });
+        seen.collect()
     }
 
     /// Where a driver gives a temperature but no margin, the margin follows from the limit

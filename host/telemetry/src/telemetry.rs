@@ -58,6 +58,7 @@ impl Telemetry {
             inputs: ArcSwap::from_pointee(Inputs {
                 kv_used_ratio: None,
                 budgets: config.budgets.clone(),
+                ..Inputs::default()
             }),
             mailbox: Mutex::default(),
             recorder: Recorder::default(),
@@ -105,6 +106,15 @@ impl Telemetry {
         self.update_inputs(|inputs| inputs.budgets = budgets);
     }
 
+    /// Tells what a device is about to draw: means over the coming seconds, W, the last one
+    /// for all that follow; empty = it goes on as it is. The forecast of heat is worth little
+    /// without it.
+    pub fn set_planned_watts(&self, device: &str, watts: Vec<f64>) {
+        self.update_inputs(|inputs| {
+            inputs.planned_watts.insert(device.to_owned(), watts);
+        });
+    }
+
     fn update_inputs(&self, change: impl FnOnce(&mut Inputs)) {
         let _one_writer = self
             .shared
@@ -126,6 +136,11 @@ impl Telemetry {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         mailbox.push(readings, now_ms)
+    }
+
+    /// When the clock of the snapshots was 0.
+    pub fn epoch(&self) -> Instant {
+        self.shared.epoch
     }
 
     /// Counters of the sampler.

@@ -14,7 +14,8 @@ use homeostat_hooks::{BuiltIn, Finish, Snapshot, TierView};
 use homeostat_policy::{PolicyRoom, RoomConfig};
 use tokio::sync::Semaphore;
 
-use crate::config::ServerConfig;
+use crate::config::{EnergyConfig, ServerConfig};
+use crate::energy::Energy;
 use crate::house::{Door, House};
 use crate::metrics::Metrics;
 use crate::openai::request::SamplingDefaults;
@@ -58,6 +59,11 @@ pub fn house(change: impl FnOnce(&mut ServerConfig)) -> Arc<House> {
         max_component_bytes: 1 << 20,
         snapshots,
         metrics,
+        energy: Arc::new(Energy::new(
+            &EnergyConfig::default(),
+            std::path::Path::new("/proc"),
+            std::time::Instant::now(),
+        )),
         sampling: SamplingDefaults {
             temperature: 0.2,
             top_p: 0.9,

@@ -14,7 +14,7 @@ use super::fields::{Fields, kind};
 use super::output;
 
 /// Answers to one request; each of them costs a whole generation.
-const N_MAX: i64 = 8;
+pub const N_MAX: i64 = 8;
 /// Stop strings. OpenAI takes 4, vLLM any number; more than 16 is a mistake.
 const STOP_MAX: usize = 16;
 /// Alternatives per token, as for OpenAI.

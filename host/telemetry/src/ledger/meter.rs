@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 
 use homeostat_hooks::Origin;
 
+use super::receipt::Weakness;
 use crate::reading::{CounterStep, EnergyMeter, Signal};
 
 /// Between two readings further apart than this nobody knows what happened.
@@ -91,6 +92,8 @@ enum Mode {
 pub struct Meter {
     mode: Mode,
     counter: EnergyMeter,
+    /// Origin of the readings themselves.
+    readings: Origin,
     /// Last change of the counter.
     edge_us: Option<u64>,
     read_us: Option<u64>,
@@ -100,6 +103,8 @@ pub struct Meter {
     integral_uj: f64,
     cpu: Option<(u64, u64)>,
     closed: VecDeque<Window>,
+    /// End of the last window that came from elsewhere.
+    until_us: u64,
     faults: MeterFaults,
 }
 
@@ -108,6 +113,7 @@ impl Default for Meter {
         Self {
             mode: Mode::Power,
             counter: EnergyMeter::default(),
+            readings: Origin::Measured,
             edge_us: None,
             read_us: None,
             coarse: false,
@@ -115,12 +121,18 @@ impl Default for Meter {
             integral_uj: 0.0,
             cpu: None,
             closed: VecDeque::new(),
+            until_us: 0,
             faults: MeterFaults::default(),
         }
     }
 }
 
 impl Meter {
+    /// Where the readings come from that follow: windows of simulated readings are simulated.
+    pub fn readings_are(&mut self, origin: Origin) {
+        self.readings = origin;
+    }
+
     /// Takes the energy counter at `at_us`; `wraps_at_uj` is its largest value if it starts
     /// anew at 0 by design.
     pub fn counter(&mut self, at_us: u64, raw_uj: u64, wraps_at_uj: Option<u64>) {
@@ -159,7 +171,7 @@ impl Meter {
                 start_us,
                 end_us: at_us,
                 uj,
-                origin: Origin::Measured,
+                origin: self.readings,
                 coarse: self.coarse,
             });
         }
@@ -218,7 +230,7 @@ impl Meter {
             start_us,
             end_us,
             uj: uj as u64,
-            origin: Origin::Derived,
+            origin: Origin::Derived.max_weakness(self.readings),
             coarse: false,
         });
     }
@@ -250,6 +262,22 @@ impl Meter {
             origin: Origin::Modelled,
             coarse: gap,
         });
+    }
+
+    /// Takes a window as it is; one longer than [`GAP_US`] is coarse, and one that begins
+    /// before the last one ended is cut, so that no time counts twice.
+    pub fn window(&mut self, window: Window) {
+        let start_us = window.start_us.max(self.until_us);
+        if start_us < window.end_us {
+            self.until_us = window.end_us;
+            self.closed.push_back(Window {
+                start_us,
+                coarse: window.coarse || window.end_us - start_us > GAP_US,
+                ..window
+            });
+        } else {
+            self.faults.absurd += 1;
+        }
     }
 
     /// The oldest window that was closed and not yet taken, if it ended by `until_us`.

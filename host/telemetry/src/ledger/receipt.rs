@@ -45,6 +45,17 @@ impl Boundary {
             (false, _) => Self::Cpu,
         }
     }
+
+    /// Of a sum.
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (a, b) if a == b => a,
+            (Self::Facility { .. } | Self::Host, _) | (_, Self::Facility { .. } | Self::Host) => {
+                Self::Host
+            }
+            _ => Self::AcceleratorAndCpu,
+        }
+    }
 }
 
 impl fmt::Display for Boundary {
@@ -95,6 +106,29 @@ impl Receipt {
     /// All of it, J.
     pub fn joules(&self) -> f64 {
         self.total_uj() as f64 / 1e6
+    }
+
+    /// Two requests as one, such as the answers to one question: sums, and of everything
+    /// else the weaker.
+    pub fn plus(self, other: Self) -> Self {
+        let (mine, theirs) = (self.total_uj() as f64, other.total_uj() as f64);
+        let error = self.relative_error * mine + other.relative_error * theirs;
+        Self {
+            prefill_uj: self.prefill_uj + other.prefill_uj,
+            decode_uj: self.decode_uj + other.decode_uj,
+            wasted_uj: self.wasted_uj + other.wasted_uj,
+            pending_uj: self.pending_uj + other.pending_uj,
+            origin: self.origin.max_weakness(other.origin),
+            relative_error: match mine + theirs > 0.0 {
+                true => error / (mine + theirs),
+                false => self.relative_error.max(other.relative_error),
+            },
+            boundary: self.boundary.and(other.boundary),
+            method: self.method.max(other.method),
+            shared: self.shared || other.shared,
+            incomplete: self.incomplete || other.incomplete,
+            settled: self.settled && other.settled,
+        }
     }
 
     /// The same seen from the building's plug: a factor on every part. Only a number of the
@@ -196,5 +230,69 @@ impl Accounts {
     pub fn idle_ratio(&self) -> Option<f64> {
         let attributed = self.attributed_uj();
         (attributed > 0).then(|| self.idle_uj as f64 / attributed as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: Receipt = Receipt {
+        prefill_uj: 1_000_000,
+        decode_uj: 2_000_000,
+        wasted_uj: 500_000,
+        pending_uj: 0,
+        origin: Origin::Measured,
+        relative_error: 0.1,
+        boundary: Boundary::Accelerator,
+        method: SplitMethod::Components,
+        shared: false,
+        incomplete: false,
+        settled: true,
+    };
+
+    #[test]
+    fn a_sum_of_receipts_is_as_good_as_the_worse_of_them() {
+        let weak = Receipt {
+            decode_uj: 5_000_000,
+            origin: Origin::Modelled,
+            relative_error: 0.6,
+            boundary: Boundary::Cpu,
+            method: SplitMethod::Tokens,
+            settled: false,
+            ..ONE
+        };
+        let sum = ONE.plus(weak);
+        assert_eq!(sum.joules(), 9.0);
+        assert_eq!(sum.origin, Origin::Modelled);
+        assert!((sum.relative_error - (0.1 * 3.0 + 0.6 * 6.0) / 9.0).abs() < 1e-12);
+        assert_eq!(sum.boundary.to_string(), "accelerator+cpu");
+        assert_eq!((sum.method, sum.settled), (SplitMethod::Tokens, false));
+    }
+
+    #[test]
+    fn only_a_whole_machine_has_a_building_around_it() {
+        assert_eq!(ONE.at_facility(1.2), ONE);
+        let host = Receipt {
+            boundary: Boundary::Host,
+            ..ONE
+        };
+        let facility = host.at_facility(1.2);
+        assert_eq!(facility.boundary.to_string(), "facility(PUE=1.2)");
+        assert_eq!(facility.joules(), 3.6);
+        assert_eq!(facility.origin, Origin::Derived);
+        assert_eq!(host.at_facility(0.5), host);
+    }
+
+    #[test]
+    fn idle_energy_is_told_per_attributed_joule_and_not_added() {
+        let accounts = Accounts {
+            prefill_uj: 30,
+            decode_uj: 10,
+            idle_uj: 20,
+            ..Accounts::default()
+        };
+        assert_eq!(accounts.idle_ratio(), Some(0.5));
+        assert_eq!(Accounts::default().idle_ratio(), None);
     }
 }

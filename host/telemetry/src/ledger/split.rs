@@ -21,6 +21,9 @@ const TRAINED_WINDOWS: u64 = 100;
 /// Forgetting of the fit's error.
 const ERROR_KEEP: f64 = 0.998;
 
+/// A step shorter than this was timed by a clock that stood still.
+const SHORTEST_STEP_S: f64 = 1e-5;
+
 /// Prompt or answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
@@ -145,7 +148,7 @@ pub struct StepCost {
 impl CostFit {
     /// Learns which rates the device reaches.
     pub fn saw_step(&mut self, step: &StepCost) {
-        if step.seconds > 0.0 {
+        if step.seconds > SHORTEST_STEP_S {
             let rates = &mut self.rates;
             rates.bytes_per_s = rates.bytes_per_s.max(step.bytes / step.seconds);
             rates.flops_per_s = rates.flops_per_s.max(step.flops / step.seconds);

@@ -91,6 +91,11 @@ impl StepLog {
         written
     }
 
+    /// What had begun came to nothing.
+    pub fn nothing(&self) {
+        self.shared.running_since_us.store(NONE, Ordering::Release);
+    }
+
     /// The devices that this engine works on.
     pub fn devices(&self) -> Devices {
         self.devices

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::plant::Random;
-use crate::reading::Reading;
+use crate::reading::{Reading, Readings, Signal};
 
 const MS: u64 = 1_000;
 const COST: ModelCost = ModelCost {
@@ -25,6 +25,17 @@ fn work(request: u64, phase: Phase, computed_tokens: u32, context_tokens: u32) -
 
 fn decode(request: u64) -> SequenceWork {
     work(request, Phase::Decode, 1, 500)
+}
+
+fn snapshot(readings: &Readings, now_ms: u64) -> Snapshot {
+    let devices = readings.devices.iter();
+    Snapshot {
+        monotonic_ms: now_ms,
+        devices: devices
+            .filter_map(|(id, device)| device.device(id, now_ms))
+            .collect(),
+        ..Snapshot::default()
+    }
 }
 
 /// A ledger over GPUs with energy counters that were seen to change at time 0.
@@ -490,8 +501,9 @@ fn readings_of_the_sampler_are_taken_once_each() {
         let gpu = readings.device("gpu.0", DeviceKind::Gpu);
         let energy = Reading::instant(tick as f64 * 12.5, tick * 100, 100);
         gpu.record(Signal::Energy, energy).expect("plausible");
-        ledger.sense(&readings);
-        ledger.sense(&readings);
+        ledger.sense(&snapshot(&readings, tick * 100));
+        // Nothing new since: the same reading, older.
+        ledger.sense(&snapshot(&readings, tick * 100 + 50));
         ledger.advance(tick * 100 * MS, tick * 100 * MS);
     }
     let (name, accounts) = ledger.accounts().next().expect("one device");
@@ -511,7 +523,7 @@ fn simulated_readings_make_simulated_receipts() {
     for tick in 0..20u64 {
         let gpu = readings.device("gpu.0", DeviceKind::Gpu);
         plant.write_to(gpu, 100).expect("plausible");
-        ledger.sense(&readings);
+        ledger.sense(&snapshot(&readings, plant.now_ms()));
         let device = ledger.device("gpu.0", DeviceKind::Gpu).expect("first");
         ledger.step(Step {
             start_us: plant.now_ms() * MS,
@@ -557,4 +569,76 @@ fn a_provisional_receipt_expects_what_is_not_yet_booked() {
         (idle_expected / 110.0 - 1.0).abs() < 0.05,
         "{idle_expected}"
     );
+}
+
+#[test]
+fn a_device_that_never_tells_anything_does_not_fill_the_memory() {
+    let mut ledger = Ledger::new(None);
+    let gpu = ledger.device("gpu.0", DeviceKind::Gpu).expect("first");
+    for tick in 0..10_000u64 {
+        ledger.step(Step {
+            start_us: tick * 100 * MS,
+            end_us: (tick * 100 + 90) * MS,
+            devices: Devices::of(&[gpu]),
+            cost: Some(COST),
+            sequences: vec![decode(1 + tick)],
+        });
+        ledger.finish(1 + tick);
+        ledger.advance((tick + 1) * 100 * MS, (tick + 1) * 100 * MS);
+    }
+    assert!(ledger.books[0].steps.len() <= 602);
+    assert!(ledger.receipt(5_000).is_none(), "nothing was ever told");
+    assert!(ledger.waiting.len() <= 52);
+    assert_eq!(ledger.newly_settled().len(), 0);
+}
+
+#[test]
+fn receipts_of_long_ago_are_forgotten() {
+    let mut bench = Bench::new(1);
+    let requests = RECEIPTS_KEPT as u64 + 100;
+    for request in 0..requests {
+        bench.step(request, request + 1, &[decode(request)]);
+        bench.ledger.finish(request);
+        bench.window(0, request + 1, 1_000);
+    }
+    assert!(bench.ledger.receipt(50).is_none());
+    assert!(
+        bench
+            .ledger
+            .receipt(requests - 1)
+            .is_some_and(|r| r.settled)
+    );
+    assert_eq!(bench.ledger.requests.len(), RECEIPTS_KEPT);
+}
+
+#[test]
+fn windows_that_somebody_else_closed_are_booked_like_one_s_own() {
+    let mut bench = Bench::new(1);
+    let device = bench.devices[0];
+    bench.step(0, 100, &[decode(1)]);
+    bench.step(6_000, 6_100, &[decode(2)]);
+    let window = |start_ms: u64, end_ms: u64, origin| Window {
+        start_us: start_ms * MS,
+        end_us: end_ms * MS,
+        uj: 5_000_000,
+        origin,
+        coarse: false,
+    };
+    bench
+        .ledger
+        .window(device, window(0, 100, Origin::Measured));
+    // The second begins before the first ends, and is long.
+    bench
+        .ledger
+        .window(device, window(50, 6_100, Origin::Derived));
+    bench
+        .ledger
+        .window(device, window(20, 60, Origin::Measured));
+    bench.ledger.advance(6_100 * MS, 6_100 * MS);
+    bench.balances();
+    assert_eq!(bench.accounts(0).measured_uj, 10_000_000);
+    let receipts = [1, 2].map(|request| bench.ledger.receipt(request).expect("booked"));
+    assert_eq!(receipts[0].origin, Origin::Measured);
+    assert_eq!(receipts[1].origin, Origin::Derived);
+    assert!(receipts[1].relative_error > 0.3);
 }
