@@ -40,6 +40,8 @@ const SILENT_US: u64 = 5_000_000;
 /// Steps wait so long for the window that covers them; a counter that was read once a minute
 /// would be a bad one.
 const STEPS_KEPT_US: u64 = 60_000_000;
+/// With at least this share of a device a process is as good as alone on it.
+const ALONE_RATIO: f64 = 0.95;
 /// Settled receipts that are kept for whoever asks later.
 const RECEIPTS_KEPT: usize = 10_000;
 /// Devices that a ledger can keep books of.
@@ -345,7 +347,7 @@ impl Ledger {
         let quality = Quality {
             origin: window.origin,
             coarse: window.coarse,
-            shared: book.own_ratio < 1.0,
+            shared: book.own_ratio < ALONE_RATIO,
         };
         let own = [(0, book.own_ratio), (1, 1.0 - book.own_ratio)];
         let own = apportion(window.uj, &own);
@@ -366,8 +368,8 @@ impl Ledger {
             }
         }
         let book = &mut self.books[device];
-        if !quality.coarse && !quality.shared {
-            book.fit.saw_window(&done, window.uj as f64 / 1e6);
+        if !quality.coarse {
+            book.fit.saw_window(&done, own[0] as f64 / 1e6);
         }
         book.booked_us = window.end_us;
         book.covered_us += window.end_us - window.start_us;

@@ -1308,7 +1308,9 @@ mod tests {
             let gpu = self.readings.device("gpu.0", DeviceKind::Gpu);
             plant.write_to(gpu, 100).expect("plausible");
             let plans = BTreeMap::from([("gpu.0".to_owned(), self.plan.clone())]);
-            self.forecasts.observe(&self.readings, &plans, self.now_ms);
+            if self.foresees {
+                self.forecasts.observe(&self.readings, &plans, self.now_ms);
+            }
             let metabolism = self.observe();
             plant.advance(100, work_watts);
             metabolism
