@@ -313,7 +313,7 @@ fn table(name: &str, cost: ModelCost) -> BTreeMap<&'static str, Errors> {
         let mut shares: Vec<(&'static str, Vec<f64>)> = Vec::new();
         for ((label, sensor), ledger) in SENSORS.iter().zip(&mut ledgers) {
             let joules = by_ledger(ledger, *sensor, Some(cost), &ran, number, PLAYERS);
-            shares.push((label, joules));
+            shares.push((*label, joules));
         }
         let step = Sensor::EveryStep;
         let joules = by_ledger(&mut tokens, step, None, &ran, number, PLAYERS);

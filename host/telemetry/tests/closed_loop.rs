@@ -232,7 +232,7 @@ impl Host {
             profile: scenario.profile,
             ..Config::default()
         };
-        let sensors = Box::new(Sensors(Arc::clone(&plant)));
+        let sensors: Box<dyn Provider> = Box::new(Sensors(Arc::clone(&plant)));
         Self {
             sampler: Sampler::new(config, vec![sensors], Recorder::default()),
             plant,
