@@ -95,13 +95,13 @@ impl Contest {
         let mut done = 0;
         let mut square = (0.0, 0.0);
         for (tick, sample) in seconds.iter().flatten().enumerate() {
-            // The second that ends with this sample; its plan is what follows.
-            let ahead = &plan[(tick / 10 + 1).min(plan.len())..];
+            // A second ends with the first sample of the next; its plan is what follows.
+            let ahead = &plan[tick / 10..];
             let now_ms = tick as u64 * 100;
             if !forecaster.observe(LIMIT - sample.celsius, Some(sample.watts), ahead, now_ms) {
                 continue;
             }
-            done = tick / 10;
+            done = tick / 10 - 1;
             if done < 300 {
                 continue;
             }
