@@ -442,7 +442,7 @@ enum Scout {
     /// Nobody has guessed yet.
     AtHome,
     /// At the matcher's place.
-    Here(Matcher),
+    Here(Box<Matcher>),
     /// Beyond a limit.
     Lost,
 }
@@ -553,13 +553,13 @@ impl Constraint {
     /// valid from then on.
     pub fn valid_prefix_len(&mut self, draft: &[u32]) -> usize {
         if matches!(self.scout, Scout::AtHome) {
-            self.scout = Scout::Here(self.matcher.deep_clone());
+            self.scout = Scout::Here(Box::new(self.matcher.deep_clone()));
         }
         let Scout::Here(scout) = &self.scout else {
             return 0;
         };
         let mut guess = Self {
-            matcher: scout.clone(),
+            matcher: Matcher::clone(scout),
             tokens: Arc::clone(&self.tokens),
             ended: self.ended,
             mask: self.mask.clone(),
