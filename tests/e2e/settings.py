@@ -31,6 +31,10 @@ def telemetry(**fields) -> str:
     return _table("telemetry", **fields)
 
 
+def energy(**fields) -> str:
+    return _table("energy", **fields)
+
+
 def record(dir: str = "recordings", **fields) -> str:
     return _table("policies.record", dir=dir, **fields)
 

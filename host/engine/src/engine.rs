@@ -30,6 +30,7 @@ use crate::model::decoder::{DecoderRunner, RunnerSize};
 use crate::model::source::ModelSource;
 use crate::model::weights::DecoderWeights;
 use crate::model::{CandleRunner, DeviceWeights, ModelError};
+use crate::observer::StepObserver;
 use crate::queue::MAX_TENANT_WEIGHT;
 use crate::random;
 use crate::runner::Runner;
@@ -259,6 +260,8 @@ pub struct ModelInfo {
     /// Longest prompt plus answer.
     pub context_tokens: usize,
     pub vocabulary: usize,
+    /// Weights as they lie in the file: about what a step reads.
+    pub weight_bytes: u64,
     pub kv_bytes_per_token: usize,
     pub kv_blocks: usize,
     pub has_chat_template: bool,
@@ -288,6 +291,8 @@ pub struct GenerationRequest {
     pub constraint: Option<Grammar>,
     /// Whose share of the engine's time this takes; requests of nobody share as one.
     pub tenant: Option<String>,
+    /// On whose account its steps are told to a [`StepObserver`]; 0 is nobody's.
+    pub account: u64,
     /// From -128 to 127; lower goes first, as for vLLM.
     pub priority: i32,
     /// Most tokens a step may guess ahead for it; `None` is the engine's own bound, 0 is plain
@@ -307,6 +312,7 @@ impl GenerationRequest {
             stop: Vec::new(),
             constraint: None,
             tenant: None,
+            account: 0,
             priority: 0,
             max_draft_tokens: None,
             deadline: None,
@@ -401,6 +407,7 @@ pub enum Shutdown {
 enum Command {
     Add(Box<Sequence>),
     Cancel(SequenceId),
+    Observe(Box<dyn StepObserver>),
     Stop(Shutdown),
     #[cfg(test)]
     Panic,
@@ -746,6 +753,7 @@ fn model_info(
             Some(kind) => kind.to_string(),
             None => String::new(),
         },
+        weight_bytes: about.weight_bytes(),
         architecture: about.architecture,
         parameters: about.parameters,
         context_tokens: size.context_tokens,
@@ -773,6 +781,7 @@ fn serve(mut core: Core, commands: &Receiver<Command>, epoch: Instant) {
                 Ok(Command::Cancel(id)) => core.cancel(id),
                 #[cfg(test)]
                 Ok(Command::Panic) => panic!("told to"),
+                Ok(Command::Observe(observer)) => core.observe(observer),
                 Ok(Command::Stop(how)) => {
                     stopping = true;
                     if how == Shutdown::Cancel {
@@ -787,7 +796,7 @@ fn serve(mut core: Core, commands: &Receiver<Command>, epoch: Instant) {
             }
         }
         let before = epoch.elapsed();
-        core.draft();
+        core.draft(before);
         let now = epoch.elapsed();
         core.drafted(now.saturating_sub(before));
         core.advance(now);
@@ -930,6 +939,17 @@ impl EngineHandle {
         let _ = self.inbox.send(Command::Cancel(id));
     }
 
+    /// Tells `observer` of every step from the next one on, in the place of who was told before.
+    pub fn observe_steps(&self, observer: Box<dyn StepObserver>) {
+        // A thread that has ended takes no steps.
+        let _ = self.inbox.send(Command::Observe(observer));
+    }
+
+    /// When the engine's clock was 0.
+    pub fn epoch(&self) -> Instant {
+        self.shared.epoch
+    }
+
     /// How likely the model finds `continuation` after `prompt`, token by token. Waits for the
     /// answer, so never call it on a thread that must not wait. Control tokens are recognised in
     /// the prompt only. `tenant` is as in a [`GenerationRequest`].
@@ -1044,6 +1064,7 @@ impl EngineHandle {
             sink,
         });
         sequence.tenant = standing.tenant;
+        sequence.account = standing.account;
         sequence.max_draft_tokens = standing.max_draft_tokens.min(shared.max_draft_tokens);
         sequence.priority = standing.priority;
         sequence.constraint = standing.constraint;
@@ -1070,6 +1091,7 @@ impl Drop for Place<'_> {
 #[derive(Default)]
 struct Standing {
     tenant: u64,
+    account: u64,
     max_draft_tokens: usize,
     priority: i8,
     patience: Option<Duration>,
@@ -1085,6 +1107,7 @@ impl Standing {
                 .tenant
                 .as_ref()
                 .map_or(0, |name| tenant_number(name, seed)),
+            account: request.account,
             max_draft_tokens: request.max_draft_tokens.unwrap_or(usize::MAX),
             priority: i8::try_from(request.priority).map_err(outside)?,
             patience: request.deadline,

@@ -89,6 +89,8 @@ pub struct Sequence {
     pub seed: u64,
     /// Whose share of the engine's time it takes: a keyed hash, 0 when nobody's.
     pub tenant: u64,
+    /// On whose account its steps go; 0 when nobody's.
+    pub account: u64,
     /// Lower goes first, as for vLLM.
     pub priority: i8,
     /// By the engine's clock: an answer that has not begun by then is not wanted.
@@ -138,6 +140,7 @@ impl Sequence {
             purpose: order.purpose,
             seed: order.params.seed.unwrap_or(order.default_seed),
             tenant: 0,
+            account: 0,
             priority: 0,
             deadline: None,
             constraint: None,

@@ -20,6 +20,7 @@ use crate::block::BlockPool;
 use crate::block::{BLOCK_SIZE, BlockTable};
 use crate::cost::StepCost;
 use crate::events::{EngineError, Event, FinishReason, TokenLogprob, TopLogprob, Usage};
+use crate::observer::{SequenceStep, StepObserver, StepRecord};
 use crate::runner::Runner;
 use crate::sampler::{RowReport, RowStatistics, Sampler};
 use crate::scheduler::{Chunk, Limits, Scheduler};
@@ -47,6 +48,7 @@ pub struct Core {
     /// What the last step did and when it began.
     work: StepWork,
     began: Duration,
+    record: StepRecord,
     speculator: Speculator,
     step_budget: Option<Duration>,
     /// What steps cost on this machine, learned from every one.
@@ -84,6 +86,7 @@ impl Core {
             committing: None,
             work: StepWork::default(),
             began: Duration::ZERO,
+            record: StepRecord::default(),
             speculator: Speculator::default(),
             step_budget: None,
             cost: StepCost::default(),
@@ -129,6 +132,11 @@ impl Core {
         self
     }
 
+    /// Tells `observer` of every step from now on.
+    pub fn observe(&mut self, observer: Box<dyn StepObserver>) {
+        self.record.observe(observer);
+    }
+
     pub fn add(&mut self, sequence: Sequence) {
         self.scheduler.add(sequence);
     }
@@ -151,7 +159,7 @@ impl Core {
     /// Computes the next batch, if there is anything to compute. `now` is the time at its start.
     #[cfg(test)]
     pub fn step(&mut self, now: Duration) {
-        self.draft();
+        self.draft(now);
         self.advance(now);
     }
 
@@ -192,8 +200,9 @@ impl Core {
     }
 
     /// Asks the drafters, before every step. One that panics is not asked again; the answers go on
-    /// without.
-    pub fn draft(&mut self) {
+    /// without. `now` is the time at its start: what guessing takes belongs to the step.
+    pub fn draft(&mut self, now: Duration) {
+        self.record.begin(now);
         let limits = *self.scheduler.limits();
         self.speculator.set_threads(self.threads.current(1));
         let running = self.scheduler.running_mut();
@@ -257,7 +266,7 @@ impl Core {
         let rows = self.batch.chunk_logits[index].clone();
         match sequence.purpose {
             Purpose::Generate { end } => {
-                let (accepted, outcome) = self.verify(chunk, rows, end)?;
+                let (accepted, outcome) = self.verify(index, chunk, rows, end)?;
                 let sequence = &mut self.scheduler.running_mut()[chunk.index];
                 sequence.num_computed_tokens += chunk.rows + accepted;
                 sequence.publish(&mut self.pool);
@@ -294,6 +303,7 @@ impl Core {
     /// Returns how many proposed tokens are now part of the sequence, and whether it ended.
     fn verify(
         &mut self,
+        index: usize,
         chunk: &Chunk,
         rows: std::ops::Range<usize>,
         end: usize,
@@ -336,6 +346,7 @@ impl Core {
         if proposed > 0 {
             self.speculator.observe(sequence, proposed, accepted, node);
             self.stats.verified(proposed, accepted);
+            self.record.reject(index, proposed - accepted);
         }
         sequence.settle_draft(node, &mut self.pool);
         Ok((accepted, outcome))
@@ -343,6 +354,7 @@ impl Core {
 
     /// Sends what the step made known. `now` is the time at its end; sinks run here and nowhere else.
     pub fn deliver(&mut self, now: Duration) {
+        self.record.end(now);
         self.learn(now.saturating_sub(self.began));
         let mut gone = Vec::new();
         for sequence in self.scheduler.running_mut() {
@@ -412,6 +424,17 @@ impl Core {
         self.work = StepWork::default();
         for chunk in chunks {
             let sequence = &mut self.scheduler.running_mut()[chunk.index];
+            let drafted = match sequence.branches.is_empty() {
+                true => 0,
+                false => sequence.draft.len(),
+            };
+            self.record.add(SequenceStep {
+                account: sequence.account,
+                prefill: !sequence.is_decoding(),
+                computed_tokens: (chunk.rows + drafted) as u32,
+                context_tokens: sequence.num_computed_tokens as u32,
+                rejected_tokens: 0,
+            });
             if sequence.milestones.started.is_none() {
                 sequence.milestones.started = Some(now);
                 self.stats

@@ -52,6 +52,7 @@ pub struct Config {
     pub policies: RoomConfig,
     pub cascade: CascadeLimits,
     pub telemetry: TelemetryConfig,
+    pub energy: EnergyConfig,
     pub log: LogConfig,
     /// Folder of the file; relative paths start here.
     #[serde(skip)]
@@ -76,6 +77,7 @@ impl Default for Config {
             policies: RoomConfig::default(),
             cascade: CascadeLimits::default(),
             telemetry: TelemetryConfig::default(),
+            energy: EnergyConfig::default(),
             log: LogConfig::default(),
             base: PathBuf::new(),
         }
@@ -336,6 +338,35 @@ impl TelemetryConfig {
             Profile::Datacenter => "datacenter",
             Profile::Edge => "edge",
             Profile::Mcu => "mcu",
+        }
+    }
+}
+
+/// Where the energy of a request may come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EnergyMode {
+    #[default]
+    Auto,
+    MeasuredOnly,
+    Off,
+}
+
+/// `[energy]`.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EnergyConfig {
+    pub mode: EnergyMode,
+    pub busy_watts_per_processor: f64,
+    pub idle_watts_per_processor: f64,
+}
+
+impl Default for EnergyConfig {
+    fn default() -> Self {
+        Self {
+            mode: EnergyMode::Auto,
+            busy_watts_per_processor: 3.5,
+            idle_watts_per_processor: 0.74,
         }
     }
 }

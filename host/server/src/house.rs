@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::ServerConfig;
+use crate::energy::Energy;
 use crate::metrics::Metrics;
 use crate::openai::error::ApiError;
 use crate::openai::request::SamplingDefaults;
@@ -33,6 +34,7 @@ pub struct House {
     pub snapshots: Snapshots,
     pub telemetry: Arc<Telemetry>,
     pub metrics: Arc<Metrics>,
+    pub energy: Arc<Energy>,
     pub sampling: SamplingDefaults,
     pub door: Door,
     /// Seconds since 1970.

@@ -16,6 +16,7 @@ mod cli;
 mod commands;
 mod config;
 mod embedded;
+mod energy;
 mod house;
 mod http;
 mod http_client;

@@ -15,9 +15,11 @@ mod sensors;
 use homeostat_cascade::{DecisionRecord, Ending, StepRecord};
 use homeostat_engine::{DRAFT_POSITIONS, EngineHandle, EngineStats, ITERATION_TOKEN_BOUNDS};
 use homeostat_hooks::{
-    AnsweredBy, Device, Endpoint, Finish, Hook, HookReply, MetabolicState, Snapshot, TierView,
+    AnsweredBy, Device, Endpoint, Finish, Forecast, Hook, HookReply, MetabolicState, Origin,
+    Snapshot, TierView,
 };
 use homeostat_policy::{RoomStats, TrialStatus};
+use homeostat_telemetry::ledger::Accounts;
 use prometheus::proto::{Bucket, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry,
@@ -41,6 +43,10 @@ const TPOT_SECONDS: [f64; 12] = [
 const REQUEST_SECONDS: [f64; 11] = [
     0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 240.0,
 ];
+/// From a small model's short answer to a large one's long answer.
+const REQUEST_JOULES: [f64; 12] = [
+    0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4,
+];
 /// Tokens of a prompt or an answer: vLLM's 1-2-5 steps.
 const TOKENS: [f64; 16] = [
     1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5,
@@ -59,6 +65,7 @@ pub struct Metrics {
     answer_ttft_seconds: HistogramVec,
     escalations: IntCounterVec,
     tier_failures: IntCounterVec,
+    request_joules: Histogram,
     models: ModelMetrics,
     hooks: HookMetrics,
 }
@@ -126,6 +133,14 @@ impl Metrics {
                 "Answers that were not accepted, by their tier.",
                 &["tier"],
             )?,
+            request_joules: {
+                let name = "homeostat_request_energy_joules";
+                let help = "Energy of a request by local tiers, once it is settled.";
+                let options = HistogramOpts::new(name, help).buckets(REQUEST_JOULES.to_vec());
+                let joules = Histogram::with_opts(options)?;
+                r.register(Box::new(joules.clone()))?;
+                joules
+            },
             tier_failures: count(
                 "homeostat_tier_failures_total",
                 "Steps that failed, by tier and error code.",
@@ -197,9 +212,15 @@ impl Metrics {
         let now = gauges(house).map_err(|e| format!("metrics: {e}"))?;
         families.extend(now.gather());
         families.extend(self.counters_of_engines(house));
+        families.extend(books(&house.energy.accounts()));
         TextEncoder::new()
             .encode_to_string(&families)
             .map_err(|e| format!("metrics: {e}"))
+    }
+
+    /// A request's energy was settled.
+    pub fn energy(&self, joules: f64) {
+        self.request_joules.observe(joules);
     }
 
     /// What engines count themselves. Tokens of remote tiers come from the records.
@@ -342,10 +363,77 @@ fn counter_family(name: &str, help: &str, metrics: Vec<Metric>) -> MetricFamily 
     family
 }
 
+/// The energy books of every device: what was measured, and where it went.
+fn books(accounts: &[(String, Accounts)]) -> Vec<MetricFamily> {
+    let family = |name: &str, help: &str, each: &dyn Fn(&Accounts) -> Vec<Labelled>| {
+        let metrics = accounts.iter().flat_map(|(device, accounts)| {
+            each(accounts).into_iter().map(move |(label, value, uj)| {
+                let mut labels = vec![("device", device.as_str())];
+                labels.extend((!label.is_empty()).then_some((label, value)));
+                number(&labels, uj as f64 / 1e6)
+            })
+        });
+        counter_family(name, help, metrics.collect())
+    };
+    let mut families = vec![
+        family(
+            "homeostat_energy_measured_joules_total",
+            "Energy that a device used; `origin` is the weakest of what it was told by.",
+            &|a| vec![("origin", origin(a.origin), a.measured_uj)],
+        ),
+        family(
+            "homeostat_energy_attributed_joules_total",
+            "Of it: energy that requests used.",
+            &|a| {
+                vec![
+                    ("phase", "prefill", a.prefill_uj),
+                    ("phase", "decode", a.decode_uj),
+                ]
+            },
+        ),
+        family(
+            "homeostat_energy_idle_joules_total",
+            "Of it: energy while nobody had work.",
+            &|a| vec![("", "", a.idle_uj)],
+        ),
+        family(
+            "homeostat_energy_unattributed_joules_total",
+            "Of it: energy of other programs (foreign), of requests that were settled already \
+             (late), of steps whose log was lost.",
+            &|a| {
+                let of = a.unattributed;
+                vec![
+                    ("reason", "foreign", of.foreign_uj),
+                    ("reason", "late", of.late_uj),
+                    ("reason", "lost", of.lost_uj),
+                ]
+            },
+        ),
+    ];
+    families.retain(|family| !family.get_metric().is_empty());
+    families
+}
+
+/// A label, its value, and µJ.
+type Labelled = (&'static str, &'static str, u64);
+
+fn origin(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Measured => "measured",
+        Origin::Derived => "derived",
+        Origin::Modelled => "modelled",
+        Origin::Simulated => "simulated",
+    }
+}
+
 /// One counter's value.
 fn plain(labels: &[(&str, &str)], value: u64) -> Metric {
+    number(labels, value as f64)
+}
+
+fn number(labels: &[(&str, &str)], value: f64) -> Metric {
     let mut counter = prometheus::proto::Counter::default();
-    counter.set_value(value as f64);
+    counter.set_value(value);
     let mut metric = Metric::from_label(pairs(labels));
     metric.set_counter(counter);
     metric
@@ -757,8 +845,34 @@ fn machine(now: &mut Moment, snapshot: &Snapshot) -> Result<()> {
     )
 }
 
+/// What is expected of a device's heat.
+fn expected(now: &mut Moment, id: &[(&str, &str)], forecast: Option<Forecast>) -> Result<()> {
+    let Some(forecast) = forecast else {
+        return Ok(());
+    };
+    now.set(
+        "homeostat_forecast_margin_celsius",
+        "Expected distance to the first slowdown, 20 s ahead.",
+        id,
+        forecast.margin_celsius.into(),
+    )?;
+    now.set(
+        "homeostat_forecast_rmse_celsius",
+        "How wrong these expectations were so far, root mean square.",
+        id,
+        forecast.rmse_celsius.into(),
+    )?;
+    now.maybe(
+        "homeostat_time_to_throttle_seconds",
+        "When a slowdown is expected, if within 300 s.",
+        id,
+        forecast.time_to_throttle_ms.map(|ms| f64::from(ms) / 1e3),
+    )
+}
+
 fn device(now: &mut Moment, d: &Device) -> Result<()> {
     let id = [("device", d.id.as_str())];
+    expected(now, &id, d.forecast)?;
     let value = |s: Option<homeostat_hooks::Sample>| s.map(|s| s.value);
     for (name, help, value) in [
         (

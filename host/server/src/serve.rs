@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::cli::ServeArgs;
 use crate::config::{Config, TierConfig, TierKind};
+use crate::energy::Energy;
 use crate::house::{Door, House, Snapshots, unix_seconds};
 use crate::metrics::Metrics;
 use crate::models::{Shelf, cache_root, is_path};
@@ -31,6 +32,8 @@ use crate::{Failure, embedded, http, log};
 
 /// How often the occupation of the KV cache is told to telemetry: as often as it samples.
 const KV_PERIOD: Duration = Duration::from_millis(100);
+/// How often energy is booked: as often as telemetry samples.
+const ENERGY_PERIOD: Duration = Duration::from_millis(100);
 /// Context of a remote tier that is not described: what nearly all models have.
 const REMOTE_CONTEXT_TOKENS: u32 = 8192;
 
@@ -192,6 +195,7 @@ fn build(config: &Config, engines: &Engines) -> Result<(Arc<House>, Arc<Telemetr
     room.watch();
     let telemetry = Arc::new(Telemetry::start(telemetry_config(config)));
     watch_kv(&telemetry, &local);
+    let energy = keep_books(config, &telemetry, &local, &metrics);
     let snapshots: Snapshots = {
         let telemetry = telemetry.clone();
         Arc::new(move || telemetry.snapshot())
@@ -209,6 +213,7 @@ fn build(config: &Config, engines: &Engines) -> Result<(Arc<House>, Arc<Telemetr
         snapshots,
         telemetry: telemetry.clone(),
         metrics,
+        energy,
         sampling: SamplingDefaults {
             temperature: config.sampling.temperature,
             top_p: config.sampling.top_p,
@@ -391,6 +396,38 @@ fn watch_kv(telemetry: &Arc<Telemetry>, tiers: &[Arc<LocalTier>]) {
             telemetry.set_kv_used_ratio((all > 0.0).then_some((used / all) as f32));
         }
     });
+}
+
+/// Book the energy of the local tiers, for as long as somebody listens.
+fn keep_books(
+    config: &Config,
+    telemetry: &Arc<Telemetry>,
+    tiers: &[Arc<LocalTier>],
+    metrics: &Arc<Metrics>,
+) -> Arc<Energy> {
+    let procfs = config.path(&config.telemetry.procfs_root);
+    let energy = Arc::new(Energy::new(&config.energy, &procfs, telemetry.epoch()));
+    let snapshot = telemetry.snapshot();
+    let local = config.tiers.iter().filter(|t| t.kind == TierKind::Local);
+    for (tier, wanted) in tiers.iter().zip(local) {
+        energy.watch(tier.engine(), wanted.device, &snapshot);
+    }
+    let (telemetry, books) = (Arc::downgrade(telemetry), Arc::downgrade(&energy));
+    let metrics = metrics.clone();
+    tokio::spawn(async move {
+        let mut tick = tokio::time::interval(ENERGY_PERIOD);
+        loop {
+            tick.tick().await;
+            let (Some(telemetry), Some(books)) = (telemetry.upgrade(), books.upgrade()) else {
+                return;
+            };
+            let settled = books.tick(&telemetry.snapshot());
+            settled
+                .into_iter()
+                .for_each(|joules| metrics.energy(joules));
+        }
+    });
+    energy
 }
 
 /// Serve until a signal comes, then finish what has begun.

@@ -22,6 +22,7 @@ use homeostat_hooks::{
 };
 
 use crate::filter::{Ema, GAP_MS};
+use crate::forecast::{Forecasters, Method, Outlook};
 use crate::reading::{DeviceReadings, GONE_MS, Readings, Signal};
 
 /// A die under full load after idling warms by about this much in its first seconds; the
@@ -39,6 +40,18 @@ const FALL_MEMORY_MS: u64 = 30_000;
 /// [`MAX_STRETCH`] times: under the worst oscillation 10 s become 320 s.
 const RETURN_MS: u64 = 120_000;
 const MAX_STRETCH: u64 = 32;
+/// A slowdown expected within this time leaves just enough to let running answers end …
+const SOON_S: u32 = 30;
+/// … and is over when it is this far away.
+const NOT_SOON_S: u32 = 45;
+/// What is only foreseen weighs a little less than what is there.
+const FORESEEN: f64 = 0.9;
+/// Speculation needs this margin to remain, °C.
+const ROOMY_SOON_CELSIUS: f64 = 10.0;
+/// Power at or above the cap for this long is no spike any more.
+const OVER_CAP_MS: u64 = 1_500;
+/// A budget that would be used up before its window ends is judged by the use of this time.
+const BURN_TAU_MS: u32 = 60_000;
 /// Battery time left below which quality must not cost energy any more.
 const SHORT_BATTERY_S: u32 = 20 * 60;
 
@@ -149,6 +162,8 @@ pub struct Vitals<'a> {
     pub budgets: &'a [Budget],
     /// The operator's cap.
     pub power_cap_watts: Option<f64>,
+    /// What is expected of the devices.
+    pub forecasts: &'a Forecasters,
 }
 
 /// What one cause claims at one moment.
@@ -168,6 +183,13 @@ impl Evidence {
         let hold = Ladder::level(&ladder.exit, value).min(highest);
         self.claim(enter);
         self.hold = self.hold.max(hold);
+    }
+
+    /// Both together.
+    fn join(&mut self, other: Self) {
+        self.enter = self.enter.max(other.enter);
+        self.hold = self.hold.max(other.hold);
+        self.at_once = self.at_once.max(other.at_once);
     }
 
     fn claim(&mut self, level: u8) {
@@ -323,6 +345,8 @@ pub struct StateMachine {
     gates: [Gate; 6],
     heat: BTreeMap<String, Heat>,
     power_ratio: Ema,
+    over_cap_since_ms: Option<u64>,
+    burns: Vec<Burn>,
     oom_kills: Option<u64>,
     seen_ms: Option<u64>,
     level: u8,
@@ -338,6 +362,33 @@ struct HeatView {
     share: f64,
     /// Smallest margin over all devices that have one.
     margin: Option<f64>,
+    /// The same as it is expected to become.
+    margin_soon: Option<f64>,
+}
+
+/// How fast one budget is used.
+#[derive(Debug, Clone)]
+struct Burn {
+    used: f64,
+    at_ms: u64,
+    per_s: Ema,
+}
+
+impl Burn {
+    /// Use per second, smoothed. A smaller sum than before is a new window of the budget:
+    /// the rate stays what it was.
+    fn update(&mut self, used: f64, now_ms: u64) -> f64 {
+        let elapsed_ms = now_ms.saturating_sub(self.at_ms);
+        if elapsed_ms >= 1_000 {
+            if used >= self.used {
+                let rate = (used - self.used) * 1e3 / elapsed_ms as f64;
+                self.per_s.update(rate, now_ms);
+            }
+            self.used = used;
+            self.at_ms = now_ms;
+        }
+        self.per_s.value().unwrap_or(0.0)
+    }
 }
 
 impl StateMachine {
@@ -351,6 +402,8 @@ impl StateMachine {
             gates,
             heat: BTreeMap::new(),
             power_ratio: Ema::new(1_000),
+            over_cap_since_ms: None,
+            burns: Vec::new(),
             oom_kills: None,
             seen_ms: None,
             level: 0,
@@ -379,10 +432,10 @@ impl StateMachine {
 
         let heat = self.thermal(vitals, now_ms, elapsed_ms);
         let (power, power_share, power_ratio) = self.power(vitals, now_ms);
-        let (budget, budget_share) = self.budget(vitals.budgets);
+        let (budget, budget_share) = self.budget(vitals.budgets, now_ms);
         let (battery, battery_share) = self.battery(vitals.readings.supply.as_ref());
         let (memory, memory_share) = self.memory(vitals);
-        let (sensor, sensor_share) = Self::sensor(vitals.readings, now_ms);
+        let (sensor, sensor_share) = Self::sensor(vitals, now_ms);
 
         let evidence = [heat.evidence, power, budget, battery, memory, sensor];
         for (gate, evidence) in self.gates.iter_mut().zip(evidence) {
@@ -440,6 +493,7 @@ impl StateMachine {
         let roomy = heat
             .margin
             .is_some_and(|m| m > self.thresholds.margin_span_celsius)
+            && heat.margin_soon.is_none_or(|m| m > ROOMY_SOON_CELSIUS)
             && power_ratio.is_none_or(|ratio| ratio < 0.8);
         match self.level {
             0 if roomy => SpeculationHint::Prefer,
@@ -464,11 +518,14 @@ impl StateMachine {
             let heat = self.heat.entry(id.clone()).or_insert_with(Heat::new);
             let bits = fresh_throttle(device, now_ms);
             let slowed = bits.thermal_software || bits.thermal_hardware;
-            let risk = raw_risk(margin, heat.throttled_ratio(slowed, now_ms), span);
+            let outlook = vitals.forecasts.outlook(id);
+            let soon = outlook.map(|o| o.margin_celsius);
+            let risk = raw_risk(margin, soon, heat.throttled_ratio(slowed, now_ms), span);
             let risk = heat.risk.update(risk, now_ms);
             let share = heat.share(margin, target, elapsed_ms, now_ms);
 
             view.evidence.weigh(&self.thresholds.risk, risk, 3);
+            view.evidence.join(slowdown_ahead(outlook));
             if margin <= self.thresholds.critical_margin_celsius {
                 view.evidence.claim(3);
             }
@@ -480,6 +537,8 @@ impl StateMachine {
                 .share
                 .max(if bits.thermal_hardware { 1.0 } else { share });
             view.margin = Some(view.margin.map_or(margin, |m: f64| m.min(margin)));
+            let soon = soon.unwrap_or(margin);
+            view.margin_soon = Some(view.margin_soon.map_or(soon, |m: f64| m.min(soon)));
         }
         view
     }
@@ -518,7 +577,7 @@ impl StateMachine {
         }
         let cap_ratio = cap_ratio(vitals, now_ms).map(|r| self.power_ratio.update(r, now_ms));
         if let Some(ratio) = cap_ratio {
-            evidence.weigh(&self.thresholds.power, ratio, 3);
+            evidence.join(self.over_cap(ratio, now_ms));
         }
         let share = cap_ratio.map_or(0.0, |ratio| ramp(ratio, &self.thresholds.power));
         let worst = match (own_ratio, cap_ratio) {
@@ -528,17 +587,45 @@ impl StateMachine {
         (evidence, share, worst)
     }
 
-    fn budget(&self, budgets: &[Budget]) -> (Evidence, f64) {
+    /// The cap's ladder. Its last step needs two seconds in all: a prefill that ends at
+    /// once breaks no promise.
+    fn over_cap(&mut self, ratio: f64, now_ms: u64) -> Evidence {
+        let mut evidence = Evidence::default();
+        evidence.weigh(&self.thresholds.power, ratio, 3);
+        let since = match evidence.enter == 3 {
+            true => *self.over_cap_since_ms.get_or_insert(now_ms),
+            false => {
+                self.over_cap_since_ms = None;
+                now_ms
+            }
+        };
+        if now_ms.saturating_sub(since) < OVER_CAP_MS {
+            evidence.enter = evidence.enter.min(2);
+        }
+        evidence
+    }
+
+    fn budget(&mut self, budgets: &[Budget], now_ms: u64) -> (Evidence, f64) {
         let mut evidence = Evidence::default();
         let mut share = 0.0f64;
+        self.burns.resize(
+            budgets.len(),
+            Burn {
+                used: f64::INFINITY,
+                at_ms: 0,
+                per_s: Ema::new(BURN_TAU_MS),
+            },
+        );
         // A tenant's empty purse is that tenant's matter; only the host's own budgets say
         // something about the host. Watts are power, not a purse.
         let ours = |b: &&Budget| b.scope == "host" && b.unit != BudgetUnit::Watts;
-        for budget in budgets.iter().filter(ours) {
-            let Some(used) = used_ratio(budget) else {
+        for (budget, burn) in budgets.iter().zip(&mut self.burns) {
+            let Some(used) = used_ratio(budget).filter(|_| ours(&budget)) else {
                 continue;
             };
             evidence.weigh(&self.thresholds.budget, used, 3);
+            let rate = burn.update(budget.used, now_ms);
+            evidence.join(spent_too_early(budget, rate));
             share = share.max(ramp(used, &self.thresholds.budget));
         }
         (evidence, share)
@@ -607,20 +694,24 @@ impl StateMachine {
         (evidence, share)
     }
 
-    /// Constrained when a thermometer that existed is silent; critical when no device that
-    /// had one answers at all, because then the host steers blind.
-    fn sensor(readings: &Readings, now_ms: u64) -> (Evidence, f64) {
+    /// Elevated when a device that could be forecast no longer can; constrained when a
+    /// thermometer that existed is silent or stands still against all evidence; critical
+    /// when no device that had one answers at all, because then the host steers blind.
+    fn sensor(vitals: &Vitals<'_>, now_ms: u64) -> (Evidence, f64) {
         let mut evidence = Evidence::default();
         let mut sighted = 0;
         let mut silent = 0;
         let mut dead = 0;
-        for device in readings.devices.values() {
+        for (id, device) in &vitals.readings.devices {
             let Some(margin) = device.last(Signal::ThermalMargin) else {
                 continue;
             };
             sighted += 1;
-            if device.lost || !margin.is_fresh(now_ms) {
+            let stuck = vitals.forecasts.is_stuck(id);
+            if device.lost || stuck || !margin.is_fresh(now_ms) {
                 silent += 1;
+            } else if vitals.forecasts.is_lost(id) {
+                evidence.claim(1);
             }
             if device.lost || now_ms.saturating_sub(margin.at_ms) > GONE_MS {
                 dead += 1;
@@ -650,13 +741,55 @@ fn fresh_throttle(device: &DeviceReadings, now_ms: u64) -> ThrottleReasons {
     device.throttle(now_ms).unwrap_or_default()
 }
 
-/// Risk by margin or by the device's own word that heat slows it, the larger.
-fn raw_risk(margin: f64, throttled: f64, span: f64) -> f64 {
+/// A slowdown that the learned forecast sees coming.
+fn slowdown_ahead(outlook: Option<&Outlook>) -> Evidence {
+    let mut evidence = Evidence::default();
+    let learned = outlook.filter(|o| o.method == Method::FilterBank);
+    match learned.and_then(|o| o.time_to_throttle_s) {
+        Some(left) if left < SOON_S => evidence.claim(2),
+        Some(left) if left < NOT_SOON_S => evidence.hold = 2,
+        _ => {}
+    }
+    evidence
+}
+
+/// A budget that at this rate is spent before its window ends.
+fn spent_too_early(budget: &Budget, per_s: f64) -> Evidence {
+    let mut evidence = Evidence::default();
+    if let Some(left_s) = budget.window_left_s
+        && budget.limit > 0.0
+    {
+        let by_then = (budget.used + per_s * f64::from(left_s)) / budget.limit;
+        let ladder = Ladder::new([1.0, NEVER, NEVER], 0.1);
+        evidence.weigh(&ladder, by_then, 1);
+    }
+    evidence
+}
+
+/// Whether a conversation belongs to the share that moves to smaller tiers. From its name
+/// alone, so that it does not change sides within itself, and a growing share only ever adds
+/// conversations.
+pub fn is_moved(conversation: &str, degrade_ratio: f32) -> bool {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for byte in conversation.bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    // The upper bits of this hash hardly depend on the last bytes, in which names differ.
+    hash ^= hash >> 32;
+    hash = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    ((hash >> 40) as f32 / (1u64 << 24) as f32) < degrade_ratio
+}
+
+/// Risk by margin, by the margin that is foreseen, or by the device's own word that heat
+/// slows it, the largest.
+fn raw_risk(margin: f64, soon: Option<f64>, throttled: f64, span: f64) -> f64 {
+    let by_margin = |margin: f64| (1.0 - margin / span).clamp(0.0, 1.0);
+    let foreseen = soon.map_or(0.0, |soon| FORESEEN * by_margin(soon));
     let slowed = match throttled {
         t if t > 0.0 => 0.6 + 0.4 * t,
         _ => 0.0,
     };
-    (1.0 - margin / span).clamp(0.0, 1.0).max(slowed)
+    by_margin(margin).max(foreseen).max(slowed)
 }
 
 /// Power drawn over the operator's cap or over the host's budget in watts, the worse.
@@ -715,6 +848,7 @@ fn ramp(value: f64, ladder: &Ladder) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plant::{Plant, PlantSpec, Random};
     use crate::reading::Reading;
     use homeostat_hooks::Origin;
     use std::collections::BTreeSet;
@@ -726,6 +860,10 @@ mod tests {
         pressure: Pressure,
         budgets: Vec<Budget>,
         cap: Option<f64>,
+        forecasts: Forecasters,
+        /// Power that is planned for the GPU.
+        plan: Vec<f64>,
+        foresees: bool,
         now_ms: u64,
     }
 
@@ -737,6 +875,9 @@ mod tests {
                 pressure: Pressure::default(),
                 budgets: Vec::new(),
                 cap: None,
+                forecasts: Forecasters::default(),
+                plan: Vec::new(),
+                foresees: true,
                 now_ms: 0,
             }
         }
@@ -759,6 +900,7 @@ mod tests {
                     pressure: &self.pressure,
                     budgets: &self.budgets,
                     power_cap_watts: self.cap,
+                    forecasts: &self.forecasts,
                 },
                 self.now_ms,
             );
@@ -867,22 +1009,9 @@ mod tests {
         assert_eq!(above.changes(), entered);
     }
 
-    /// SplitMix64 (Steele, Lea, Flood 2014).
-    struct Random(u64);
-
-    impl Random {
-        fn unit(&mut self) -> f64 {
-            self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-            let mut z = self.0;
-            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-        }
-    }
-
     /// Two-node heat: a die on a sink; the load is drawn anew every 3 to 60 s.
     fn random_hour(seed: u64, mut each: impl FnMut(f64)) {
-        let mut random = Random(seed);
+        let mut random = Random::new(seed);
         let (mut die, mut sink, mut watts, mut until) = (50.0f64, 45.0f64, 0.0, 0.0);
         for tick in 0..36_000 {
             let now_s = f64::from(tick) / 10.0;
@@ -1170,5 +1299,162 @@ mod tests {
         gpu.record(Signal::ThermalMargin, reading)
             .expect("plausible");
         assert!(bench.observe().state >= MetabolicState::Constrained);
+    }
+
+    impl Bench {
+        /// Reads a simulated machine, forecasts and judges it, then lets 100 ms pass.
+        fn watch(&mut self, plant: &mut Plant, work_watts: f64) -> Metabolism {
+            self.now_ms = plant.now_ms();
+            let gpu = self.readings.device("gpu.0", DeviceKind::Gpu);
+            plant.write_to(gpu, 100).expect("plausible");
+            let plans = BTreeMap::from([("gpu.0".to_owned(), self.plan.clone())]);
+            if self.foresees {
+                self.forecasts.observe(&self.readings, &plans, self.now_ms);
+            }
+            let metabolism = self.observe();
+            plant.advance(100, work_watts);
+            metabolism
+        }
+
+        /// Ten minutes of changing load, after which the forecast is trained.
+        fn train(&mut self, plant: &mut Plant) {
+            let mut random = Random::new(9);
+            for _ in 0..40 {
+                let watts = random.between(0.0, 350.0);
+                for _ in 0..150 {
+                    self.watch(plant, watts);
+                }
+            }
+            let outlook = self.forecasts.outlook("gpu.0").expect("trained");
+            assert_eq!(outlook.method, Method::FilterBank);
+        }
+    }
+
+    #[test]
+    fn a_slowdown_that_is_foreseen_is_a_reason_before_it_is_there() {
+        let run = |foresees: bool| {
+            let mut bench = Bench::new(Profile::Edge);
+            let mut plant = Plant::new(PlantSpec::linear(), 1);
+            bench.train(&mut plant);
+            if !foresees {
+                bench.foresees = false;
+                bench.forecasts = Forecasters::default();
+            }
+            for _ in 0..600 {
+                bench.watch(&mut plant, 200.0);
+            }
+            // A load that the machine cannot bear for much more than a minute.
+            bench.plan = vec![700.0];
+            let warned = (0..1_800).find(|_| {
+                bench.watch(&mut plant, 590.0).state == MetabolicState::Critical
+                    || bench.machine.gates[Cause::Thermal as usize].level >= 2
+            });
+            let margin = 87.0 - plant.die_celsius();
+            (f64::from(warned.expect("it gets hot")) / 10.0, margin)
+        };
+        let ((early_s, early), (late_s, late)) = (run(true), run(false));
+        println!("constrained {early_s} s after the load with {early:.1} °C left by forecast");
+        println!("constrained {late_s} s after the load with {late:.1} °C left without");
+        assert!(early > late + 1.0 && early_s + 5.0 < late_s);
+    }
+
+    #[test]
+    fn risk_is_attacked_in_a_second_and_released_in_ten() {
+        let mut bench = Bench::new(Profile::Edge);
+        bench.hold(5.0, |b| b.at(60.0));
+        let up = bench.hold(1.0, |b| b.at(87.0)).risk;
+        assert!((0.55..0.72).contains(&up), "{up}");
+        bench.hold(10.0, |b| b.at(87.0));
+        let down = bench.hold(10.0, |b| b.at(60.0)).risk;
+        assert!((0.30..0.42).contains(&down), "{down}");
+    }
+
+    #[test]
+    fn power_over_the_cap_is_critical_after_two_seconds_and_constrained_before() {
+        let mut bench = Bench::new(Profile::Datacenter);
+        bench.cap = Some(600.0);
+        let drawing = |watts| {
+            move |bench: &mut Bench| {
+                bench.record(Signal::Power, watts);
+                bench.observe()
+            }
+        };
+        bench.hold(30.0, drawing(300.0));
+        let spike = bench.hold(4.0, drawing(610.0));
+        assert_eq!(
+            spike.state,
+            MetabolicState::Constrained,
+            "the mean has just arrived"
+        );
+        let over = bench.hold(4.0, drawing(620.0));
+        assert_eq!(over.state, MetabolicState::Critical);
+    }
+
+    #[test]
+    fn a_budget_that_burns_too_fast_is_a_cause_long_before_it_is_spent() {
+        let budget = |used, window_left_s| Budget {
+            scope: "host".to_owned(),
+            limit: 1_000.0,
+            used,
+            window_left_s: Some(window_left_s),
+            ..Budget::default()
+        };
+        for (per_s, state) in [
+            (0.2, MetabolicState::Nominal),
+            (0.5, MetabolicState::Elevated),
+        ] {
+            let mut bench = Bench::new(Profile::Datacenter);
+            let mut seen = Metabolism::default();
+            for second in 0..300u32 {
+                let used = per_s * f64::from(second);
+                bench.budgets = vec![budget(used, 3_600 - second)];
+                seen = bench.hold(1.0, Bench::observe);
+            }
+            assert_eq!(seen.state, state, "{per_s} a second of 1000 in an hour");
+        }
+    }
+
+    #[test]
+    fn a_thermometer_that_stands_still_while_the_power_moves_is_a_lost_one() {
+        let mut bench = Bench::new(Profile::Edge);
+        let mut plant = Plant::new(PlantSpec::linear(), 2);
+        bench.train(&mut plant);
+        let frozen = plant.clone();
+        let mut seen = Metabolism::default();
+        for tick in 0..900u64 {
+            let gpu = bench.readings.device("gpu.0", DeviceKind::Gpu);
+            plant.write_to(gpu, 100).expect("plausible");
+            let stuck = Reading::instant(87.0 - frozen.temperature(), plant.now_ms(), 100);
+            gpu.record(Signal::ThermalMargin, stuck).expect("plausible");
+            bench.now_ms = plant.now_ms();
+            let forecasts = &mut bench.forecasts;
+            forecasts.observe(&bench.readings, &BTreeMap::new(), plant.now_ms());
+            seen = bench.observe();
+            plant.advance(100, if tick / 150 % 2 == 0 { 300.0 } else { 0.0 });
+        }
+        assert!(seen.causes.sensor, "{seen:?}");
+        assert_eq!(seen.state, MetabolicState::Constrained);
+        assert!(
+            bench.forecasts.outlook("gpu.0").is_none(),
+            "it learned nothing from it"
+        );
+    }
+
+    #[test]
+    fn a_conversation_stays_on_its_side_and_a_growing_share_only_adds_some() {
+        let names: Vec<String> = (0..10_000).map(|i| format!("conversation-{i}")).collect();
+        let moved = |ratio: f32| names.iter().filter(|n| is_moved(n, ratio)).count();
+        assert_eq!((moved(0.0), moved(1.0)), (0, 10_000));
+        for percent in 1..100u8 {
+            let ratio = f32::from(percent) / 100.0;
+            let share = moved(ratio) as f32 / 10_000.0;
+            assert!((share - ratio).abs() < 0.02, "{share} for {ratio}");
+            let before = ratio - 0.01;
+            assert!(
+                names
+                    .iter()
+                    .all(|n| !is_moved(n, before) || is_moved(n, ratio))
+            );
+        }
     }
 }

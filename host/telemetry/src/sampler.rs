@@ -5,6 +5,7 @@
 //! sampler refuses to decide anything beyond the metabolic state: which tier answers is a
 //! policy's business.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use homeostat_hooks::{Budget, Device, Origin, Snapshot};
@@ -13,6 +14,7 @@ use crate::battery::Battery;
 use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::energy::{EnergyMove, EnergyMoves};
+use crate::forecast::{Forecasters, Outlook};
 use crate::hwmon::Hwmon;
 use crate::metabolism::{StateMachine, Vitals};
 use crate::pace::Pace;
@@ -66,6 +68,9 @@ pub struct Inputs {
     pub kv_used_ratio: Option<f32>,
     /// Budgets.
     pub budgets: Vec<Budget>,
+    /// Power that each device is about to draw, W: means over the coming seconds, the last
+    /// one for all that follow. A device that is missing goes on as it is.
+    pub planned_watts: BTreeMap<String, Vec<f64>>,
 }
 
 /// Everything between the sensors and the snapshot, without a thread or a clock.
@@ -75,6 +80,7 @@ pub struct Sampler {
     readings: Readings,
     energy: EnergyMoves,
     stuck: StuckWatch,
+    forecasters: Forecasters,
     machine: StateMachine,
     recorder: Recorder,
     sequence: u64,
@@ -94,6 +100,7 @@ impl Sampler {
             readings: Readings::default(),
             energy: EnergyMoves::default(),
             stuck: StuckWatch::default(),
+            forecasters: Forecasters::new(config.profile),
             recorder,
             sequence: 0,
             config,
@@ -132,6 +139,8 @@ impl Sampler {
         self.complete_margins();
         self.energy.collect(&mut self.readings);
         self.stuck.look(&mut self.readings, &self.recorder);
+        let plans = &inputs.planned_watts;
+        self.forecasters.observe(&self.readings, plans, now_ms);
         let pressure = self.readings.pressure(inputs.kv_used_ratio);
         let metabolism = self.machine.observe(
             &Vitals {
@@ -139,6 +148,7 @@ impl Sampler {
                 pressure: &pressure,
                 budgets: &inputs.budgets,
                 power_cap_watts: self.config.power_cap_watts,
+                forecasts: &self.forecasters,
             },
             now_ms,
         );
@@ -190,9 +200,14 @@ impl Sampler {
 
     fn devices(&self, now_ms: u64) -> Vec<Device> {
         let readings = self.readings.devices.iter();
-        readings
-            .filter_map(|(id, device)| device.device(id, now_ms))
-            .collect()
+        let seen = readings.filter_map(|(id, device)| {
+            let outlook = self.forecasters.outlook(id);
+            Some(Device {
+                forecast: outlook.and_then(Outlook::published),
+                ..device.device(id, now_ms)?
+            })
+        });
+        seen.collect()
     }
 
     /// Where a driver gives a temperature but no margin, the margin follows from the limit

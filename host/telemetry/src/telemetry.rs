@@ -85,6 +85,7 @@ impl Telemetry {
             inputs: ArcSwap::from_pointee(Inputs {
                 kv_used_ratio: None,
                 budgets: config.budgets.clone(),
+                ..Inputs::default()
             }),
             mailbox: Mutex::default(),
             energy: Mutex::default(),
@@ -133,6 +134,15 @@ impl Telemetry {
         self.update_inputs(|inputs| inputs.budgets = budgets);
     }
 
+    /// Tells what a device is about to draw: means over the coming seconds, W, the last one
+    /// for all that follow; empty = it goes on as it is. The forecast of heat is worth little
+    /// without it.
+    pub fn set_planned_watts(&self, device: &str, watts: Vec<f64>) {
+        self.update_inputs(|inputs| {
+            inputs.planned_watts.insert(device.to_owned(), watts);
+        });
+    }
+
     fn update_inputs(&self, change: impl FnOnce(&mut Inputs)) {
         let _one_writer = self
             .shared
@@ -162,6 +172,11 @@ impl Telemetry {
     pub fn energy_moves(&self, after: u64) -> Vec<EnergyMove> {
         let log = self.shared.energy.lock();
         log.unwrap_or_else(PoisonError::into_inner).after(after)
+    }
+
+    /// When the clock of the snapshots was 0.
+    pub fn epoch(&self) -> Instant {
+        self.shared.epoch
     }
 
     /// Counters of the sampler.

@@ -568,6 +568,7 @@ mod tests {
         Inputs {
             kv_used_ratio: Some(now as f32 / 30_000.0),
             budgets: vec![budget],
+            ..Inputs::default()
         }
     }
 

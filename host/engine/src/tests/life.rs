@@ -412,3 +412,48 @@ fn an_engine_that_has_died_says_so_and_not_that_it_is_shutting_down() {
     let refused = handle.submit(GenerationRequest::new("a"), Box::new(Collect(channel().0)));
     assert_eq!(refused, Err(SubmitError::ShuttingDown));
 }
+
+/// Keeps all that it is told.
+struct Steps(Sender<Vec<crate::SequenceStep>>);
+
+impl crate::StepObserver for Steps {
+    fn began(&mut self, _: Duration) {}
+
+    fn ended(&mut self, began: Duration, ended: Duration, sequences: &[crate::SequenceStep]) {
+        assert!(began <= ended);
+        // The test may have seen enough.
+        let _ = self.0.send(sequences.to_vec());
+    }
+}
+
+#[test]
+fn an_observer_is_told_what_every_step_computed_and_for_whom() {
+    let engine = engine(|c| c.max_batch_tokens = 40);
+    let handle = engine.handle();
+    let (sender, told) = channel();
+    handle.observe_steps(Box::new(Steps(sender)));
+    let request = |account, tokens| GenerationRequest {
+        account,
+        max_draft_tokens: Some(0),
+        ..long(tokens)
+    };
+    let both = [(7, 12), (8, 30)].map(|(account, tokens)| {
+        let events = submit(&handle, request(account, tokens));
+        (account, events)
+    });
+    let prompt = handle.count_tokens("the ant", true);
+    let answers = both.map(|(account, events)| (account, wait(events)));
+    engine.shutdown(Shutdown::Drain);
+    let steps: Vec<crate::SequenceStep> = told.into_iter().flatten().collect();
+    for (account, answer) in answers {
+        let mine: Vec<_> = steps.iter().filter(|s| s.account == account).collect();
+        let computed: u32 = mine.iter().map(|s| s.computed_tokens).sum();
+        let cached = mine.first().map_or(0, |s| s.context_tokens);
+        // The last token that is chosen is never read.
+        let read = prompt + answer.tokens.len() - 1;
+        assert_eq!((computed + cached) as usize, read, "account {account}");
+        assert!(mine.first().is_some_and(|s| s.prefill));
+        assert!(mine.last().is_some_and(|s| !s.prefill));
+        assert!(mine.iter().all(|s| s.rejected_tokens == 0));
+    }
+}

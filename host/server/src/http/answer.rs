@@ -17,6 +17,7 @@ use homeostat_hooks::{AnsweredBy, Finish, Hook};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{RequestId, bearer, body, header_text};
+use crate::energy::Spending;
 use crate::house::{House, unix_seconds};
 use crate::openai::error::ApiError;
 use crate::openai::request::{Asked, Payer, SamplingDefaults};
@@ -76,6 +77,7 @@ async fn answer(
         .await
         .map_err(|_| stalled())??;
     let asked = parse(&body, house.sampling)?;
+    let spending = house.energy.begin(&id, asked.n);
     let jobs = (0..asked.n).map(|i| asked.job(&id, i, payer, deadline_ms));
     let replies = try_join_all(jobs.map(|job| house.cascade.run(job))).await?;
     let first = &replies[0].head;
@@ -89,11 +91,11 @@ async fn answer(
         id,
     };
     if asked.stream {
-        Ok((headers, stream_body(shape, replies, permit)).into_response())
+        Ok((headers, stream_body(shape, replies, spending, permit)).into_response())
     } else {
         let wholes = join_all(replies.into_iter().map(|r| whole(r, asked.logprobs))).await;
         let wholes = wholes.into_iter().collect::<Result<Vec<_>, _>>()?;
-        Ok((headers, shape.whole(&wholes)).into_response())
+        Ok((headers, shape.whole(&wholes, spending.receipt())).into_response())
     }
 }
 
@@ -203,8 +205,13 @@ async fn whole(reply: Reply, keep_tokens: bool) -> Result<Whole, TierError> {
 
 /// The stream of an answer as server-sent events. Dropping the body (the client is gone)
 /// drops the replies, which cancels their requests.
-fn stream_body(shape: Shape, replies: Vec<Reply>, permit: OwnedSemaphorePermit) -> Body {
-    let frames = frames(shape, replies, permit).ready_chunks(FRAMES_TOGETHER);
+fn stream_body(
+    shape: Shape,
+    replies: Vec<Reply>,
+    spending: Spending,
+    permit: OwnedSemaphorePermit,
+) -> Body {
+    let frames = frames(shape, replies, spending, permit).ready_chunks(FRAMES_TOGETHER);
     let pieces = frames.map(|frames| Ok::<_, Infallible>(Bytes::from(frames.concat())));
     Body::from_stream(pieces)
 }
@@ -221,6 +228,7 @@ struct Streaming {
     /// Per answer: characters sent, and the usage once it is over.
     answers: Vec<(usize, Option<Usage>)>,
     state: Phase,
+    spending: Spending,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -234,6 +242,7 @@ enum Phase {
 fn frames(
     shape: Shape,
     replies: Vec<Reply>,
+    spending: Spending,
     permit: OwnedSemaphorePermit,
 ) -> impl Stream<Item = String> {
     let n = replies.len() as u32;
@@ -249,6 +258,7 @@ fn frames(
         answers: vec![(0, None); n as usize],
         shape,
         state: Phase::Running,
+        spending,
         _permit: permit,
     };
     futures::stream::iter(openings).chain(futures::stream::unfold(streaming, Streaming::next))
@@ -309,7 +319,11 @@ impl Streaming {
         let mut text = String::new();
         if self.shape.include_usage {
             let usage = total(self.answers.iter().filter_map(|(_, usage)| *usage));
-            text = frame(&self.shape.usage(usage, &self.about));
+            text = frame(
+                &self
+                    .shape
+                    .usage(usage, self.spending.receipt(), &self.about),
+            );
         }
         text + &frame("[DONE]")
     }

@@ -7,6 +7,7 @@ mod admin;
 mod answer;
 mod body;
 mod embeddings;
+mod energy;
 mod models;
 mod ops;
 mod sensors;
@@ -34,11 +35,12 @@ use crate::house::House;
 use crate::openai::error::{ApiError, shown};
 
 /// Paths that a wrong one may have meant.
-const PATHS: [&str; 16] = [
+const PATHS: [&str; 17] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",
     "/v1/models",
+    "/v1/requests/{id}/energy",
     "/healthz",
     "/readyz",
     "/metrics",
@@ -64,7 +66,8 @@ pub fn router(house: Arc<House>) -> Router {
         .route("/v1/completions", post(answer::completion))
         .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::one));
+        .route("/v1/models/{*id}", get(models::one))
+        .route("/v1/requests/{id}/energy", get(energy::receipt));
     let for_operators = Router::new()
         .route("/admin/v1/policies", get(admin::list))
         .route(

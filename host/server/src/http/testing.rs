@@ -15,7 +15,8 @@ use homeostat_policy::{PolicyRoom, RoomConfig};
 use homeostat_telemetry::Telemetry;
 use tokio::sync::Semaphore;
 
-use crate::config::ServerConfig;
+use crate::config::{EnergyConfig, ServerConfig};
+use crate::energy::Energy;
 use crate::house::{Door, House};
 use crate::metrics::Metrics;
 use crate::openai::request::SamplingDefaults;
@@ -60,6 +61,11 @@ pub fn house(change: impl FnOnce(&mut ServerConfig)) -> Arc<House> {
         snapshots,
         telemetry: Arc::new(no_sensors()),
         metrics,
+        energy: Arc::new(Energy::new(
+            &EnergyConfig::default(),
+            std::path::Path::new("/proc"),
+            std::time::Instant::now(),
+        )),
         sampling: SamplingDefaults {
             temperature: 0.2,
             top_p: 0.9,

@@ -15,7 +15,7 @@ use super::fields::{Fields, kind};
 use super::output;
 
 /// Answers to one request; each of them costs a whole generation.
-const N_MAX: i64 = 8;
+pub const N_MAX: i64 = 8;
 /// Alternatives per token, as for OpenAI.
 const TOP_LOGPROBS_MAX: i64 = MAX_TOP_LOGPROBS as i64;
 /// New tokens: no context of today holds more, so a larger number is a mistake.

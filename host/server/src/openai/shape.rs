@@ -9,6 +9,7 @@ use homeostat_hooks::{Endpoint, Finish};
 use serde::Serialize;
 
 use super::request::job_id;
+use crate::energy::EnergyReceipt;
 
 /// What all parts of one response share.
 #[derive(Debug, Clone)]
@@ -148,14 +149,17 @@ struct WireUsage {
     prompt_tokens: u32,
     completion_tokens: u32,
     total_tokens: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    energy: Option<EnergyReceipt>,
 }
 
-impl From<Usage> for WireUsage {
-    fn from(u: Usage) -> Self {
+impl WireUsage {
+    fn new(u: Usage, energy: Option<EnergyReceipt>) -> Self {
         Self {
             prompt_tokens: u.prompt_tokens,
             completion_tokens: u.completion_tokens,
             total_tokens: u.prompt_tokens.saturating_add(u.completion_tokens),
+            energy,
         }
     }
 }
@@ -187,19 +191,19 @@ impl Shape {
     }
 
     /// The chunk after the last answer: usage and no choice.
-    pub fn usage(&self, usage: Usage, about: &About) -> String {
+    pub fn usage(&self, usage: Usage, energy: Option<EnergyReceipt>, about: &About) -> String {
         let about = About {
             generated_tokens_all_steps: Some(usage.generated_tokens_all_steps),
             ..about.clone()
         };
         let mut response = self.response(self.chunk_object(), Vec::new());
-        response.usage = Some(Some(usage.into()));
+        response.usage = Some(Some(WireUsage::new(usage, energy)));
         response.homeostat = Some(&about);
         json(&response)
     }
 
     /// A whole response of one or more answers.
-    pub fn whole(&self, answers: &[Whole]) -> String {
+    pub fn whole(&self, answers: &[Whole], energy: Option<EnergyReceipt>) -> String {
         let numbered = answers.iter().zip(0..);
         let choices = numbered.map(|(answer, index)| {
             let content = match self.endpoint {
@@ -219,7 +223,7 @@ impl Shape {
         };
         let mut response = self.response(object, choices.collect());
         let usage = total(answers.iter().map(|a| a.usage));
-        response.usage = Some(Some(usage.into()));
+        response.usage = Some(Some(WireUsage::new(usage, energy)));
         let about = answers.first().map(|a| About {
             generated_tokens_all_steps: Some(usage.generated_tokens_all_steps),
             ..About::new(&a.head, &self.id, answers.len() as u32)
@@ -410,7 +414,7 @@ mod tests {
     #[test]
     fn a_whole_chat_answer_looks_as_openai_writes_it() {
         assert_eq!(
-            shape(Endpoint::Chat).whole(&[whole("Hi")]),
+            shape(Endpoint::Chat).whole(&[whole("Hi")], None),
             concat!(
                 r#"{"id":"id-1","object":"chat.completion","created":7,"model":"small","choices":"#,
                 r#"[{"index":0,"message":{"role":"assistant","content":"Hi","refusal":null},"#,
@@ -445,7 +449,7 @@ mod tests {
                 r#"{prefix}[{{"index":0,"delta":{{}},"logprobs":null,"finish_reason":"length"}}],"usage":null}}"#
             )
         );
-        let usage = shape.usage(whole("x").usage, &About::new(&head(), "id-1", 2));
+        let usage = shape.usage(whole("x").usage, None, &About::new(&head(), "id-1", 2));
         assert!(usage.starts_with(&format!(
             r#"{prefix}[],"usage":{{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#
         )));
@@ -473,7 +477,7 @@ mod tests {
         shape.logprobs = true;
         let mut answer = whole("éx");
         answer.tokens = vec![token("é", Some(-0.5)), token("x", None)];
-        let text = shape.whole(&[answer]);
+        let text = shape.whole(&[answer], None);
         assert!(
             text.contains(
                 r#""text":"éx","logprobs":{"tokens":["é","x"],"token_logprobs":[-0.5,null],"top_logprobs":[{"é":-0.5},{}],"text_offset":[0,1]}"#

@@ -23,6 +23,7 @@ use homeostat_engine::{
 use homeostat_hooks::{Finish, Role, Sample, TierView};
 use tokio::sync::mpsc;
 
+use crate::energy::account;
 use crate::metrics::TierTimes;
 
 /// Bytes of a prompt from which tokenising it would hold up the async thread: about
@@ -162,6 +163,7 @@ impl Shared {
             stop: call.sampling.stop.clone(),
             max_draft_tokens: Some(call.max_draft_tokens as usize),
             tenant: call.sharer.clone(),
+            account: account(&call.request_id),
             priority: call.priority.into(),
             deadline: call.time_left,
         };
