@@ -6,7 +6,7 @@
 //! ledger books no window whose steps are still to come.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Devices, Step};
@@ -108,11 +108,8 @@ impl StepInbox {
     pub fn drain(&self, now_us: u64, mut take: impl FnMut(Step)) -> u64 {
         // Before the queue is read: what ends meanwhile is then found there or waits.
         let running = self.shared.running_since_us.load(Ordering::Acquire);
-        loop {
-            match self.steps.try_recv() {
-                Ok(step) => take(step),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
+        while let Ok(step) = self.steps.try_recv() {
+            take(step);
         }
         let lost = self
             .shared
