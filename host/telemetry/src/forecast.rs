@@ -122,6 +122,16 @@ struct Score {
     weight: f64,
 }
 
+/// What the fit said once, rolled forward under the power that really came: how good the fit
+/// is, whatever was planned.
+#[derive(Debug, Clone, Copy)]
+struct Hindcast {
+    due_s: u64,
+    averages: [f64; 3],
+    coefficients: [f64; 4],
+    bias: f64,
+}
+
 impl Score {
     fn issue(&mut self, due_s: u64, margin: f64) {
         self.open.push_back((due_s, margin));
@@ -134,10 +144,14 @@ impl Score {
         {
             self.open.pop_front();
             if due == now_s {
-                self.square = SCORE_KEEP * self.square + (expected - margin).powi(2);
-                self.weight = SCORE_KEEP * self.weight + 1.0;
+                self.add(expected - margin);
             }
         }
+    }
+
+    fn add(&mut self, error: f64) {
+        self.square = SCORE_KEEP * self.square + error * error;
+        self.weight = SCORE_KEEP * self.weight + 1.0;
     }
 
     fn rmse(&self) -> Option<f64> {
@@ -166,6 +180,8 @@ pub struct Forecaster {
     still_s: u32,
     still: (f64, f64, f64),
     stuck: bool,
+    hindcasts: VecDeque<Hindcast>,
+    fit_alone: Score,
     bank: Score,
     slope: Score,
     stay: Score,
@@ -195,6 +211,8 @@ impl Forecaster {
             still_s: 0,
             still: (f64::NAN, 0.0, 0.0),
             stuck: false,
+            hindcasts: VecDeque::new(),
+            fit_alone: Score::default(),
             bank: Score::default(),
             slope: Score::default(),
             stay: Score::default(),
@@ -238,6 +256,7 @@ impl Forecaster {
             ..Second::default()
         };
         self.averages = None;
+        self.hindcasts.clear();
         self.recent.clear();
         for score in [&mut self.bank, &mut self.slope, &mut self.stay] {
             score.open.clear();
@@ -261,13 +280,19 @@ impl Forecaster {
         }
         let Some(watts) = watts else {
             self.averages = None;
+            self.hindcasts.clear();
             return;
         };
         let averages = self.averages.get_or_insert([watts; 3]);
-        for (average, tau) in averages.iter_mut().zip(self.taus_s) {
-            *average += (watts - *average) * (1.0 - (-elapsed_s / tau).exp());
+        let weights = self.taus_s.map(|tau| 1.0 - (-elapsed_s / tau).exp());
+        let open = self.hindcasts.iter_mut().map(|h| &mut h.averages);
+        for averages in open.chain([&mut *averages]) {
+            for (average, weight) in averages.iter_mut().zip(weights) {
+                *average += (watts - *average) * weight;
+            }
         }
         let inputs = [1.0, averages[0], averages[1], averages[2]];
+        self.check_hindcasts(margin);
         self.watch_for_standstill(margin, &inputs);
         if self.stuck || self.now_s < self.settled_s {
             return;
@@ -293,11 +318,23 @@ impl Forecaster {
         Some(inputs.iter().zip(coefficients).map(|(x, c)| x * c).sum())
     }
 
+    fn check_hindcasts(&mut self, margin: f64) {
+        while let Some(then) = self.hindcasts.front().copied()
+            && then.due_s <= self.now_s
+        {
+            self.hindcasts.pop_front();
+            let [constant, gains @ ..] = then.coefficients;
+            let warmth: f64 = then.averages.iter().zip(gains).map(|(x, g)| x * g).sum();
+            self.fit_alone.add(constant + warmth + then.bias + margin);
+        }
+    }
+
     /// Stuck: the very same value for half a minute in which the fit saw it move.
     fn watch_for_standstill(&mut self, margin: f64, inputs: &[f64; 4]) {
         let fitted = self.fitted(inputs).unwrap_or(0.0);
         let (value, low, high) = self.still;
-        if margin != value {
+        // A young fit moves by itself.
+        if margin != value || self.fit.observations() < TRAINED_S {
             self.still = (margin, fitted, fitted);
             self.still_s = 0;
             self.stuck = false;
@@ -305,9 +342,8 @@ impl Forecaster {
         }
         self.still = (value, low.min(fitted), high.max(fitted));
         self.still_s += 1;
-        let trained = self.fit.observations() >= TRAINED_S;
         let moved = self.still.2 - self.still.1;
-        self.stuck |= trained && self.still_s >= STUCK_S && moved >= STUCK_KELVIN;
+        self.stuck |= self.still_s >= STUCK_S && moved >= STUCK_KELVIN;
     }
 
     /// Writes down what each method says now, to be checked when its time has come.
@@ -316,8 +352,19 @@ impl Forecaster {
         if let Some(&(_, margin)) = self.recent.back() {
             self.stay.issue(due_s, margin);
         }
-        if let Some(margin) = self.margin_by_bank(HORIZON_S, plan) {
+        // What a young fit says is not published, so it is not held against it either.
+        if self.fit.observations() >= TRAINED_S
+            && let Some(margin) = self.margin_by_bank(HORIZON_S, plan)
+        {
             self.bank.issue(due_s, margin);
+            if let (Some(averages), Some(coefficients)) = (self.averages, self.coefficients) {
+                self.hindcasts.push_back(Hindcast {
+                    due_s,
+                    averages,
+                    coefficients,
+                    bias: self.bias,
+                });
+            }
         }
         if let Some(margin) = self.margin_by_slope(HORIZON_S) {
             self.slope.issue(due_s, margin);
@@ -370,12 +417,12 @@ impl Forecaster {
     }
 
     /// Whether the fit may be used: old enough, taught by changes, with a living
-    /// thermometer, and not worse than expecting no change.
+    /// thermometer, and, under the power that came, not worse than expecting no change.
     pub fn is_valid(&self) -> bool {
         let mean = self.power_mean / self.power_weight;
         let variance = self.power_square / self.power_weight - mean * mean;
         let moved = variance.max(0.0).sqrt() > MOVED_RATIO * mean;
-        let better = match (self.bank.rmse(), self.stay.rmse()) {
+        let better = match (self.fit_alone.rmse(), self.stay.rmse()) {
             // Both may be right within the steps of the thermometer.
             (Some(bank), Some(stay)) => bank <= WORSE_RATIO * stay.max(1.0),
             _ => true,

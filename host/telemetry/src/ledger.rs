@@ -309,10 +309,10 @@ impl Ledger {
     /// been handed over. `now_us` decides who has been silent for too long.
     pub fn advance(&mut self, known_us: u64, now_us: u64) {
         for device in 0..self.books.len() {
-            self.books[device].forget(known_us);
             while let Some(window) = self.books[device].meter.take_window(known_us) {
                 self.book(device, &window);
             }
+            self.books[device].forget(known_us);
         }
         let (books, requests) = (&self.books, &mut self.requests);
         let mut newly = Vec::new();

@@ -1316,12 +1316,13 @@ mod tests {
             metabolism
         }
 
-        /// Ten minutes of changing load, after which the forecast is trained.
+        /// Twenty minutes of loads long enough to warm the sink, after which the forecast is
+        /// trained.
         fn train(&mut self, plant: &mut Plant) {
             let mut random = Random::new(9);
             for _ in 0..40 {
                 let watts = random.between(0.0, 350.0);
-                for _ in 0..150 {
+                for _ in 0..300 {
                     self.watch(plant, watts);
                 }
             }
