@@ -159,18 +159,26 @@ impl Models for Meeting {
         }
     }
 
-    fn score(&self, _: &str, _: &str, _: &str, _: u32) -> Result<Vec<f32>, ModelError> {
+    fn score(
+        &self,
+        _: Option<&str>,
+        _: &str,
+        _: &str,
+        _: &str,
+        _: u32,
+    ) -> Result<Vec<f32>, ModelError> {
         Ok(Vec::new())
     }
 
     fn generate(
         &self,
+        tenant: Option<&str>,
         name: &str,
         prompt: &str,
         options: &GenerateOptions,
         timeout_ms: u32,
     ) -> Result<Generated, ModelError> {
-        FakeModels.generate(name, prompt, options, timeout_ms)
+        FakeModels.generate(tenant, name, prompt, options, timeout_ms)
     }
 }
 
