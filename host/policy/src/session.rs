@@ -43,6 +43,10 @@ pub(crate) struct RoomSession {
     room: Arc<Room>,
     table: Arc<Table>,
     asked: Arc<Asked>,
+    #[allow(
+        clippy::vec_box,
+        reason = "an instance moves between here and a seat at every call"
+    )]
     instances: Vec<Box<Instance>>,
     notebook: Option<Notebook>,
 }
