@@ -109,7 +109,7 @@ def two_tiers() -> str:
 
 def test_a_judge_grades_the_small_tiers_answer_and_its_finding_is_in_the_record(start):
     server = start(settings.server() + settings.no_encoder() + two_tiers())
-    # A cascade that trusts nothing asks the large tier after whatever the judge says.
+    # Only what is certain is accepted.
     put(server, "route-cascade", thresholds="1")
     put(server, "validate-judge", sure="0")
     record = asked(server, "What is the capital of Australia?")
@@ -118,6 +118,7 @@ def test_a_judge_grades_the_small_tiers_answer_and_its_finding_is_in_the_record(
     assert judged["findings"][0]["detail"] == "sure enough without a judge", judged
     own = judged["confidence"]
     assert 0 < own < 1
+    assert [step["tier"] for step in record["steps"]] == ["small", "large"]
 
     put(server, "validate-judge", sure="1")
     record = asked(server, "What is the capital of Australia?")
@@ -130,7 +131,8 @@ def test_a_judge_grades_the_small_tiers_answer_and_its_finding_is_in_the_record(
     else:
         assert "the judge gave no grade but" in finding["detail"], finding
         assert judged["confidence"] == pytest.approx(own)
-    assert [step["tier"] for step in record["steps"]] == ["small", "large"]
+    followed = ["large"] if judged["confidence"] < 1 else []
+    assert [step["tier"] for step in record["steps"]] == ["small", *followed]
 
     # The threshold is the router's: with one that everything reaches, nobody is asked twice.
     put(server, "route-cascade", thresholds="0")
