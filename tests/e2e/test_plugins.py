@@ -63,11 +63,11 @@ def test_its_cases_and_properties_hold(name):
 
 
 def options(name: str, **given) -> str:
-    """The plugin's `policy.toml` with these settings."""
-    text = (PLUGINS / name / "policy.toml").read_text()
+    """The plugin's grants with these settings. Its deadline is that of an idle machine, which
+    this one need not be."""
+    (grants,) = re.findall(r"^grants = .*$", (PLUGINS / name / "policy.toml").read_text(), re.M)
     written = ", ".join(f'{key.replace("_", "-")} = "{value}"' for key, value in given.items())
-    # A key of its own must stand before any table.
-    return f"settings = {{ {written} }}\n{text}"
+    return f"{grants}\nsettings = {{ {written} }}\nlimits = {{ deadline_ms = 60000 }}\n"
 
 
 def put(server, name: str, **given):
@@ -139,13 +139,12 @@ def test_a_judge_grades_the_small_tiers_answer_and_its_finding_is_in_the_record(
     record = asked(server, "What is the capital of Australia?")
     assert [step["tier"] for step in record["steps"]] == ["small"]
 
-    # Several short samples of the real model are counted, or time was up before the first.
+    # Several short samples of the real model are counted.
     put(server, "route-cascade", thresholds="0.99")
     put(server, "validate-consistency", sure="1", samples="2", max_tokens="4")
     (finding,) = verdict(asked(server, "Tell me a number.")["steps"][0])["findings"]
     assert finding["check"] == "consistency"
-    told = r"\d of \d answers agree|\d of \d agree, then time was up|no sample came in time"
-    assert re.fullmatch(told, finding["detail"]), finding
+    assert re.fullmatch(r"\d of \d answers agree", finding["detail"]), finding
 
 
 def verdict(step: dict) -> dict:
