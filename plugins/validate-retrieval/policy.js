@@ -8,14 +8,14 @@ import { accept, escalate, finding, reject } from './homeostat/homeostat.js';
 import { config, number, wrong } from './homeostat/config.js';
 
 // Less text than this is a question, not a document.
-const DOCUMENT_CHARS = 200;
+const DOCUMENT_CHARS_MIN = 200;
 // A passage: what belongs together seldom stands in more sentences.
 const PASSAGE_SENTENCES = 3;
 // What the forms of a word have in common: paint, painted, painting.
 const STEM_LETTERS = 5;
 // More is not looked at: a policy has a deadline.
-const CLAIMS_MAX = 64;
-const SENTENCES_MAX = 4000;
+const DOCUMENT_CHARS_MAX = 50_000;
+const ANSWER_CHARS_MAX = 10_000;
 
 // Words that every text has.
 const COMMON = new Set(
@@ -30,7 +30,7 @@ const sentences = (text) =>
   text
     .split('\n')
     .map((line) => line.replace(/^\s*(?:[-*•#>]+|\d{1,3}[.)])\s+/u, ''))
-    .flatMap((line) => line.split(/(?<=[.!?。！？]["'”’)]?)\s+/u))
+    .flatMap((line) => line.replace(/([.!?。！？]["'”’)]?)\s+/gu, '$1\n').split('\n'))
     .map((sentence) => sentence.trim())
     .filter((sentence) => sentence !== '');
 
@@ -41,22 +41,28 @@ function terms(text) {
   return new Set(plain.filter((t) => !COMMON.has(t)).map((t) => (isNumber(t) ? t : stem(t))));
 }
 
-const isNumber = (term) => /^\d/.test(term);
+const isNumber = (term) => term[0] >= '0' && term[0] <= '9';
 
-const stem = (word) => word.replace(/(?<=\p{L}{3})s$/u, '').slice(0, STEM_LETTERS);
+const isPlural = (word) => word.length > 3 && word.endsWith('s');
+const stem = (word) => (isPlural(word) ? word.slice(0, -1) : word).slice(0, STEM_LETTERS);
 
-/** Passages that overlap, and in which of them each term stands. */
+/** The terms of passages that overlap, and in which of them each term stands. */
 function index(text) {
   // A question asserts nothing: an answer that only repeats it has no support.
   const asks = /[?？]["'”’)]?$/u;
-  const stated = sentences(text).filter((s) => !asks.test(s)).slice(0, SENTENCES_MAX);
-  const passages = stated.map((_, i) => stated.slice(i, i + PASSAGE_SENTENCES).join(' '));
+  const stated = sentences(text).filter((s) => !asks.test(s));
+  const read = stated.map(terms);
   const where = new Map();
-  passages.forEach((passage, i) => {
-    for (const term of terms(passage)) {
+  const passages = read.map((_, i) => {
+    const passage = new Set();
+    for (const sentence of read.slice(i, i + PASSAGE_SENTENCES)) {
+      for (const term of sentence) passage.add(term);
+    }
+    for (const term of passage) {
       if (!where.has(term)) where.set(term, []);
       where.get(term).push(i);
     }
+    return passage;
   });
   return { passages, where };
 }
@@ -71,8 +77,8 @@ function support(claim, { passages, where }) {
     all += weight;
     for (const place of places) score[place] += weight;
   }
-  const best = Math.max(0, ...score);
-  const passage = terms(passages[score.indexOf(best)] ?? '');
+  const best = score.reduce((most, s) => Math.max(most, s), 0);
+  const passage = passages[score.indexOf(best)] ?? new Set();
   const missing = [...claim].filter((term) => !passage.has(term));
   return { share: all > 0 ? best / all : 1, missing };
 }
@@ -99,10 +105,12 @@ export const validator = {
     const unchecked = (why) => accept(0.5, [finding('grounded', true, why)]);
     const told = request.messages.filter((m) => m.role !== 'assistant').map((m) => m.content);
     const documents = told.join('\n');
-    if (documents.length < DOCUMENT_CHARS) return unchecked('no document was supplied');
+    if (documents.length < DOCUMENT_CHARS_MIN) return unchecked('no document was supplied');
+    if (documents.length > DOCUMENT_CHARS_MAX) return unchecked('the documents are too long');
     if (request.cutBytes > 0) return unchecked('the documents were cut, and may hold what is missing');
 
-    const claims = sentences(answer.text).slice(0, CLAIMS_MAX).filter((s) => terms(s).size > 0);
+    const said = sentences(answer.text.slice(0, ANSWER_CHARS_MAX));
+    const claims = said.filter((s) => terms(s).size > 0);
     if (claims.length === 0) return verdict(answer, 0, 'the answer says nothing', strict);
     const known = index(documents);
     const doubts = [];

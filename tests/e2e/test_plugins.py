@@ -63,11 +63,11 @@ def test_its_cases_and_properties_hold(name):
 
 
 def options(name: str, **given) -> str:
-    """The plugin's `policy.toml` with these settings."""
-    text = (PLUGINS / name / "policy.toml").read_text()
+    """The plugin's grants with these settings. Its deadline is that of an idle machine, which
+    this one need not be."""
+    (grants,) = re.findall(r"^grants = .*$", (PLUGINS / name / "policy.toml").read_text(), re.M)
     written = ", ".join(f'{key.replace("_", "-")} = "{value}"' for key, value in given.items())
-    # A key of its own must stand before any table.
-    return f"settings = {{ {written} }}\n{text}"
+    return f"{grants}\nsettings = {{ {written} }}\nlimits = {{ deadline_ms = 60000 }}\n"
 
 
 def put(server, name: str, **given):
@@ -109,7 +109,7 @@ def two_tiers() -> str:
 
 def test_a_judge_grades_the_small_tiers_answer_and_its_finding_is_in_the_record(start):
     server = start(settings.server() + settings.no_encoder() + two_tiers())
-    # A cascade that trusts nothing asks the large tier after whatever the judge says.
+    # Only what is certain is accepted.
     put(server, "route-cascade", thresholds="1")
     put(server, "validate-judge", sure="0")
     record = asked(server, "What is the capital of Australia?")
@@ -118,6 +118,7 @@ def test_a_judge_grades_the_small_tiers_answer_and_its_finding_is_in_the_record(
     assert judged["findings"][0]["detail"] == "sure enough without a judge", judged
     own = judged["confidence"]
     assert 0 < own < 1
+    assert [step["tier"] for step in record["steps"]] == ["small", "large"]
 
     put(server, "validate-judge", sure="1")
     record = asked(server, "What is the capital of Australia?")
@@ -130,20 +131,20 @@ def test_a_judge_grades_the_small_tiers_answer_and_its_finding_is_in_the_record(
     else:
         assert "the judge gave no grade but" in finding["detail"], finding
         assert judged["confidence"] == pytest.approx(own)
-    assert [step["tier"] for step in record["steps"]] == ["small", "large"]
+    followed = ["large"] if judged["confidence"] < 1 else []
+    assert [step["tier"] for step in record["steps"]] == ["small", *followed]
 
     # The threshold is the router's: with one that everything reaches, nobody is asked twice.
     put(server, "route-cascade", thresholds="0")
     record = asked(server, "What is the capital of Australia?")
     assert [step["tier"] for step in record["steps"]] == ["small"]
 
-    # Several short samples of the real model are counted, or time was up before the first.
+    # Several short samples of the real model are counted.
     put(server, "route-cascade", thresholds="0.99")
     put(server, "validate-consistency", sure="1", samples="2", max_tokens="4")
     (finding,) = verdict(asked(server, "Tell me a number.")["steps"][0])["findings"]
     assert finding["check"] == "consistency"
-    told = r"\d of \d answers agree|\d of \d agree, then time was up|no sample came in time"
-    assert re.fullmatch(told, finding["detail"]), finding
+    assert re.fullmatch(r"\d of \d answers agree", finding["detail"]), finding
 
 
 def verdict(step: dict) -> dict:
@@ -219,10 +220,11 @@ def test_neighbours_by_the_real_encoder_decide_which_tier_is_asked(start):
     )
     classified = known["classification"]
     assert classified["by"]["name"] == "classify-neighbours", classified
-    assert dict(classified["value"]["dimensions"])["similarity"] > 0.5, classified
     far = asked(server, "zzz qqq xxyzzy plugh")
     unsure = far["classification"]["value"]
     assert unsure["confidence"] < classified["value"]["confidence"]
+    near, distant = (dict(c["dimensions"])["similarity"] for c in (classified["value"], unsure))
+    assert near > 0.4 > distant, (near, distant)
 
     def score(record) -> float:
         c = record["classification"]["value"]

@@ -221,7 +221,7 @@ mod tests {
         assert_eq!(models.info("large").expect("a tier").rank, 1);
         assert!(models.info("encoder").is_err());
         let options = GenerateOptions::default();
-        let mut generate = |prompt: &str| models.generate(None, "large", prompt, &options, 5);
+        let generate = |prompt: &str| models.generate(None, "large", prompt, &options, 5);
         assert_eq!(generate("how?").expect("told").text, "8");
         assert!(matches!(
             generate("how now?"),

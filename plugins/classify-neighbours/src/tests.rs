@@ -37,7 +37,7 @@ fn the_nearest_decide() {
     let (east, north) = (at([1.0, 0.0], 2), at([0.0, 1.0], 2));
     assert!(east.p_simple > 0.8, "{east:?}");
     assert!(north.p_complex > 0.7, "{north:?}");
-    let between = at([0.6, 0.8], 1);
+    let between = at([std::f32::consts::FRAC_1_SQRT_2; 2], 1);
     assert!(between.p_medium > between.p_simple && between.p_medium > between.p_complex);
     assert_eq!(east.confidence, CONFIDENCE_MAX);
 }
