@@ -59,8 +59,8 @@ fn a_component_that_asks_wasi_for_the_world_finds_it_empty() {
     let text = "hook = \"route\"\n[[case]]\nname = \"a\"\nask = \"hi\"\n\
                 tiers = [{ id = \"small\", ready = true }]\nexpect = [\"kind is plan\"]\n";
     let file = read(text).unwrap_or_else(|e| panic!("{e}"));
-    let reply = ask(&room, &file.cases[0]).reply;
-    let Ok(Reply::Decision(Decision::Plan(plan))) = reply else {
+    let reply = ask(&room, &ToldModels::default(), &file.cases[0]).reply;
+    let Reply::Decision(Decision::Plan(plan)) = reply else {
         panic!("it does not answer: {reply:?}");
     };
     let found = "read 0, write 0, environment 0, input 0, clock 1";
