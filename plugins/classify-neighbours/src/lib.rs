@@ -38,13 +38,24 @@ impl Classifier for Nearest {
             return Ok(classification(ORDINARY, 0.0, 0.0));
         }
         let vector = Model::open(&encoder)
-            .and_then(|model| model.embed(&text))
+            .and_then(|model| embed(&model, &text))
             .map_err(|e| Error::Unavailable(format!("no embedding by {encoder}: {e}")))?;
         classify(&neighbours, &vector, voters)
     }
 }
 
 export_classifier!(Nearest);
+
+/// Of a text that is longer than the encoder reads, its first half.
+fn embed(model: &Model, text: &str) -> Result<Vec<f32>> {
+    match model.embed(text) {
+        Err(Error::LimitExceeded(_)) => {
+            let half = text.floor_char_boundary(text.len() / 2);
+            model.embed(&text[..half])
+        }
+        other => other,
+    }
+}
 
 /// How many vote.
 ///
