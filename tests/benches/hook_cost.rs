@@ -262,10 +262,10 @@ impl Bench {
     /// All that the hooks add to a request: three policies, three instances.
     fn one_request(&mut self) {
         let room = self.room(|_| {});
-        for (name, bytes) in POLICIES {
+        for (name, bytes) in default_policies() {
             if let Some(hook) = hook_of(name) {
                 let subject = Subject {
-                    name: (*name).into(),
+                    name: name.into(),
                     hook,
                     bytes: bytes.to_vec(),
                 };
