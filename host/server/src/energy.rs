@@ -130,10 +130,7 @@ impl Energy {
         let books = &mut *books;
         books.take_processor_time(now_us);
         books.ledger.sense(snapshot);
-        let mut known_us = now_us;
-        for inbox in &books.inboxes {
-            known_us = known_us.min(inbox.drain(now_us, |step| books.ledger.step(step)));
-        }
+        let known_us = books.take_steps(now_us);
         // Not before the steps that ran when they left are known.
         let ledger = &mut books.ledger;
         books.leaving.retain(|(request, left_us)| {
@@ -163,7 +160,9 @@ impl Energy {
     /// What a request has used, all of its answers together; `None` if it is not known, or
     /// no longer.
     pub fn receipt(&self, id: &str, answers: u32) -> Option<EnergyReceipt> {
-        let books = self.books();
+        let mut books = self.books();
+        // A short answer is over before the next tick.
+        books.take_steps(self.now_us());
         let one = |index| books.ledger.receipt(account(&job_id(id, index)));
         let sum = (0..answers).filter_map(one).reduce(Receipt::plus)?;
         Some(EnergyReceipt::from(sum))
@@ -178,6 +177,15 @@ impl Energy {
 }
 
 impl Books {
+    /// Takes the steps that have ended and returns the time up to which all are known.
+    fn take_steps(&mut self, now_us: u64) -> u64 {
+        let mut known_us = now_us;
+        for inbox in &self.inboxes {
+            known_us = known_us.min(inbox.drain(now_us, |step| self.ledger.step(step)));
+        }
+        known_us
+    }
+
     /// The processors, as far as a sensor tells their energy; otherwise what stands for them.
     fn processors(&mut self, snapshot: &Snapshot, measured_only: bool) -> Vec<DeviceIndex> {
         let told = snapshot.devices.iter().filter(|d| {
