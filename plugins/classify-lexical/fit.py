@@ -32,7 +32,6 @@ import json
 import math
 import re
 import struct
-import textwrap
 from datetime import date
 from pathlib import Path
 
@@ -517,19 +516,17 @@ def reader_bytes(reader, simple, weak):
 
 
 def write_words():
-    table = sorted((hashed(word), sum(1 << n for n in numbers), word.decode()) for word, numbers in WORDS.items())
-    assert len({row[0] for row in table}) == len(table), "two words with one hash"
-    rows = "".join(f"    ({h:#010x}, {bits:#x}), // {word}\n" for h, bits, word in table)
-    names = textwrap.fill(", ".join(LISTS), 84, initial_indent="//! ", subsequent_indent="//! ")
-    text = f"""//! Written by `fit.py`: in which of its lists a word is, as bits. From bit 0 the lists are
-{names}.
+    rows = "".join(f'    ("{w.decode()}", {sum(1 << n for n in numbers):#x}),\n' for w, numbers in sorted(WORDS.items()))
+    names = ", ".join(LISTS)
+    text = f"""//! Written by `fit.py`: in which of its lists a word is, as bits. The lists are, from bit 0:
+//! {names}.
 
 /// How many lists there are.
 pub const LISTS: usize = {len(LISTS)};
 
-/// Hash of each word, sorted, since every word of every prompt is looked up.
+/// Sorted, since every word of every prompt is looked up.
 #[rustfmt::skip]
-pub const WORDS: [(u32, u64); {len(table)}] = [
+pub const WORDS: [(&str, u64); {len(WORDS)}] = [
 {rows}];
 """
     (HERE / "src/words.rs").write_text(text, encoding="utf-8")

@@ -314,7 +314,8 @@ impl<'a> Text<'a> {
     fn lists(&self, f: &mut Features, asked: &[Token], count: f64) {
         let mut counts = [0u32; LISTS];
         for token in self.tokens.iter().filter(|t| t.kind == Kind::Letter) {
-            let Ok(at) = WORDS.binary_search_by_key(&token.hash, |word| word.0) else {
+            let word = self.lower(token);
+            let Ok(at) = WORDS.binary_search_by(|(w, _)| w.as_bytes().cmp(word)) else {
                 continue;
             };
             let mut lists = WORDS[at].1;

@@ -1,291 +1,288 @@
-//! Written by `fit.py`: in which of its lists a word is, as bits. From bit 0 the lists are
-//! negation, best, calculate, suppose, you, he, quantity, unit, compare, logic,
-//! time, is, was, will, the, a, of, in, that, which, what, who, how, following,
-//! according, cause, term, half, number, left, total, per, money, rate, same,
-//! roman, verdict.
+//! Written by `fit.py`: in which of its lists a word is, as bits. The lists are, from bit 0:
+//! negation, best, calculate, suppose, you, he, quantity, unit, compare, logic, time, is, was, will, the, a, of, in, that, which, what, who, how, following, according, cause, term, half, number, left, total, per, money, rate, same, roman, verdict.
 
 /// How many lists there are.
 pub const LISTS: usize = 37;
 
-/// Hash of each word, sorted, since every word of every prompt is looked up.
+/// Sorted, since every word of every prompt is looked up.
 #[rustfmt::skip]
-pub const WORDS: [(u32, u64); 278] = [
-    (0x00cb88f2, 0x40000), // that
-    (0x0165d516, 0x80), // degrees
-    (0x03ebc0f5, 0x20000), // on
-    (0x051089db, 0x80), // w
-    (0x0593fd17, 0x100000000), // price
-    (0x076448f0, 0x400), // week
-    (0x0a357fc7, 0x1000), // did
-    (0x0a393c49, 0x10), // your
-    (0x0a960654, 0x100000000), // paid
-    (0x0ad8d7c7, 0x100), // than
-    (0x0b7745aa, 0x4), // find
-    (0x0f2028b3, 0x2), // largest
-    (0x12269c28, 0x400), // year
-    (0x127c9912, 0x100000000), // buy
-    (0x1543c14c, 0x200008), // when
-    (0x16404254, 0x20), // him
-    (0x16db5c69, 0x20), // she
-    (0x176cec45, 0x20000), // at
-    (0x1815fc6b, 0x8000000), // fifth
-    (0x184af70c, 0x4000000), // called
-    (0x18b72e2d, 0x4), // solve
-    (0x1a1c3a80, 0x100), // taller
-    (0x1adbd596, 0x8), // imagine
-    (0x1baf29c1, 0x10000000), // twelve
-    (0x1caea9fa, 0x40000), // these
-    (0x1dbde687, 0x100000000), // sells
-    (0x1e7e3577, 0x8000000), // thrice
-    (0x1f3f6067, 0x1000000000), // wrong
-    (0x20a9c5a0, 0x1000), // were
-    (0x20e91a99, 0x100000000), // pays
-    (0x212946d3, 0x800000000), // iv
-    (0x2150acdd, 0x8000000), // twice
-    (0x25ad4d7f, 0x8000000), // half
-    (0x25c76543, 0x100000000), // spent
-    (0x280df933, 0x200), // argument
-    (0x28afd078, 0x2000000), // caused
-    (0x2914e68a, 0x80), // v
-    (0x2a86a8fa, 0x1000), // was
-    (0x2c90a22b, 0x200000), // where
-    (0x2e5550d9, 0x200), // and
-    (0x2ea84c6a, 0x100), // decreases
-    (0x30ef3dec, 0x10), // our
-    (0x325f2661, 0x1), // least
-    (0x337c645a, 0x8), // given
-    (0x347ad9d7, 0x100000000), // dollars
-    (0x34ec2bbb, 0x800), // can
-    (0x35b48ea4, 0x80000000), // per
-    (0x35c65355, 0x80), // k
-    (0x36aac50c, 0x80), // km
-    (0x378c9ae3, 0x100000000), // earns
-    (0x38780b41, 0x2), // greatest
-    (0x3988e22e, 0x20), // mother
-    (0x3be04c73, 0x2), // highest
-    (0x3f1e2d08, 0x4000), // the
-    (0x3f41cc1d, 0x80), // mm
-    (0x3f9c724a, 0x200), // conclusion
-    (0x405e03f1, 0x400), // weeks
-    (0x41e5f4b3, 0x400), // century
-    (0x44501a5a, 0x2000), // will
-    (0x44cd52eb, 0x200), // implies
-    (0x4546e124, 0x20), // man
-    (0x45ec1e39, 0x4000000), // defined
-    (0x48338ba1, 0x100000000), // costs
-    (0x48a25e8b, 0x10000000), // nine
-    (0x4a5af6eb, 0x100), // more
-    (0x4b0e58ae, 0x1000), // had
-    (0x4b15d443, 0x20000), // to
-    (0x4b8ed691, 0x1000000), // according
-    (0x4c1826eb, 0x4), // equal
-    (0x4c2fe469, 0x100000000), // pay
-    (0x4c51183f, 0x20000000), // rest
-    (0x4cf5a9b3, 0x400), // years
-    (0x4d1ec879, 0x80000000), // apiece
-    (0x4ea8211b, 0x80), // mph
-    (0x4f349819, 0x400000), // why
-    (0x4f456a6a, 0x80), // feet
-    (0x4f6ff196, 0x4000000), // types
-    (0x4ff4b6f7, 0x8), // if
-    (0x502a547a, 0x20), // his
-    (0x50e29cf4, 0x40000), // whose
-    (0x5203f491, 0x4), // approximately
-    (0x5211f5f7, 0x40), // both
-    (0x54862acd, 0x80), // ft
-    (0x55cfddf7, 0x200000000), // percentage
-    (0x57b97624, 0x20), // woman
-    (0x58704f34, 0x200000000), // interest
-    (0x5927fb36, 0x20), // he
-    (0x5b842c0e, 0x1000000001), // false
-    (0x5ba9ff32, 0x1), // except
-    (0x5cfb2218, 0x2000000), // due
-    (0x5cfeb468, 0x80), // meters
-    (0x5d466ebd, 0x4000000), // described
-    (0x5d4754fc, 0x10), // we
-    (0x5e44f368, 0x40), // only
-    (0x5f21b468, 0x2000000), // because
-    (0x5fba48e6, 0x200), // premise
-    (0x6021c4d3, 0x20000), // with
-    (0x604fe825, 0x200000000), // fraction
-    (0x637037f2, 0x2), // most
-    (0x64bc50a5, 0x4), // evaluate
-    (0x657c1e0f, 0x800000000), // iii
-    (0x6629ea06, 0x5000000), // refers
-    (0x662d7b5b, 0x80), // l
-    (0x669fc466, 0x20000), // from
-    (0x68010081, 0x2000000), // effects
-    (0x694ffae4, 0x2000), // would
-    (0x69be61d8, 0x10000000), // dozen
-    (0x6b3fb042, 0x20000000), // before
-    (0x6b877d45, 0x8000), // a
-    (0x6bf9f34e, 0x200000080), // percent
-    (0x6cbe9f27, 0x80), // miles
-    (0x717fe135, 0x800), // have
-    (0x718868a6, 0x100000000), // earn
-    (0x72369a8d, 0x1), // cannot
-    (0x73d07e6f, 0x240000), // who
-    (0x7429016d, 0x800000), // following
-    (0x743625e5, 0x100), // increases
-    (0x74ded91a, 0x4), // determine
-    (0x75eb186c, 0x1000000040), // no
-    (0x763a266e, 0xc0000), // which
-    (0x794f369b, 0x100000000), // spends
-    (0x7959e8d5, 0x100), // less
-    (0x7a3af5db, 0x400000000), // same
-    (0x7aefdf53, 0x10000), // of
-    (0x7afe953d, 0x200), // or
-    (0x7bb07982, 0x2000000), // cause
-    (0x7c2abb85, 0x100), // increase
-    (0x7ca1e9fc, 0x10), // i
-    (0x7d99da22, 0x2), // primary
-    (0x7db26c97, 0x200000000), // rate
-    (0x7e4ccee9, 0x4000000), // term
-    (0x7f40acdd, 0x10000000), // eight
-    (0x7fbca323, 0x20000000), // remainder
-    (0x8149d12d, 0x8000000), // triple
-    (0x828fb7b6, 0x400000000), // much
-    (0x83e704fa, 0x10000000), // ten
-    (0x8486bdfa, 0x40000), // this
-    (0x85c18faf, 0x40000), // those
-    (0x887d7757, 0x100000000), // sold
-    (0x88e1030e, 0x2000000), // result
-    (0x8abf3266, 0x100000000), // cents
-    (0x8b76b879, 0x400), // months
-    (0x8c0ed1f0, 0x800), // has
-    (0x8d0393c9, 0x40), // always
-    (0x8d1f8488, 0x4), // calculate
-    (0x8e97fb35, 0x4000000), // type
-    (0x8eb22fac, 0x800000000), // ii
-    (0x8f0d08e2, 0x100), // decrease
-    (0x8fbfb0a5, 0x200), // statements
-    (0x902b079c, 0x400000000), // as
-    (0x9150a799, 0x10000000), // twenty
-    (0x916930d6, 0x10000000), // hundred
-    (0x91b7403c, 0x100000000), // buys
-    (0x91bf7c09, 0x20000000), // until
-    (0x9311ecc0, 0x400000), // how
-    (0x932808f4, 0x10), // my
-    (0x933e8b53, 0x2), // typically
-    (0x94945bf1, 0x2000000), // causes
-    (0x951a5b4a, 0x20000000), // left
-    (0x95424496, 0x20000000), // remain
-    (0x95e9cf2f, 0x800), // are
-    (0x95f29ba0, 0x40000000), // sum
-    (0x964cdbb3, 0x8), // assume
-    (0x98fde649, 0x100000), // what
-    (0x9aad533c, 0x2), // best
-    (0x9b5a2583, 0x2000), // must
-    (0x9c661507, 0x40000000), // combined
-    (0x9d203da4, 0x80), // c
-    (0x9e2283cc, 0x40), // all
-    (0xa0b1ce85, 0x2000000), // effect
-    (0xa2b96ede, 0x8000), // an
-    (0xa3a275e5, 0x8), // then
-    (0xa3f9dc58, 0x2), // main
-    (0xa469d51b, 0x10), // you
-    (0xa54aa344, 0x20), // father
-    (0xa64ab7c9, 0x2000), // might
-    (0xa7425fba, 0x80), // ml
-    (0xa7523b56, 0x400), // hours
-    (0xa7f4a8cf, 0x20000000), // after
-    (0xa8ee0c44, 0x80), // pounds
-    (0xa9761fb9, 0x80), // j
-    (0xa9c76c77, 0x1), // not
-    (0xaa528558, 0x400), // hour
-    (0xacbad3f1, 0x1000000000), // yes
-    (0xacdc9ac6, 0x80), // kg
-    (0xaf798425, 0x200000000), // discount
-    (0xb2a07706, 0x20000), // in
-    (0xb2bc6e49, 0x400000000), // many
-    (0xb3b78f1d, 0x20000), // by
-    (0xb3bca507, 0x20000), // for
-    (0xb41f8589, 0x80), // m
-    (0xb63173dc, 0x80), // mol
-    (0xb6c4d38b, 0x80), // cm
-    (0xb8864f0c, 0x8000000), // fourth
-    (0xb93f4be4, 0x1), // incorrect
-    (0xb9985e0f, 0x8000000), // times
-    (0xb9a181fc, 0x4000000), // describes
-    (0xb9ab0b98, 0x80), // g
-    (0xba439bec, 0x8), // suppose
-    (0xbaa25068, 0x2), // usually
-    (0xbae3cdfb, 0x1), // without
-    (0xbb42909a, 0x100000000), // bought
-    (0xbb8dad84, 0x1), // untrue
-    (0xbbc19f23, 0x10000000), // seven
-    (0xbcc09692, 0x20), // they
-    (0xbdeb4d34, 0x4000000), // known
-    (0xbe501d1f, 0x8000000), // quarter
-    (0xbfbbb99b, 0x200), // statement
-    (0xc17e39b1, 0x100), // lower
-    (0xc1c05b21, 0x2000), // should
-    (0xc394e7c8, 0x4), // compute
-    (0xc6950ff6, 0x400), // days
-    (0xc69c7ba6, 0x4000000), // example
-    (0xc7c5b36d, 0x2), // likely
-    (0xc83bf932, 0x10000000), // two
-    (0xc90d5f70, 0x1), // neither
-    (0xca275390, 0x40000000), // total
-    (0xca423c9b, 0x400), // minutes
-    (0xcd249a79, 0x2000000), // since
-    (0xcdc2ca98, 0x1), // never
-    (0xcf52d0a4, 0x20), // her
-    (0xcfa1196c, 0x10000000), // one
-    (0xd0c2a858, 0x100), // higher
-    (0xd3403f14, 0x40), // any
-    (0xd391c970, 0x20), // son
-    (0xd40cf8e6, 0x2000000), // leads
-    (0xd40e44cc, 0x4), // equals
-    (0xd4b0932e, 0x80), // n
-    (0xd6d56d50, 0x2000000), // results
-    (0xd7cbe1bd, 0x20), // their
-    (0xdde76f07, 0x400), // month
-    (0xe054ca57, 0x200), // therefore
-    (0xe10f83b8, 0x80), // hz
-    (0xe111ae9f, 0x400), // old
-    (0xe22852d9, 0x100), // larger
-    (0xe2f45102, 0x1), // none
-    (0xe4ee8bd4, 0x100000000), // cost
-    (0xe50c4557, 0x400), // day
-    (0xe533058b, 0x200000000), // average
-    (0xe5aa9db5, 0x2000000), // reason
-    (0xe6421af1, 0x10000000), // five
-    (0xe68e8047, 0x40000000), // altogether
-    (0xe6bbc56a, 0x4), // value
-    (0xe6dc4ff5, 0x40), // some
-    (0xe7440c44, 0x100000000), // sell
-    (0xe77fb6c0, 0x800), // does
-    (0xe7f0f1c3, 0x4), // estimate
-    (0xe881eac7, 0x80), // s
-    (0xe89f3bfd, 0x1000000200), // valid
-    (0xe8d8906c, 0x10000000), // six
-    (0xeae98658, 0x80), // inches
-    (0xebd5ac27, 0x8000000), // third
-    (0xec9e21f9, 0x1000000200), // true
-    (0xed55ab61, 0x8), // let
-    (0xed8c90c3, 0x400), // minute
-    (0xee0b7802, 0x1000), // been
-    (0xef873747, 0x200000000), // ratio
-    (0xf0afa5f0, 0x8), // consider
-    (0xf0bfe5d7, 0x800), // is
-    (0xf0d2413d, 0x4), // simplify
-    (0xf0dc3d8e, 0x8000000), // double
-    (0xf0e1847e, 0x800), // do
-    (0xf2284038, 0x2000), // may
-    (0xf4155e8d, 0x80000040), // every
-    (0xf47c1f3b, 0x80000040), // each
-    (0xf4cf0e92, 0x40000000), // together
-    (0xf4fc1da5, 0x100), // greater
-    (0xf5faa24f, 0x100), // fewer
-    (0xf6478445, 0x100), // smaller
-    (0xf6a540ae, 0x200000000), // speed
-    (0xf9942cdf, 0x20000000), // remaining
-    (0xfa6a6060, 0x2), // strongest
-    (0xfb56fde3, 0x100), // younger
-    (0xfb6c97fe, 0x100), // older
-    (0xfb7fb2a2, 0x100000000), // spend
-    (0xfd35425e, 0x10000000), // three
-    (0xfe003b15, 0x10000000), // four
-    (0xfeb7854f, 0x2000), // could
+pub const WORDS: [(&str, u64); 278] = [
+    ("a", 0x8000),
+    ("according", 0x1000000),
+    ("after", 0x20000000),
+    ("all", 0x40),
+    ("altogether", 0x40000000),
+    ("always", 0x40),
+    ("an", 0x8000),
+    ("and", 0x200),
+    ("any", 0x40),
+    ("apiece", 0x80000000),
+    ("approximately", 0x4),
+    ("are", 0x800),
+    ("argument", 0x200),
+    ("as", 0x400000000),
+    ("assume", 0x8),
+    ("at", 0x20000),
+    ("average", 0x200000000),
+    ("because", 0x2000000),
+    ("been", 0x1000),
+    ("before", 0x20000000),
+    ("best", 0x2),
+    ("both", 0x40),
+    ("bought", 0x100000000),
+    ("buy", 0x100000000),
+    ("buys", 0x100000000),
+    ("by", 0x20000),
+    ("c", 0x80),
+    ("calculate", 0x4),
+    ("called", 0x4000000),
+    ("can", 0x800),
+    ("cannot", 0x1),
+    ("cause", 0x2000000),
+    ("caused", 0x2000000),
+    ("causes", 0x2000000),
+    ("cents", 0x100000000),
+    ("century", 0x400),
+    ("cm", 0x80),
+    ("combined", 0x40000000),
+    ("compute", 0x4),
+    ("conclusion", 0x200),
+    ("consider", 0x8),
+    ("cost", 0x100000000),
+    ("costs", 0x100000000),
+    ("could", 0x2000),
+    ("day", 0x400),
+    ("days", 0x400),
+    ("decrease", 0x100),
+    ("decreases", 0x100),
+    ("defined", 0x4000000),
+    ("degrees", 0x80),
+    ("described", 0x4000000),
+    ("describes", 0x4000000),
+    ("determine", 0x4),
+    ("did", 0x1000),
+    ("discount", 0x200000000),
+    ("do", 0x800),
+    ("does", 0x800),
+    ("dollars", 0x100000000),
+    ("double", 0x8000000),
+    ("dozen", 0x10000000),
+    ("due", 0x2000000),
+    ("each", 0x80000040),
+    ("earn", 0x100000000),
+    ("earns", 0x100000000),
+    ("effect", 0x2000000),
+    ("effects", 0x2000000),
+    ("eight", 0x10000000),
+    ("equal", 0x4),
+    ("equals", 0x4),
+    ("estimate", 0x4),
+    ("evaluate", 0x4),
+    ("every", 0x80000040),
+    ("example", 0x4000000),
+    ("except", 0x1),
+    ("false", 0x1000000001),
+    ("father", 0x20),
+    ("feet", 0x80),
+    ("fewer", 0x100),
+    ("fifth", 0x8000000),
+    ("find", 0x4),
+    ("five", 0x10000000),
+    ("following", 0x800000),
+    ("for", 0x20000),
+    ("four", 0x10000000),
+    ("fourth", 0x8000000),
+    ("fraction", 0x200000000),
+    ("from", 0x20000),
+    ("ft", 0x80),
+    ("g", 0x80),
+    ("given", 0x8),
+    ("greater", 0x100),
+    ("greatest", 0x2),
+    ("had", 0x1000),
+    ("half", 0x8000000),
+    ("has", 0x800),
+    ("have", 0x800),
+    ("he", 0x20),
+    ("her", 0x20),
+    ("higher", 0x100),
+    ("highest", 0x2),
+    ("him", 0x20),
+    ("his", 0x20),
+    ("hour", 0x400),
+    ("hours", 0x400),
+    ("how", 0x400000),
+    ("hundred", 0x10000000),
+    ("hz", 0x80),
+    ("i", 0x10),
+    ("if", 0x8),
+    ("ii", 0x800000000),
+    ("iii", 0x800000000),
+    ("imagine", 0x8),
+    ("implies", 0x200),
+    ("in", 0x20000),
+    ("inches", 0x80),
+    ("incorrect", 0x1),
+    ("increase", 0x100),
+    ("increases", 0x100),
+    ("interest", 0x200000000),
+    ("is", 0x800),
+    ("iv", 0x800000000),
+    ("j", 0x80),
+    ("k", 0x80),
+    ("kg", 0x80),
+    ("km", 0x80),
+    ("known", 0x4000000),
+    ("l", 0x80),
+    ("larger", 0x100),
+    ("largest", 0x2),
+    ("leads", 0x2000000),
+    ("least", 0x1),
+    ("left", 0x20000000),
+    ("less", 0x100),
+    ("let", 0x8),
+    ("likely", 0x2),
+    ("lower", 0x100),
+    ("m", 0x80),
+    ("main", 0x2),
+    ("man", 0x20),
+    ("many", 0x400000000),
+    ("may", 0x2000),
+    ("meters", 0x80),
+    ("might", 0x2000),
+    ("miles", 0x80),
+    ("minute", 0x400),
+    ("minutes", 0x400),
+    ("ml", 0x80),
+    ("mm", 0x80),
+    ("mol", 0x80),
+    ("month", 0x400),
+    ("months", 0x400),
+    ("more", 0x100),
+    ("most", 0x2),
+    ("mother", 0x20),
+    ("mph", 0x80),
+    ("much", 0x400000000),
+    ("must", 0x2000),
+    ("my", 0x10),
+    ("n", 0x80),
+    ("neither", 0x1),
+    ("never", 0x1),
+    ("nine", 0x10000000),
+    ("no", 0x1000000040),
+    ("none", 0x1),
+    ("not", 0x1),
+    ("of", 0x10000),
+    ("old", 0x400),
+    ("older", 0x100),
+    ("on", 0x20000),
+    ("one", 0x10000000),
+    ("only", 0x40),
+    ("or", 0x200),
+    ("our", 0x10),
+    ("paid", 0x100000000),
+    ("pay", 0x100000000),
+    ("pays", 0x100000000),
+    ("per", 0x80000000),
+    ("percent", 0x200000080),
+    ("percentage", 0x200000000),
+    ("pounds", 0x80),
+    ("premise", 0x200),
+    ("price", 0x100000000),
+    ("primary", 0x2),
+    ("quarter", 0x8000000),
+    ("rate", 0x200000000),
+    ("ratio", 0x200000000),
+    ("reason", 0x2000000),
+    ("refers", 0x5000000),
+    ("remain", 0x20000000),
+    ("remainder", 0x20000000),
+    ("remaining", 0x20000000),
+    ("rest", 0x20000000),
+    ("result", 0x2000000),
+    ("results", 0x2000000),
+    ("s", 0x80),
+    ("same", 0x400000000),
+    ("sell", 0x100000000),
+    ("sells", 0x100000000),
+    ("seven", 0x10000000),
+    ("she", 0x20),
+    ("should", 0x2000),
+    ("simplify", 0x4),
+    ("since", 0x2000000),
+    ("six", 0x10000000),
+    ("smaller", 0x100),
+    ("sold", 0x100000000),
+    ("solve", 0x4),
+    ("some", 0x40),
+    ("son", 0x20),
+    ("speed", 0x200000000),
+    ("spend", 0x100000000),
+    ("spends", 0x100000000),
+    ("spent", 0x100000000),
+    ("statement", 0x200),
+    ("statements", 0x200),
+    ("strongest", 0x2),
+    ("sum", 0x40000000),
+    ("suppose", 0x8),
+    ("taller", 0x100),
+    ("ten", 0x10000000),
+    ("term", 0x4000000),
+    ("than", 0x100),
+    ("that", 0x40000),
+    ("the", 0x4000),
+    ("their", 0x20),
+    ("then", 0x8),
+    ("therefore", 0x200),
+    ("these", 0x40000),
+    ("they", 0x20),
+    ("third", 0x8000000),
+    ("this", 0x40000),
+    ("those", 0x40000),
+    ("three", 0x10000000),
+    ("thrice", 0x8000000),
+    ("times", 0x8000000),
+    ("to", 0x20000),
+    ("together", 0x40000000),
+    ("total", 0x40000000),
+    ("triple", 0x8000000),
+    ("true", 0x1000000200),
+    ("twelve", 0x10000000),
+    ("twenty", 0x10000000),
+    ("twice", 0x8000000),
+    ("two", 0x10000000),
+    ("type", 0x4000000),
+    ("types", 0x4000000),
+    ("typically", 0x2),
+    ("until", 0x20000000),
+    ("untrue", 0x1),
+    ("usually", 0x2),
+    ("v", 0x80),
+    ("valid", 0x1000000200),
+    ("value", 0x4),
+    ("w", 0x80),
+    ("was", 0x1000),
+    ("we", 0x10),
+    ("week", 0x400),
+    ("weeks", 0x400),
+    ("were", 0x1000),
+    ("what", 0x100000),
+    ("when", 0x200008),
+    ("where", 0x200000),
+    ("which", 0xc0000),
+    ("who", 0x240000),
+    ("whose", 0x40000),
+    ("why", 0x400000),
+    ("will", 0x2000),
+    ("with", 0x20000),
+    ("without", 0x1),
+    ("woman", 0x20),
+    ("would", 0x2000),
+    ("wrong", 0x1000000000),
+    ("year", 0x400),
+    ("years", 0x400),
+    ("yes", 0x1000000000),
+    ("you", 0x10),
+    ("younger", 0x100),
+    ("your", 0x10),
 ];
