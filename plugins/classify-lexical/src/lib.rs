@@ -1,12 +1,11 @@
 //! How hard is a request? Judged by its words, in microseconds, without a model.
 //!
-//! Two fitted readers estimate what a weak and a strong model would make of a request, one
-//! for multiple-choice questions, one for everything else: forests over lengths, signs,
-//! numbers and word lists, and over the topics that the words suggest ([`weights`]). What
-//! they were fitted on is narrow, and what is learned on one benchmark does not carry to
-//! another. So the classifier counts how many of a prompt's words it has ever seen, says so
-//! as its confidence, and the less it has seen, the more it leans on hand-set marks of
-//! difficulty ([`marks`]).
+//! Two fitted readers estimate how much a strong model would gain over a weak one: hashed
+//! 1-2-grams for multiple-choice questions, shape features (lengths, numbers, word lists)
+//! for everything else ([`weights`]). What they were fitted on is narrow, and what is
+//! learned on one benchmark does not carry to another. So the classifier counts how many
+//! of a prompt's words it has ever seen, says so as its confidence, and the less it has
+//! seen, the more it leans on hand-set marks of difficulty ([`marks`]).
 //!
 //! It reads only the last message of the person. It keeps nothing, needs no grant, and
 //! gives the same answer to the same words for ever.
@@ -14,7 +13,6 @@
 pub mod features;
 mod marks;
 pub mod weights;
-mod words;
 
 use homeostat_sdk::*;
 
@@ -37,10 +35,9 @@ pub fn classify(request: &Request) -> Classification {
     let weights = Weights::embedded();
     let marks = marks::read(request, &text);
     let experience = experience(&text, &weights);
-    let reader = weights.reader(&text);
-    let expected = weights.expected(&text);
-    // The reader's P(simple), as hardness: p_simple below undoes the root.
-    let fitted = 1.0 - reader.simple(expected).sqrt() as f32;
+    let gain = gain(&text, &weights);
+    let (slope, middle) = weights.curve(text.is_choice());
+    let fitted = 1.0 / (1.0 + (-slope * (gain - middle)).exp());
     let hard = experience * fitted + (1.0 - experience) * marks.hardness;
     Classification {
         // Two independent looks at the same hardness: both easy, one of each, both hard.
@@ -52,16 +49,19 @@ pub fn classify(request: &Request) -> Classification {
         // The fitted readers are right more often than chance, not often: even within
         // their experience they deserve no more than this.
         confidence: 0.2 + 0.6 * experience,
-        attributes: vec![
-            (
-                "classify-lexical.gain".to_owned(),
-                Value::Number(expected.gain()),
-            ),
-            (
-                "classify-lexical.weak-right".to_owned(),
-                Value::Number(reader.weak_right(expected)),
-            ),
-        ],
+        attributes: vec![(
+            "classify-lexical.gain".to_owned(),
+            Value::Number(f64::from(gain)),
+        )],
+    }
+}
+
+/// What a strong model is expected to gain over a weak one, −1 to 1.
+pub fn gain(text: &Text<'_>, weights: &Weights<'_>) -> f32 {
+    if text.is_choice() {
+        weights.choice_gain(&text.grams())
+    } else {
+        weights.shape_gain(&text.shape())
     }
 }
 

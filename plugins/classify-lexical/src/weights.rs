@@ -1,284 +1,129 @@
 //! The fitted weights, read where they lie.
 //!
-//! `weights.bin` is written by `fit.py`; `weights.txt` beside it tells how, from what,
-//! when, and how good they are.
+//! `weights.bin` is written by `models/train/fit_classifier.py`; `weights.txt` beside it
+//! tells how, from what, when, and how good they are.
 
-use crate::features::{SHAPES, Text};
+use crate::features::{Fnv, SHAPES, Text};
 
-const MAGIC: &[u8; 8] = b"HLEX0002";
-const KNOWN_BYTES: usize = 1 << 13;
-const TOPICS: usize = 20;
-const BUCKETS: usize = 1 << 13;
-/// Steps of a byte for one standard deviation, and the byte of the mean.
-const STEPS: f64 = 42.5;
-const MIDDLE: f64 = 127.5;
-/// Feature of a node that is a leaf.
-const LEAF: u8 = 255;
+const BUCKETS: usize = 1 << 16;
+const MAGIC: &[u8; 8] = b"HLEX0001";
+const NUMBERS: usize = 10 + 4 * SHAPES;
+const LENGTH: usize = MAGIC.len() + 4 * NUMBERS + BUCKETS / 8 + 2 * BUCKETS;
 
-static EMBEDDED: &[u8] = include_bytes!("../weights.bin");
-
-/// What two models are expected to make of a request.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Expected {
-    /// P(weak right), as the forest estimates it.
-    pub weak: f64,
-    /// P(strong right).
-    pub strong: f64,
-}
-
-impl Expected {
-    /// What the strong model adds, −1 to 1.
-    pub fn gain(self) -> f64 {
-        self.strong - self.weak
-    }
-}
+static EMBEDDED: &[u8; LENGTH] = include_bytes!("../weights.bin");
 
 /// A view of the weights.
 pub struct Weights<'a> {
+    numbers: &'a [u8],
     known: &'a [u8],
-    scales: &'a [u8],
-    topics: &'a [u8],
-    choice: Reader<'a>,
-    other: Reader<'a>,
-}
-
-/// One forest, the scale of its features and its curves.
-pub struct Reader<'a> {
-    curves: &'a [u8],
-    features: &'a [u8],
-    trees: u16,
-    forest: &'a [u8],
+    weak: &'a [u8],
+    strong: &'a [u8],
 }
 
 impl Weights<'static> {
-    /// The weights that were compiled in; that they are whole is a test.
+    /// The weights that were compiled in. Their length is checked by the compiler, their
+    /// version by a test.
     pub fn embedded() -> Self {
-        let mut rest = &EMBEDDED[MAGIC.len()..];
-        let known = take(&mut rest, KNOWN_BYTES);
-        let scales = take(&mut rest, 4 * TOPICS);
-        let topics = take(&mut rest, TOPICS * BUCKETS);
-        let choice_bytes = number(take(&mut rest, 4)) as usize;
-        let mut choice = take(&mut rest, choice_bytes);
+        let (numbers, rest) = EMBEDDED[MAGIC.len()..].split_at(4 * NUMBERS);
+        let (known, rest) = rest.split_at(BUCKETS / 8);
+        let (weak, strong) = rest.split_at(BUCKETS);
         Self {
+            numbers,
             known,
-            scales,
-            topics,
-            choice: Reader::of(&mut choice, SHAPES + TOPICS),
-            other: Reader::of(&mut rest, SHAPES),
+            weak,
+            strong,
         }
     }
 }
 
-impl<'a> Reader<'a> {
-    fn of(rest: &mut &'a [u8], features: usize) -> Self {
-        let curves = take(rest, 16);
-        let features = take(rest, 8 * features);
-        let trees = short(take(rest, 2));
-        Self {
-            curves,
-            features,
-            trees,
-            forest: *rest,
+impl Weights<'_> {
+    fn number(&self, index: usize) -> f32 {
+        let at = 4 * index;
+        let bytes = [
+            self.numbers[at],
+            self.numbers[at + 1],
+            self.numbers[at + 2],
+            self.numbers[at + 3],
+        ];
+        f32::from_le_bytes(bytes)
+    }
+
+    /// P(strong right) − P(weak right) of a multiple-choice question.
+    pub fn choice_gain(&self, grams: &[(u32, f32)]) -> f32 {
+        let (mut weak, mut strong) = (0.0, 0.0);
+        for &(hash, value) in grams {
+            let bucket = hash as usize % BUCKETS;
+            weak += value * f32::from(self.weak[bucket].cast_signed());
+            strong += value * f32::from(self.strong[bucket].cast_signed());
         }
+        let weak = self.number(0) * weak + self.number(1);
+        let strong = self.number(2) * strong + self.number(3);
+        sigmoid(strong) - sigmoid(weak)
     }
 
-    /// Features as bytes, the form in which the trees compare them.
-    pub fn rounded(&self, values: impl Iterator<Item = f64>) -> Vec<u8> {
-        let scales = self.features.chunks_exact(8);
-        let round = |(value, scale): (f64, &[u8])| {
-            let (mean, spread) = (f64::from(float(scale)), f64::from(float(&scale[4..])));
-            let step = ((value - mean) / spread * STEPS + MIDDLE + 0.5).floor();
-            step.clamp(0.0, 255.0) as u8
-        };
-        values.zip(scales).map(round).collect()
-    }
-
-    /// Mean of all trees.
-    fn expected(&self, features: &[u8]) -> Expected {
-        let (mut weak, mut strong) = (0u32, 0u32);
-        let mut rest = self.forest;
-        for _ in 0..self.trees {
-            let nodes = short(take(&mut rest, 2));
-            let nodes = take(&mut rest, 4 * usize::from(nodes));
-            let mut at = 0;
-            loop {
-                let node = &nodes[4 * at..4 * at + 4];
-                if node[0] == LEAF {
-                    weak += u32::from(node[1]);
-                    strong += u32::from(node[2]);
-                    break;
-                }
-                at = if features[usize::from(node[0])] <= node[1] {
-                    at + 1
-                } else {
-                    usize::from(short(&node[2..]))
-                };
-            }
+    /// The same of any other text.
+    pub fn shape_gain(&self, shape: &[f32; SHAPES]) -> f32 {
+        let (mut weak, mut strong) = (self.number(8), self.number(9));
+        for (i, value) in shape.iter().enumerate() {
+            let at = 10 + 4 * i;
+            let z = ((value - self.number(at)) / self.number(at + 1)).clamp(-3.0, 3.0);
+            weak += z * self.number(at + 2);
+            strong += z * self.number(at + 3);
         }
-        let share = |sum: u32| f64::from(sum) / (255.0 * f64::from(self.trees));
-        Expected {
-            weak: share(weak),
-            strong: share(strong),
-        }
+        sigmoid(strong) - sigmoid(weak)
     }
 
-    /// P(the weak model suffices: the strong one is not better), by the gain: the classes
-    /// follow this curve, so that they rank as the gain does.
-    pub fn simple(&self, expected: Expected) -> f64 {
-        self.curve(0, expected.gain())
-    }
-
-    /// P(weak right), calibrated.
-    pub fn weak_right(&self, expected: Expected) -> f64 {
-        let p = expected.weak.clamp(1e-3, 1.0 - 1e-3);
-        self.curve(8, (p / (1.0 - p)).ln())
-    }
-
-    fn curve(&self, at: usize, x: f64) -> f64 {
-        let (slope, offset) = (float(&self.curves[at..]), float(&self.curves[at + 4..]));
-        1.0 / (1.0 + (-(f64::from(slope) * x + f64::from(offset))).exp())
-    }
-}
-
-impl<'a> Weights<'a> {
-    /// The reader that knows such texts.
-    pub fn reader(&self, text: &Text<'_>) -> &Reader<'a> {
-        if text.is_choice() {
-            &self.choice
-        } else {
-            &self.other
-        }
-    }
-
-    /// The features that its reader sees.
-    pub fn features(&self, text: &Text<'_>) -> Vec<u8> {
-        let shape = text.shape().into_iter();
-        if text.is_choice() {
-            self.choice.rounded(shape.chain(self.topics(text)))
-        } else {
-            self.other.rounded(shape)
-        }
-    }
-
-    /// What is expected of both models.
-    pub fn expected(&self, text: &Text<'_>) -> Expected {
-        self.reader(text).expected(&self.features(text))
-    }
-
-    /// Where a text lies among the topics that were fitted on.
-    fn topics(&self, text: &Text<'_>) -> [f64; TOPICS] {
-        let mut topics = [0.0; TOPICS];
-        for (hash, weight) in text.bag() {
-            let bucket = hash as usize % BUCKETS * TOPICS;
-            for (topic, byte) in topics.iter_mut().zip(&self.topics[bucket..]) {
-                *topic += weight * f64::from(byte.cast_signed());
-            }
-        }
-        for (topic, scale) in topics.iter_mut().zip(self.scales.chunks_exact(4)) {
-            *topic *= f64::from(float(scale));
-        }
-        topics
+    /// Slope and middle of the curve from gain to hardness.
+    pub fn curve(&self, choice: bool) -> (f32, f32) {
+        let at = if choice { 4 } else { 6 };
+        (self.number(at), self.number(at + 1))
     }
 
     /// How many of the text's words were seen at least twice in fitting, and how many it
     /// has.
     pub fn known(&self, text: &Text<'_>) -> (usize, usize) {
-        let seen = |hash: &u32| {
-            let bucket = *hash as usize % (8 * KNOWN_BYTES);
+        let is_word = |t: &&[u8]| t.iter().all(u8::is_ascii_alphabetic);
+        let seen = |t: &&[u8]| {
+            let bucket = Fnv::START.push(b"1").push(t).end() as usize % BUCKETS;
             self.known[bucket >> 3] & (1 << (bucket & 7)) != 0
         };
-        (
-            text.word_hashes().filter(seen).count(),
-            text.word_hashes().count(),
-        )
+        let words = text.tokens().filter(is_word).count();
+        (text.tokens().filter(is_word).filter(seen).count(), words)
     }
 }
 
-fn take<'a>(rest: &mut &'a [u8], bytes: usize) -> &'a [u8] {
-    let (taken, left) = rest.split_at(bytes);
-    *rest = left;
-    taken
-}
-
-fn short(bytes: &[u8]) -> u16 {
-    u16::from_le_bytes([bytes[0], bytes[1]])
-}
-
-fn number(bytes: &[u8]) -> u32 {
-    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
-}
-
-fn float(bytes: &[u8]) -> f32 {
-    f32::from_bits(number(bytes))
+fn sigmoid(z: f32) -> f32 {
+    1.0 / (1.0 + (-z).exp())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Walks every node: a wrong length, a child that does not exist or a loop would be a
-    /// trap in a guest.
-    fn whole(reader: &Reader<'_>, features: usize) -> usize {
-        assert_eq!(reader.features.len(), 8 * features);
-        assert!(reader.trees > 0);
-        for scale in reader.features.chunks_exact(8) {
-            assert!(float(scale).is_finite() && float(&scale[4..]) > 0.0);
-        }
-        let curve = |at: usize| float(&reader.curves[at..]);
-        assert!(curve(0) < 0.0, "more gain, less simple");
-        assert!(curve(8) > 0.0, "calibration keeps the order");
-        assert!(curve(4).is_finite() && curve(12).is_finite());
-        let mut rest = reader.forest;
-        for _ in 0..reader.trees {
-            let count = usize::from(short(take(&mut rest, 2)));
-            let nodes = take(&mut rest, 4 * count);
-            for (at, node) in nodes.chunks_exact(4).enumerate() {
-                if node[0] == LEAF {
-                    continue;
-                }
-                let right = usize::from(short(&node[2..]));
-                assert!(usize::from(node[0]) < features);
-                assert!(at + 1 < count && at + 1 < right && right < count);
-            }
-        }
-        rest.len()
-    }
-
     #[test]
-    fn the_weights_are_of_the_version_that_is_read_and_every_tree_ends() {
+    fn the_weights_are_of_the_version_that_is_read_and_hold_only_numbers() {
         assert_eq!(&EMBEDDED[..8], MAGIC);
         let weights = Weights::embedded();
-        assert_eq!(whole(&weights.choice, SHAPES + TOPICS), 0);
-        assert_eq!(whole(&weights.other, SHAPES), 0);
+        for i in 0..NUMBERS {
+            assert!(weights.number(i).is_finite(), "number {i}");
+        }
+        assert!(weights.curve(true).0 > 0.0 && weights.curve(false).0 > 0.0);
     }
 
     #[test]
-    fn rust_and_python_see_the_same_features_and_compute_the_same() {
+    fn rust_and_python_compute_the_same_gain() {
         let file = include_str!("../agreement.tsv");
         let rows: Vec<&str> = file.lines().filter(|l| !l.starts_with('#')).collect();
-        assert!(rows.len() >= 9);
+        assert!(rows.len() >= 6);
         for row in rows {
-            let columns: Vec<&str> = row.split('\t').collect();
-            let prompt: String = serde_json::from_str(columns[0]).expect("a JSON text");
-            let (text, weights) = (Text::read(&prompt), Weights::embedded());
-            let features = weights.features(&text);
-            let expected: Vec<u8> = (0..columns[1].len() / 2)
-                .map(|i| u8::from_str_radix(&columns[1][2 * i..2 * i + 2], 16).expect("hex"))
-                .collect();
-            let wrong: Vec<usize> = (0..features.len())
-                .filter(|i| features[*i] != expected[*i])
-                .collect();
-            assert_eq!(wrong, Vec::<usize>::new(), "features of {prompt:?}");
-            assert_eq!(features.len(), expected.len());
-            let found = weights.expected(&text);
-            let weak = weights.reader(&text).weak_right(found);
-            for (found, column) in [(found.gain(), 2), (weak, 3)] {
-                let expected: f64 = columns[column].parse().expect("a number");
-                assert!(
-                    (found - expected).abs() < 1e-5,
-                    "{prompt:?}: {found}, {expected}"
-                );
-            }
+            let (prompt, gain) = row.rsplit_once('\t').expect("two columns");
+            let prompt: String = serde_json::from_str(prompt).expect("a JSON text");
+            let expected: f32 = gain.parse().expect("a number");
+            let found = crate::gain(&Text::read(&prompt), &Weights::embedded());
+            assert!(
+                (found - expected).abs() < 1e-3,
+                "{prompt:?}: {found}, expected {expected}"
+            );
         }
     }
 }
