@@ -90,7 +90,8 @@ def test_an_escalated_stream_shows_only_the_answer_that_counts(server):
 
 
 def test_an_answer_that_is_not_the_json_asked_for_is_doubted(server):
-    response = server.ask(QUESTION, response_format={"type": "json_object"})
+    # Cut off before its end.
+    response = server.ask(QUESTION, response_format={"type": "json_object"}, max_tokens=3)
     assert response.status_code == 200
     record = server.record(response.headers["x-request-id"])
     verdict = record["steps"][0]["verdict"]["value"]
