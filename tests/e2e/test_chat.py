@@ -49,7 +49,10 @@ def test_a_stream_carries_the_same_answer_piece_by_piece(client):
     reasons = [c.choices[0].finish_reason for c in chunks if c.choices]
     assert reasons[-1] == whole.choices[0].finish_reason
     assert all(reason is None for reason in reasons[:-1])
-    assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
+    assert chunks[-1].choices == []
+    # The joules of two runs are not the same.
+    used = [u.model_dump(exclude={"energy"}) for u in (chunks[-1].usage, whole.usage)]
+    assert used[0] == used[1]
     assert len({c.id for c in chunks}) == 1
 
 
