@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use homeostat_cases::{Case, CaseFile, Reply, ToldModels, ask};
+use homeostat_cases::{Bench, Case, CaseFile, ToldModels};
 use homeostat_hooks::Hook;
 use homeostat_policy::{Offer, PolicyRoom, RoomConfig, parse_options};
 use homeostat_tests::{POLICIES, scene};
@@ -14,17 +14,6 @@ use homeostat_tests::{POLICIES, scene};
 const DEADLINE_MS: u32 = 120_000;
 /// The inputs of a property are the same in every run.
 const SEED: u64 = 1;
-
-/// A policy in a room of its own, loaded anew where a case has other options.
-struct Bench {
-    name: &'static str,
-    bytes: &'static [u8],
-    room: PolicyRoom,
-    models: Arc<ToldModels>,
-    /// `policy.toml`: what the policy is given.
-    policy_toml: String,
-    loaded: Option<String>,
-}
 
 fn folder(policy: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -38,50 +27,28 @@ fn cases_of(policy: &str) -> CaseFile {
     homeostat_cases::read(&text).unwrap_or_else(|e| panic!("{policy}: {e}"))
 }
 
-impl Bench {
-    fn new((name, bytes): (&'static str, &'static [u8])) -> Self {
-        let models = Arc::new(ToldModels::default());
-        Self {
-            name,
-            bytes,
-            room: scene::room_of(RoomConfig::default(), models.clone()),
-            models,
-            // The defaults have none: the host gives them what they need.
-            policy_toml: std::fs::read_to_string(folder(name).join("policy.toml"))
-                .unwrap_or_else(|_| "grants = [\"config\"]".into()),
-            loaded: None,
-        }
-    }
-
-    fn load(&mut self, case: &Case) -> Result<(), String> {
-        let text = case.options_over(&self.policy_toml);
-        let text = text.map_err(|e| e.to_string())?;
-        if self.loaded.as_ref() == Some(&text) {
-            return Ok(());
-        }
-        self.loaded = None;
-        self.models.tell(&[]);
-        let mut options = parse_options(&text).map_err(|e| e.to_string())?;
+/// A policy in a room of its own.
+fn bench((name, bytes): (&'static str, &'static [u8])) -> Bench<PolicyRoom> {
+    let models = Arc::new(ToldModels::default());
+    let room = scene::room_of(RoomConfig::default(), models.clone());
+    // The defaults have none: the host gives them what they need.
+    let policy_toml = std::fs::read_to_string(folder(name).join("policy.toml"))
+        .unwrap_or_else(|_| "grants = [\"config\"]".into());
+    Bench::new(room, models, policy_toml, move |room, case, text| {
+        let mut options = parse_options(text).map_err(|e| e.to_string())?;
         options.limits.deadline_ms = Some(case.deadline_ms().unwrap_or(DEADLINE_MS));
         let offer = Offer {
             options,
-            ..scene::offer(self.name, self.bytes)
+            ..scene::offer(name, bytes)
         };
-        self.room.put(offer).map_err(|e| e.to_string())?;
-        self.loaded = Some(text);
-        Ok(())
-    }
+        room.put(offer).map(drop).map_err(|e| e.to_string())
+    })
+}
 
-    /// What a case misses. It must be the component that answered, not its fallback.
-    fn misses(&mut self, case: &Case) -> Vec<String> {
-        match self.load(case) {
-            Err(error) => case.misses(&Reply::Error(error)),
-            Ok(()) => {
-                let asked = ask(&self.room, &self.models, case);
-                case.missed(&asked.reply, &asked.questions)
-            }
-        }
-    }
+/// What a case misses. It must be the component that answered, not its fallback.
+fn misses(bench: &mut Bench<PolicyRoom>, case: &Case) -> Vec<String> {
+    let asked = bench.ask(case);
+    case.missed(&asked.reply, &asked.questions)
 }
 
 #[test]
@@ -90,20 +57,14 @@ fn every_case_and_property_holds_in_the_component() {
     let mut run = 0;
     for policy in POLICIES {
         let file = cases_of(policy.0);
-        let mut bench = Bench::new(*policy);
+        let mut bench = bench(*policy);
         for case in &file.cases {
-            let misses = bench.misses(case).into_iter();
+            let misses = misses(&mut bench, case).into_iter();
             failed.extend(misses.map(|miss| format!("{}: {:?}: {miss}", policy.0, case.name)));
             run += 1;
         }
-        let Some(plainest) = file.plainest().filter(|_| !file.properties.is_empty()) else {
-            continue;
-        };
-        bench
-            .load(plainest)
-            .unwrap_or_else(|e| panic!("{}: {e}", policy.0));
         for (property, inputs) in &file.properties {
-            let held = property.check(&file, (&bench.room, &bench.models), *inputs, SEED);
+            let held = bench.check(*property, &file, *inputs, SEED);
             let broken = held.map_err(|e| format!("{}: {}: {e}", policy.0, property.as_str()));
             failed.extend(broken.err());
         }

@@ -18,7 +18,7 @@ use homeostat_telemetry::ledger::{
     Accounts, DeviceIndex, Devices, Ledger, ModelCost, Phase, ProcessorPower, Receipt,
     SequenceWork, SplitMethod, Step, StepInbox, StepLog, step_log,
 };
-use homeostat_telemetry::{ProcessorClock, ProcessorTime};
+use homeostat_telemetry::{EnergyMove, ProcessorClock, ProcessorTime};
 use serde::Serialize;
 
 use crate::config::{EnergyConfig, EnergyMode};
@@ -120,8 +120,9 @@ impl Energy {
         }));
     }
 
-    /// Takes what has happened since the last call and returns what was settled, J.
-    pub fn tick(&self, snapshot: &Snapshot) -> Vec<f64> {
+    /// Takes what has happened since the last call and returns what was settled, J. `moves` are
+    /// those of energy counters up to this snapshot and not told before.
+    pub fn tick(&self, snapshot: &Snapshot, moves: &[EnergyMove]) -> Vec<f64> {
         if self.mode == EnergyMode::Off {
             return Vec::new();
         }
@@ -129,6 +130,7 @@ impl Energy {
         let mut books = self.books();
         let books = &mut *books;
         books.take_processor_time(now_us);
+        books.ledger.moved(moves);
         books.ledger.sense(snapshot);
         let known_us = books.take_steps(now_us);
         // Not before the steps that ran when they left are known.
@@ -416,8 +418,8 @@ mod tests {
             }],
             ..Snapshot::default()
         };
-        energy.tick(&seen(900, 99.0));
-        energy.tick(&seen(1_000, 100.0));
+        energy.tick(&seen(900, 99.0), &[]);
+        energy.tick(&seen(1_000, 100.0), &[]);
         let spending = energy.begin("chatcmpl-1", 2);
         let at = Duration::from_millis;
         recorder.began(at(1_000));
@@ -426,13 +428,13 @@ mod tests {
             sequence(account("chatcmpl-1.1")),
         ];
         recorder.ended(at(1_000), at(1_090), &both);
-        energy.tick(&seen(1_100, 130.0));
+        energy.tick(&seen(1_100, 130.0), &[]);
         let receipt = spending.receipt().expect("booked");
         assert!(!receipt.settled);
         assert!((receipt.joules - 27.0).abs() < 1e-6, "{receipt:?}");
         drop(spending);
         std::thread::sleep(Duration::from_millis(20));
-        let settled = energy.tick(&seen(1_200, 140.0));
+        let settled = energy.tick(&seen(1_200, 140.0), &[]);
         assert_eq!(settled.len(), 2);
         let receipt = energy.receipt("chatcmpl-1", 2).expect("kept");
         assert!(receipt.settled && receipt.boundary == "accelerator");
@@ -444,7 +446,7 @@ mod tests {
         let energy = Energy::new(&config(EnergyMode::Off), Path::new("/none"), Instant::now());
         let energy = Arc::new(energy);
         drop(energy.begin("chatcmpl-1", 1));
-        assert!(energy.tick(&Snapshot::default()).is_empty());
+        assert!(energy.tick(&Snapshot::default(), &[]).is_empty());
         assert!(energy.accounts().is_empty());
     }
 

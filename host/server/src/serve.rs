@@ -416,12 +416,16 @@ fn keep_books(
     let metrics = metrics.clone();
     tokio::spawn(async move {
         let mut tick = tokio::time::interval(ENERGY_PERIOD);
+        let mut told = 0;
         loop {
             tick.tick().await;
             let (Some(telemetry), Some(books)) = (telemetry.upgrade(), books.upgrade()) else {
                 return;
             };
-            let settled = books.tick(&telemetry.snapshot());
+            let snapshot = telemetry.snapshot();
+            let moves = telemetry.energy_moves(told);
+            told = moves.last().map_or(told, |moved| moved.sequence);
+            let settled = books.tick(&snapshot, &moves);
             settled
                 .into_iter()
                 .for_each(|joules| metrics.energy(joules));

@@ -53,10 +53,6 @@ const SLOPE_READINGS_MIN: usize = 3;
 /// A slope is believed to fade with this time constant; a straight line is wrong by more
 /// than ten degrees after half a minute.
 const SLOPE_FADES_S: f64 = 8.0;
-/// A thermometer is stuck that did not move for this long …
-const STUCK_S: u32 = 30;
-/// … while by the fit it should have moved by this much.
-const STUCK_KELVIN: f64 = 5.0;
 /// After a gap the averages know nothing of the past; learning waits for the slowest.
 const SETTLE_TAUS: f64 = 2.0;
 
@@ -177,8 +173,7 @@ pub struct Forecaster {
     power_mean: f64,
     power_square: f64,
     power_weight: f64,
-    still_s: u32,
-    still: (f64, f64, f64),
+    /// The thermometer stands still while the power moves: told from outside.
     stuck: bool,
     hindcasts: VecDeque<Hindcast>,
     fit_alone: Score,
@@ -208,8 +203,6 @@ impl Forecaster {
             power_mean: 0.0,
             power_square: 0.0,
             power_weight: 0.0,
-            still_s: 0,
-            still: (f64::NAN, 0.0, 0.0),
             stuck: false,
             hindcasts: VecDeque::new(),
             fit_alone: Score::default(),
@@ -266,7 +259,6 @@ impl Forecaster {
             0 => self.now_s,
             _ => self.now_s + (SETTLE_TAUS * self.taus_s[2]) as u64,
         };
-        self.still_s = 0;
     }
 
     fn learn(&mut self, margin: f64, watts: Option<f64>, elapsed_s: f64) {
@@ -293,7 +285,6 @@ impl Forecaster {
         }
         let inputs = [1.0, averages[0], averages[1], averages[2]];
         self.check_hindcasts(margin);
-        self.watch_for_standstill(margin, &inputs);
         if self.stuck || self.now_s < self.settled_s {
             return;
         }
@@ -327,23 +318,6 @@ impl Forecaster {
             let warmth: f64 = then.averages.iter().zip(gains).map(|(x, g)| x * g).sum();
             self.fit_alone.add(constant + warmth + then.bias + margin);
         }
-    }
-
-    /// Stuck: the very same value for half a minute in which the fit saw it move.
-    fn watch_for_standstill(&mut self, margin: f64, inputs: &[f64; 4]) {
-        let fitted = self.fitted(inputs).unwrap_or(0.0);
-        let (value, low, high) = self.still;
-        // A young fit moves by itself.
-        if margin != value || self.fit.observations() < TRAINED_S {
-            self.still = (margin, fitted, fitted);
-            self.still_s = 0;
-            self.stuck = false;
-            return;
-        }
-        self.still = (value, low.min(fitted), high.max(fitted));
-        self.still_s += 1;
-        let moved = self.still.2 - self.still.1;
-        self.stuck |= self.still_s >= STUCK_S && moved >= STUCK_KELVIN;
     }
 
     /// Writes down what each method says now, to be checked when its time has come.
@@ -436,11 +410,6 @@ impl Forecaster {
             && self.coefficients.is_some()
     }
 
-    /// The thermometer stands still while the power moves.
-    pub fn is_stuck(&self) -> bool {
-        self.stuck
-    }
-
     /// There was a valid fit, and now what it needs is gone although the device still
     /// answers: its power, or a thermometer that moves.
     pub fn is_lost(&self) -> bool {
@@ -529,9 +498,11 @@ impl Forecasters {
             }
             let watts = fresh(device, Signal::Power, now_ms);
             let plan = plans.get(id).map_or(&[][..], Vec::as_slice);
-            if let Some((forecaster, outlook)) = self.devices.get_mut(id)
-                && forecaster.observe(margin, watts, plan, now_ms)
-            {
+            let Some((forecaster, outlook)) = self.devices.get_mut(id) else {
+                continue;
+            };
+            forecaster.stuck = device.suspect;
+            if forecaster.observe(margin, watts, plan, now_ms) {
                 *outlook = forecaster.outlook(plan);
             }
         }
@@ -542,21 +513,9 @@ impl Forecasters {
         self.devices.get(id)?.1.as_ref()
     }
 
-    /// Devices by id with what is expected of them, for metrics.
-    pub fn outlooks(&self) -> impl Iterator<Item = (&str, &Outlook)> {
-        self.devices
-            .iter()
-            .filter_map(|(id, (_, outlook))| Some((id.as_str(), outlook.as_ref()?)))
-    }
-
     /// Whether a device that could be forecast no longer can.
     pub fn is_lost(&self, id: &str) -> bool {
         self.devices.get(id).is_some_and(|(f, _)| f.is_lost())
-    }
-
-    /// Whether a device's thermometer stands still against all evidence.
-    pub fn is_stuck(&self, id: &str) -> bool {
-        self.devices.get(id).is_some_and(|(f, _)| f.is_stuck())
     }
 }
 

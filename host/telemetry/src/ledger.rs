@@ -22,6 +22,8 @@ use std::sync::Arc;
 
 use homeostat_hooks::{DeviceKind, Origin, Snapshot};
 
+use crate::energy::EnergyMove;
+
 mod apportion;
 mod meter;
 mod receipt;
@@ -135,6 +137,8 @@ struct Book {
     /// Time of all windows, µs.
     covered_us: u64,
     sensed_ms: [Option<u64>; 2],
+    /// When the energy counter was taken last.
+    counted_us: u64,
 }
 
 /// What is known of one request.
@@ -209,6 +213,17 @@ impl Ledger {
         Some(DeviceIndex(index as u8))
     }
 
+    /// Takes moves of energy counters, which lie closer together than snapshots; to be told
+    /// before the snapshot that was taken after them. Those of devices that no snapshot has
+    /// shown yet are no loss: a window needs two.
+    pub fn moved(&mut self, moves: &[EnergyMove]) {
+        for moved in moves {
+            if let Some(index) = self.names.iter().position(|name| *name == moved.device) {
+                self.books[index].counter(moved.at_us, moved.total_uj);
+            }
+        }
+    }
+
     /// Takes the energy and power readings that are new since the last snapshot.
     pub fn sense(&mut self, snapshot: &Snapshot) {
         for device in &snapshot.devices {
@@ -231,8 +246,7 @@ impl Ledger {
                 match signal {
                     0 => book.meter.power(at_ms * 1_000, sample.value),
                     _ => {
-                        let raw_uj = (sample.value * 1e6) as u64;
-                        book.meter.counter(at_ms * 1_000, raw_uj, None);
+                        book.counter(at_ms * 1_000, (sample.value * 1e6).round() as u64);
                     }
                 }
             }
@@ -257,12 +271,6 @@ impl Ledger {
             let book = &mut self.books[usize::from(device.0)];
             book.meter.processor_time(at_us, busy_us, power);
         }
-    }
-
-    /// Takes a window that somebody else closed: of the sampler's own books, or recorded.
-    /// Windows of one device come in the order of time.
-    pub fn window(&mut self, device: DeviceIndex, window: Window) {
-        self.books[usize::from(device.0)].meter.window(window);
     }
 
     /// Our share of what a device does from now on, 0 to 1; the rest is other programs' and
@@ -552,6 +560,16 @@ impl Book {
             booked_us: 0,
             covered_us: 0,
             sensed_ms: [None; 2],
+            counted_us: 0,
+        }
+    }
+
+    /// Takes the energy counter. A reading that shows a move comes after it and is dated
+    /// before it: it is no news, and no step back.
+    fn counter(&mut self, at_us: u64, raw_uj: u64) {
+        if at_us >= self.counted_us {
+            self.counted_us = at_us;
+            self.meter.counter(at_us, raw_uj, None);
         }
     }
 

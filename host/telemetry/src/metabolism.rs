@@ -707,8 +707,7 @@ impl StateMachine {
                 continue;
             };
             sighted += 1;
-            let stuck = vitals.forecasts.is_stuck(id);
-            if device.lost || stuck || !margin.is_fresh(now_ms) {
+            if device.lost || device.suspect || !margin.is_fresh(now_ms) {
                 silent += 1;
             } else if vitals.forecasts.is_lost(id) {
                 evidence.claim(1);
@@ -850,6 +849,8 @@ mod tests {
     use super::*;
     use crate::plant::{Plant, PlantSpec, Random};
     use crate::reading::Reading;
+    use crate::stats::Recorder;
+    use crate::stuck::StuckWatch;
     use homeostat_hooks::Origin;
     use std::collections::BTreeSet;
 
@@ -1421,12 +1422,14 @@ mod tests {
         let mut plant = Plant::new(PlantSpec::linear(), 2);
         bench.train(&mut plant);
         let frozen = plant.clone();
+        let mut watch = StuckWatch::default();
         let mut seen = Metabolism::default();
         for tick in 0..900u64 {
             let gpu = bench.readings.device("gpu.0", DeviceKind::Gpu);
             plant.write_to(gpu, 100).expect("plausible");
             let stuck = Reading::instant(87.0 - frozen.temperature(), plant.now_ms(), 100);
             gpu.record(Signal::ThermalMargin, stuck).expect("plausible");
+            watch.look(&mut bench.readings, &Recorder::default());
             bench.now_ms = plant.now_ms();
             let forecasts = &mut bench.forecasts;
             forecasts.observe(&bench.readings, &BTreeMap::new(), plant.now_ms());

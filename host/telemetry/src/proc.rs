@@ -181,7 +181,7 @@ fn ask_sysinfo(system: &mut sysinfo::System, proc: &Proc, tick: &mut Tick<'_>) -
 
 /// Busy and total time of all CPUs, in the kernel's ticks. Waiting for IO is not work;
 /// guest time is already within user time; stolen time is busy, but for somebody else.
-fn cpu_times(stat: &str) -> Option<(u64, u64)> {
+pub(crate) fn cpu_times(stat: &str) -> Option<(u64, u64)> {
     let line = stat.lines().find(|line| line.starts_with("cpu "))?;
     let times: Vec<u64> = line
         .split_whitespace()

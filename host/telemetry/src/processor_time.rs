@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::proc::cpu_times;
 use crate::sysfs;
 
 /// The kernel's tick on every architecture that Linux still has.
@@ -43,7 +44,7 @@ impl ProcessorClock {
         let all = sysfs::text(self.root.join("stat"))?;
         Some(ProcessorTime {
             own_us: own_ticks(&own)? * TICK_US,
-            all_us: busy_ticks(&all)? * TICK_US,
+            all_us: cpu_times(&all)?.0 * TICK_US,
         })
     }
 }
@@ -57,18 +58,6 @@ fn own_ticks(stat: &str) -> Option<u64> {
         .iter()
         .map(|ticks| ticks.parse::<u64>().ok())
         .sum::<Option<u64>>()
-}
-
-/// User, nice, system, interrupts; idle time, time that others stole and time of guests,
-/// which is in user time already, do not count.
-fn busy_ticks(stat: &str) -> Option<u64> {
-    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
-    let mut ticks = line.split_whitespace().map(|t| t.parse::<u64>().ok());
-    let mut next = || ticks.next().flatten();
-    let (user, nice, system) = (next()?, next()?, next()?);
-    let (_idle, _waiting) = (next()?, next()?);
-    let (hard, soft) = (next()?, next()?);
-    Some(user + nice + system + hard + soft)
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 //! A firmware that has hung answers with its last temperature for ever, freshly dated. What
 //! gives it away is the power: a load that changed for tens of seconds changes the
 //! temperature of any chip. A thermometer that did not move through such a change is
-//! suspect: the device counts as degraded, so that whoever learns from its temperature
-//! stops, until it moves again.
+//! suspect: the device counts as degraded, the forecast does not learn from it, and the
+//! state machine counts it as lost, until it moves again.
 //!
 //! It refuses to suspect a steady machine: at constant power, and under bursts too short to
 //! heat anything, a temperature in whole degrees stands still honestly.
@@ -49,7 +49,8 @@ impl StuckWatch {
             .retain(|id, _| readings.devices.contains_key(id));
         for (id, device) in &mut readings.devices {
             let last = |signal| device.last(signal).copied();
-            let (Some(heat), Some(power)) = (last(Signal::Temperature), last(Signal::Power)) else {
+            let heat = last(Signal::ThermalMargin).or(last(Signal::Temperature));
+            let (Some(heat), Some(power)) = (heat, last(Signal::Power)) else {
                 continue;
             };
             let Some(watch) = self.devices.get_mut(id) else {

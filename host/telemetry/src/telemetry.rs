@@ -42,11 +42,12 @@ impl Shared {
             .deliver(sampler.readings_mut(), now_ms);
         let mut snapshot = sampler.tick(now_ms, &self.inputs.load());
         snapshot.attributes.extend(wall_clock());
-        self.snapshot.store(Arc::new(snapshot));
+        // Before the snapshot: who has seen that finds the moves that led to it.
         self.energy
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .extend(sampler.take_energy_moves());
+        self.snapshot.store(Arc::new(snapshot));
     }
 }
 
@@ -132,15 +133,6 @@ impl Telemetry {
     /// Replaces the budgets that every snapshot carries.
     pub fn set_budgets(&self, budgets: Vec<Budget>) {
         self.update_inputs(|inputs| inputs.budgets = budgets);
-    }
-
-    /// Tells what a device is about to draw: means over the coming seconds, W, the last one
-    /// for all that follow; empty = it goes on as it is. The forecast of heat is worth little
-    /// without it.
-    pub fn set_planned_watts(&self, device: &str, watts: Vec<f64>) {
-        self.update_inputs(|inputs| {
-            inputs.planned_watts.insert(device.to_owned(), watts);
-        });
     }
 
     fn update_inputs(&self, change: impl FnOnce(&mut Inputs)) {

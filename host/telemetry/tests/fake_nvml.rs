@@ -6,42 +6,22 @@
 //! a state file of its own. Time is real here (a hanging call hangs really); waiting is for
 //! a condition, with a deadline only so that a failure ends.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
+
+mod running;
 
 use homeostat_fake_nvml::FakeNvml;
 use homeostat_hooks::{Device, Health, MetabolicState, Origin, Snapshot};
 use homeostat_telemetry::{Config, NvmlLibrary, Telemetry, probe_nvml};
+use running::wait;
 
 fn start(fake: &FakeNvml) -> Telemetry {
-    Telemetry::start(Config {
-        nvml: NvmlLibrary::File(fake.library()),
-        // Fixtures of nothing, so that no sensor of this machine joins in.
-        sysfs_root: "/nonexistent".into(),
-        procfs_root: "/nonexistent".into(),
-        ..Config::default()
-    })
+    running::start(fake, Path::new("/nonexistent"))
 }
 
 fn gpu<'a>(snapshot: &'a Snapshot, id: &str) -> Option<&'a Device> {
     snapshot.devices.iter().find(|device| device.id == id)
-}
-
-/// The first snapshot for which the condition holds.
-fn wait(telemetry: &Telemetry, what: &str, holds: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
-    let deadline = Instant::now() + Duration::from_secs(120);
-    loop {
-        let snapshot = telemetry.snapshot();
-        if holds(&snapshot) {
-            return snapshot;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "never saw {what}; last: {snapshot:#?}\n{:#?}",
-            telemetry.stats()
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 fn celsius(snapshot: &Snapshot) -> Option<f64> {

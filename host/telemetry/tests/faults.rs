@@ -8,7 +8,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+
+mod running;
 
 use homeostat_fake_nvml::FakeNvml;
 use homeostat_hooks::{Device, Health, MetabolicState, Snapshot};
@@ -16,6 +17,7 @@ use homeostat_telemetry::{
     Config, Inputs, NvmlLibrary, Provider, Recorder, Sampler, Telemetry, Tick, Trace, TraceHeader,
     TraceWriter,
 };
+use running::{start, wait};
 
 /// A machine of files, sampled by hand.
 struct Machine {
@@ -343,32 +345,6 @@ fn a_starved_sampler_uses_the_time_that_really_passed() {
     let watts = device(&last, "cpu.0").power_watts.expect("derived").value;
     assert!((watts - rate_w).abs() < 0.01, "{watts}");
     assert_eq!(machine.recorder.stats(9_000).age_ms, 600, "age is told");
-}
-
-fn start(fake: &FakeNvml, root: &std::path::Path) -> Telemetry {
-    Telemetry::start(Config {
-        nvml: NvmlLibrary::File(fake.library()),
-        sysfs_root: root.join("sys"),
-        procfs_root: root.join("proc"),
-        ..Config::default()
-    })
-}
-
-/// The first snapshot for which the condition holds.
-fn wait(telemetry: &Telemetry, what: &str, holds: impl Fn(&Snapshot) -> bool) -> Arc<Snapshot> {
-    let deadline = Instant::now() + Duration::from_secs(120);
-    loop {
-        let snapshot = telemetry.snapshot();
-        if holds(&snapshot) {
-            return snapshot;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "never saw {what}; last: {snapshot:#?}\n{:#?}",
-            telemetry.stats()
-        );
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]

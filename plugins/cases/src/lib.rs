@@ -9,6 +9,7 @@
 //! A misspelt key or expectation is an error, never a case that silently passes.
 
 mod ask;
+mod bench;
 mod expect;
 mod generate;
 mod given;
@@ -21,6 +22,7 @@ use homeostat_hooks::{
 };
 
 pub use ask::{Asked, ask};
+pub use bench::Bench;
 pub use expect::Expectation;
 pub use models::{Told, ToldError, ToldModel, ToldModels};
 pub use property::Property;
@@ -159,7 +161,7 @@ impl Case {
 impl CaseFile {
     /// The first case of which inputs for properties are made: the policy must be loaded
     /// with its options when they are tried.
-    pub fn plainest(&self) -> Option<&Case> {
+    fn plainest(&self) -> Option<&Case> {
         self.cases.iter().find(|c| c.is_ordinary(&self.options))
     }
 

@@ -121,13 +121,7 @@ impl Activations {
         rows: usize,
         cols: usize,
     ) {
-        assert_eq!(weight.len(), cols, "one norm weight per column");
-        let source = Normed {
-            x: &x[..rows * cols],
-            weight,
-            eps,
-            cols,
-        };
+        let source = Normed::new(x, weight, eps, rows, cols);
         self.fill(isa, pool, rows, cols, source);
     }
 
@@ -152,16 +146,9 @@ impl Activations {
         rows: usize,
         cols: usize,
     ) {
-        assert_eq!(weight.len(), cols, "one norm weight per column");
-        let x = &x[..rows * cols];
         let groups = rows.div_ceil(GROUP_ROWS);
         let source = InTwo {
-            of: Normed {
-                x,
-                weight,
-                eps,
-                cols,
-            },
+            of: Normed::new(x, weight, eps, rows, cols),
             rows,
             rest: groups * GROUP_ROWS,
         };
@@ -290,6 +277,18 @@ struct Normed<'a> {
     weight: &'a [f32],
     eps: f32,
     cols: usize,
+}
+
+impl<'a> Normed<'a> {
+    fn new(x: &'a [f32], weight: &'a [f32], eps: f32, rows: usize, cols: usize) -> Self {
+        assert_eq!(weight.len(), cols, "one norm weight per column");
+        Self {
+            x: &x[..rows * cols],
+            weight,
+            eps,
+            cols,
+        }
+    }
 }
 
 #[derive(Clone, Copy)]

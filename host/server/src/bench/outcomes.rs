@@ -183,6 +183,15 @@ pub fn reported(set: &Set, row: &Row, unseen: bool) -> bool {
     unseen || !set.fitted || row.part() == 0
 }
 
+/// The first line about a set: how many of its rows are reported, and which.
+pub fn print_rows(set: &Set, reported: usize, unseen: bool) {
+    let (name, all) = (&set.name, set.rows.len());
+    println!(
+        "{name}: {reported} of {all} rows ({})",
+        split_in_words(set, unseen)
+    );
+}
+
 /// What is reported, in words.
 pub fn split_in_words(set: &Set, unseen: bool) -> &'static str {
     match (set.fitted, unseen) {

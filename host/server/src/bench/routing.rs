@@ -376,13 +376,7 @@ fn print_set(
 ) {
     let n = outcomes.len() as f64;
     let mean = |f: fn(&Outcome) -> f64| outcomes.iter().map(f).sum::<f64>() / n;
-    println!(
-        "{}: {} of {} rows ({})",
-        set.name,
-        outcomes.len(),
-        set.rows.len(),
-        outcomes::split_in_words(set, plan.unseen)
-    );
+    outcomes::print_rows(set, outcomes.len(), plan.unseen);
     println!(
         "  weak {:.3}, strong {:.3}; strong better on {:.1} %, weak better on {:.1} %; {} bootstrap rounds, seed {}",
         mean(|o| o.weak),

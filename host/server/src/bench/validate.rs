@@ -64,13 +64,7 @@ pub fn run(plan: &Plan) -> Result<(), Failure> {
     let reported = |row: &&Row| outcomes::reported(set, row, plan.unseen) && row.answers.is_some();
     let rows: Vec<&Row> = set.rows.iter().filter(reported).collect();
     let mut policy = Asked::open(plan.component.as_deref(), Hook::Validate)?;
-    println!(
-        "{}: {} of {} rows ({})",
-        set.name,
-        rows.len(),
-        set.rows.len(),
-        outcomes::split_in_words(set, plan.unseen)
-    );
+    outcomes::print_rows(set, rows.len(), plan.unseen);
     println!(
         "  no log-probabilities were recorded: only what a validator reads in the text counts; \
          {} bootstrap rounds over rows, seed {}",

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use homeostat_author::{Language, begin, build, tools};
-use homeostat_cases::{Asked, Case, CaseFile, Reply, ToldModels, ask};
+use homeostat_cases::{Bench, Case, CaseFile, ToldModels};
 use homeostat_hooks::Hook;
 use homeostat_policy::{
     BreakerConfig, CacheConfig, Offer, PolicyOptions, PolicyRoom, RoomConfig, parse_options,
@@ -115,7 +115,7 @@ pub fn test(path: &Path, cases: Option<&Path>, seed: Option<u64>) -> Result<(), 
     let cases = cases.unwrap_or(&beside);
     let text = std::fs::read_to_string(cases).map_err(|e| at(cases, e))?;
     let file = homeostat_cases::read(&text).map_err(|e| at(cases, e))?;
-    let mut bench = Bench::new(path, file.hook)?;
+    let mut bench = bench(path, file.hook)?;
     let seed = seed.unwrap_or_else(new_seed);
     let failed = run(&mut bench, &file, seed);
     let total = format!(
@@ -132,102 +132,69 @@ pub fn test(path: &Path, cases: Option<&Path>, seed: Option<u64>) -> Result<(), 
 
 /// A room with the policy at `path` in it and nothing that would keep a question from it.
 pub fn room_with(path: &Path, hook: Hook) -> Result<PolicyRoom, Failure> {
-    let bench = Bench::new(path, hook)?;
-    let mut options = parse_options(&bench.policy_toml).map_err(Failure::failed)?;
+    let (policy_toml, offer) = offer_of(path, hook)?;
+    let mut options = parse_options(&policy_toml).map_err(Failure::failed)?;
     options.limits.deadline_ms.get_or_insert(TEST_DEADLINE_MS);
-    let offer = Offer {
-        options,
-        ..bench.offer
-    };
-    bench.room.put(offer).map_err(Failure::failed)?;
-    Ok(bench.room)
+    let room = room(Arc::new(ToldModels::default()))?;
+    let offer = Offer { options, ..offer };
+    room.put(offer).map_err(Failure::failed)?;
+    Ok(room)
 }
 
-/// A policy under test: a room that holds nothing else, and models that answer as a case
-/// tells.
-struct Bench {
-    room: PolicyRoom,
-    models: Arc<ToldModels>,
-    offer: Offer,
-    /// `policy.toml`, which the options of a case are laid over.
-    policy_toml: String,
-    /// The options with which it is loaded now.
-    loaded: Option<String>,
-}
-
-impl Bench {
-    /// Nothing in it keeps a case from the policy. Machine code is kept where the host keeps
-    /// it: cases with options of their own, and the next run, find it there.
-    fn new(path: &Path, hook: Hook) -> Result<Self, Failure> {
-        let (options_file, policy_toml) = options_text(path)?;
-        parse_options(&policy_toml).map_err(|e| at(&options_file, e))?;
-        let config = RoomConfig {
-            breaker: BreakerConfig {
-                faults: u32::MAX,
-                ..BreakerConfig::default()
-            },
-            cache: CacheConfig {
-                dir: cache_root().map(|root| root.join("policies")),
-                ..CacheConfig::default()
-            },
-            ..RoomConfig::default()
-        };
-        let component = component_at(path)?;
-        let bytes =
-            read_component(&component, config.max_component_bytes).map_err(Failure::failed)?;
-        let models = Arc::new(ToldModels::default());
-        Ok(Self {
-            room: PolicyRoom::new(config, models.clone()).map_err(Failure::failed)?,
-            models,
-            offer: Offer {
-                name: name_of(&component),
-                bytes,
-                hooks: Some(vec![hook]),
-                ..Offer::default()
-            },
-            policy_toml,
-            loaded: None,
-        })
-    }
-
-    /// Loads the policy with the options of a case. `Err` tells why it does not load.
-    fn load(&mut self, case: &Case) -> Result<(), String> {
-        let text = case.options_over(&self.policy_toml);
-        let text = text.map_err(|e| e.to_string())?;
-        if self.loaded.as_ref() == Some(&text) {
-            return Ok(());
-        }
-        self.loaded = None;
-        // The probes of admission find no model: what a case tells is for the case.
-        self.models.tell(&[]);
-        let mut options = parse_options(&text).map_err(|e| e.to_string())?;
+/// The policy at `path` on its bench.
+fn bench(path: &Path, hook: Hook) -> Result<Bench<PolicyRoom>, Failure> {
+    let (policy_toml, offer) = offer_of(path, hook)?;
+    let models = Arc::new(ToldModels::default());
+    let put = move |room: &PolicyRoom, case: &Case, text: &str| {
+        let mut options = parse_options(text).map_err(|e| e.to_string())?;
         if case.deadline_ms().is_none() {
             let own = options.limits.deadline_ms.unwrap_or_default();
             options.limits.deadline_ms = Some(own.max(TEST_DEADLINE_MS));
         }
         let offer = Offer {
             options,
-            ..self.offer.clone()
+            ..offer.clone()
         };
-        self.room.put(offer).map_err(|e| e.to_string())?;
-        self.loaded = Some(text);
-        Ok(())
-    }
+        room.put(offer).map(drop).map_err(|e| e.to_string())
+    };
+    Ok(Bench::new(room(models.clone())?, models, policy_toml, put))
+}
 
-    fn ask(&mut self, case: &Case) -> Asked {
-        match self.load(case) {
-            Ok(()) => ask(&self.room, &self.models, case),
-            Err(error) => Asked {
-                reply: Reply::Error(error),
-                micros: 0,
-                questions: Vec::new(),
-            },
-        }
-    }
+/// Nothing in it keeps a question from a policy. Machine code is kept where the host keeps it:
+/// cases with options of their own, and the next run, find it there.
+fn room(models: Arc<ToldModels>) -> Result<PolicyRoom, Failure> {
+    let config = RoomConfig {
+        breaker: BreakerConfig {
+            faults: u32::MAX,
+            ..BreakerConfig::default()
+        },
+        cache: CacheConfig {
+            dir: cache_root().map(|root| root.join("policies")),
+            ..CacheConfig::default()
+        },
+        ..RoomConfig::default()
+    };
+    PolicyRoom::new(config, models).map_err(Failure::failed)
+}
+
+/// The text of its `policy.toml`, which was read, and the policy without options.
+fn offer_of(path: &Path, hook: Hook) -> Result<(String, Offer), Failure> {
+    let (options_file, policy_toml) = options_text(path)?;
+    parse_options(&policy_toml).map_err(|e| at(&options_file, e))?;
+    let component = component_at(path)?;
+    let most = RoomConfig::default().max_component_bytes;
+    let bytes = read_component(&component, most).map_err(Failure::failed)?;
+    let offer = Offer {
+        name: name_of(&component),
+        bytes,
+        hooks: Some(vec![hook]),
+        ..Offer::default()
+    };
+    Ok((policy_toml, offer))
 }
 
 /// Prints every case and property; answers how many failed.
-fn run(bench: &mut Bench, file: &CaseFile, seed: u64) -> usize {
+fn run(bench: &mut Bench<PolicyRoom>, file: &CaseFile, seed: u64) -> usize {
     let mut failed = 0;
     let mut slowest = 0;
     let mut tell = |name: &str, misses: &[String]| {
@@ -246,11 +213,7 @@ fn run(bench: &mut Bench, file: &CaseFile, seed: u64) -> usize {
         tell(&case.name, &case.missed(&asked.reply, &asked.questions));
     }
     for (property, inputs) in &file.properties {
-        let outcome = file
-            .plainest()
-            .ok_or_else(|| "every case has options or an error of its own".to_owned())
-            .and_then(|case| bench.load(case))
-            .and_then(|()| property.check(file, (&bench.room, &bench.models), *inputs, seed));
+        let outcome = bench.check(*property, file, *inputs, seed);
         let name = format!("{} ({inputs} inputs)", property.as_str());
         tell(&name, outcome.err().as_slice());
     }

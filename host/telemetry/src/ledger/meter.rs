@@ -51,17 +51,6 @@ pub struct ProcessorPower {
     pub idle_watts: f64,
 }
 
-impl ProcessorPower {
-    /// 3.5 W and 0.74 W for each of so many logical processors: the mean of cloud servers
-    /// as the usual public tables give it. An estimate for a machine that nobody measured.
-    pub fn estimated(processors: u32) -> Self {
-        Self {
-            busy_watts: 3.5 - 0.74,
-            idle_watts: 0.74 * f64::from(processors),
-        }
-    }
-}
-
 /// What can go wrong with a sensor, counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MeterFaults {
@@ -103,8 +92,6 @@ pub struct Meter {
     integral_uj: f64,
     cpu: Option<(u64, u64)>,
     closed: VecDeque<Window>,
-    /// End of the last window that came from elsewhere.
-    until_us: u64,
     faults: MeterFaults,
 }
 
@@ -121,7 +108,6 @@ impl Default for Meter {
             integral_uj: 0.0,
             cpu: None,
             closed: VecDeque::new(),
-            until_us: 0,
             faults: MeterFaults::default(),
         }
     }
@@ -262,22 +248,6 @@ impl Meter {
             origin: Origin::Modelled,
             coarse: gap,
         });
-    }
-
-    /// Takes a window as it is; one longer than [`GAP_US`] is coarse, and one that begins
-    /// before the last one ended is cut, so that no time counts twice.
-    pub fn window(&mut self, window: Window) {
-        let start_us = window.start_us.max(self.until_us);
-        if start_us < window.end_us {
-            self.until_us = window.end_us;
-            self.closed.push_back(Window {
-                start_us,
-                coarse: window.coarse || window.end_us - start_us > GAP_US,
-                ..window
-            });
-        } else {
-            self.faults.absurd += 1;
-        }
     }
 
     /// The oldest window that was closed and not yet taken, if it ended by `until_us`.

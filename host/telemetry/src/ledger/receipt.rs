@@ -21,11 +21,6 @@ pub enum Boundary {
     Cpu,
     /// The whole machine, at its plug.
     Host,
-    /// The whole machine times what its building adds.
-    Facility {
-        /// Power usage effectiveness, at least 1.
-        pue: f64,
-    },
 }
 
 impl Boundary {
@@ -50,9 +45,7 @@ impl Boundary {
     fn and(self, other: Self) -> Self {
         match (self, other) {
             (a, b) if a == b => a,
-            (Self::Facility { .. } | Self::Host, _) | (_, Self::Facility { .. } | Self::Host) => {
-                Self::Host
-            }
+            (Self::Host, _) | (_, Self::Host) => Self::Host,
             _ => Self::AcceleratorAndCpu,
         }
     }
@@ -65,7 +58,6 @@ impl fmt::Display for Boundary {
             Self::AcceleratorAndCpu => f.write_str("accelerator+cpu"),
             Self::Cpu => f.write_str("cpu"),
             Self::Host => f.write_str("host"),
-            Self::Facility { pue } => write!(f, "facility(PUE={pue})"),
         }
     }
 }
@@ -128,24 +120,6 @@ impl Receipt {
             shared: self.shared || other.shared,
             incomplete: self.incomplete || other.incomplete,
             settled: self.settled && other.settled,
-        }
-    }
-
-    /// The same seen from the building's plug: a factor on every part. Only a number of the
-    /// whole machine can be scaled so; others are returned as they are.
-    pub fn at_facility(self, pue: f64) -> Self {
-        if self.boundary != Boundary::Host || !pue.is_finite() || pue < 1.0 {
-            return self;
-        }
-        let scale = |uj: u64| (uj as f64 * pue).round() as u64;
-        Self {
-            prefill_uj: scale(self.prefill_uj),
-            decode_uj: scale(self.decode_uj),
-            wasted_uj: scale(self.wasted_uj),
-            pending_uj: scale(self.pending_uj),
-            origin: self.origin.max_weakness(Origin::Derived),
-            boundary: Boundary::Facility { pue },
-            ..self
         }
     }
 }
@@ -224,13 +198,6 @@ impl Accounts {
     pub fn attributed_uj(&self) -> u64 {
         self.prefill_uj + self.decode_uj
     }
-
-    /// Idle energy for every attributed joule: what a report adds that spreads idling over
-    /// the requests. It is never added silently.
-    pub fn idle_ratio(&self) -> Option<f64> {
-        let attributed = self.attributed_uj();
-        (attributed > 0).then(|| self.idle_uj as f64 / attributed as f64)
-    }
 }
 
 #[cfg(test)]
@@ -268,31 +235,5 @@ mod tests {
         assert!((sum.relative_error - (0.1 * 3.0 + 0.6 * 6.0) / 9.0).abs() < 1e-12);
         assert_eq!(sum.boundary.to_string(), "accelerator+cpu");
         assert_eq!((sum.method, sum.settled), (SplitMethod::Tokens, false));
-    }
-
-    #[test]
-    fn only_a_whole_machine_has_a_building_around_it() {
-        assert_eq!(ONE.at_facility(1.2), ONE);
-        let host = Receipt {
-            boundary: Boundary::Host,
-            ..ONE
-        };
-        let facility = host.at_facility(1.2);
-        assert_eq!(facility.boundary.to_string(), "facility(PUE=1.2)");
-        assert_eq!(facility.joules(), 3.6);
-        assert_eq!(facility.origin, Origin::Derived);
-        assert_eq!(host.at_facility(0.5), host);
-    }
-
-    #[test]
-    fn idle_energy_is_told_per_attributed_joule_and_not_added() {
-        let accounts = Accounts {
-            prefill_uj: 30,
-            decode_uj: 10,
-            idle_uj: 20,
-            ..Accounts::default()
-        };
-        assert_eq!(accounts.idle_ratio(), Some(0.5));
-        assert_eq!(Accounts::default().idle_ratio(), None);
     }
 }

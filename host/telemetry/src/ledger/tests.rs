@@ -6,6 +6,10 @@ use crate::plant::Random;
 use crate::reading::{Reading, Readings, Signal};
 
 const MS: u64 = 1_000;
+const TWO_PROCESSORS: ProcessorPower = ProcessorPower {
+    busy_watts: 2.76,
+    idle_watts: 1.48,
+};
 const COST: ModelCost = ModelCost {
     weight_bytes: 16e9,
     kv_bytes_per_token: 131_072.0,
@@ -424,7 +428,7 @@ fn a_sum_is_worth_its_weakest_part() {
         assert_eq!(a.max_weakness(b), sum);
         assert_eq!(b.max_weakness(a), sum);
     }
-    let mut ledger = Ledger::new(Some(ProcessorPower::estimated(2)));
+    let mut ledger = Ledger::new(Some(TWO_PROCESSORS));
     let gpu = ledger.device("gpu.0", DeviceKind::Gpu).expect("first");
     let cpu = ledger.device("cpu", DeviceKind::Cpu).expect("second");
     for tick in 0..10u64 {
@@ -455,7 +459,7 @@ fn a_sum_is_worth_its_weakest_part() {
 
 #[test]
 fn without_a_sensor_the_receipt_is_modelled_or_measured_only_none() {
-    for (power, modelled) in [(Some(ProcessorPower::estimated(2)), true), (None, false)] {
+    for (power, modelled) in [(Some(TWO_PROCESSORS), true), (None, false)] {
         let mut ledger = Ledger::new(power);
         let cpu = ledger.device("cpu", DeviceKind::Cpu).expect("first");
         ledger.processor_time(cpu, 0, 0);
@@ -612,33 +616,33 @@ fn receipts_of_long_ago_are_forgotten() {
 }
 
 #[test]
-fn windows_that_somebody_else_closed_are_booked_like_one_s_own() {
-    let mut bench = Bench::new(1);
-    let device = bench.devices[0];
-    bench.step(0, 100, &[decode(1)]);
-    bench.step(6_000, 6_100, &[decode(2)]);
-    let window = |start_ms: u64, end_ms: u64, origin| Window {
-        start_us: start_ms * MS,
-        end_us: end_ms * MS,
-        uj: 5_000_000,
-        origin,
-        coarse: false,
+fn moves_between_two_snapshots_close_windows_of_their_own_and_count_once() {
+    let mut readings = Readings::default();
+    let mut ledger = Ledger::new(None);
+    let moved = |at_us, total_uj| EnergyMove {
+        sequence: 0,
+        device: "gpu.0".into(),
+        at_us,
+        total_uj,
     };
-    bench
-        .ledger
-        .window(device, window(0, 100, Origin::Measured));
-    // The second begins before the first ends, and is long.
-    bench
-        .ledger
-        .window(device, window(50, 6_100, Origin::Derived));
-    bench
-        .ledger
-        .window(device, window(20, 60, Origin::Measured));
-    bench.ledger.advance(6_100 * MS, 6_100 * MS);
-    bench.balances();
-    assert_eq!(bench.accounts(0).measured_uj, 10_000_000);
-    let receipts = [1, 2].map(|request| bench.ledger.receipt(request).expect("booked"));
-    assert_eq!(receipts[0].origin, Origin::Measured);
-    assert_eq!(receipts[1].origin, Origin::Derived);
-    assert!(receipts[1].relative_error > 0.3);
+    let mut see = |ledger: &mut Ledger, now_ms: u64, joules: f64| {
+        let gpu = readings.device("gpu.0", DeviceKind::Gpu);
+        gpu.record(Signal::Energy, Reading::instant(joules, now_ms, 100))
+            .expect("plausible");
+        ledger.sense(&snapshot(&readings, now_ms));
+    };
+    ledger.moved(&[moved(50_000, 500_000)]);
+    see(&mut ledger, 100, 1.0);
+    ledger.moved(&[moved(120_300, 3_000_000), moved(180_700, 7_000_000)]);
+    // The reading that shows the last move, and one in which nothing moved.
+    see(&mut ledger, 180, 7.0);
+    see(&mut ledger, 300, 7.0);
+    ledger.moved(&[moved(340_000, 9_000_000)]);
+    see(&mut ledger, 400, 9.0);
+    ledger.advance(400 * MS, 400 * MS);
+    let accounts = ledger.accounts().next().expect("one").1;
+    assert_eq!(accounts.faults.resets, 0);
+    // What was used before the first change that was seen is not ours to count.
+    assert_eq!(accounts.measured_uj, 9_000_000 - 3_000_000);
+    assert_eq!(accounts.idle_uj, accounts.measured_uj);
 }
