@@ -39,6 +39,12 @@ pub enum DeviceError {
         bytes: u64,
         problem: String,
     },
+    #[error(
+        "{device}: it cannot compute this model: {problem}. If a kernel or an image is what is \
+         missing, this homeostat was built for another GPU: build it here, or name the GPU's \
+         compute capability in CUDA_COMPUTE_CAP (90 for an H100)"
+    )]
+    Compute { device: Device, problem: String },
 }
 
 impl Device {

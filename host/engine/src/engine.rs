@@ -625,12 +625,18 @@ impl Weights {
             Self::Device(weights) => {
                 let model = weights.config();
                 let block = KvStore::bytes_per_block(model.layers, model.kv_heads, model.head_dim);
-                let runner =
+                let device = config.device;
+                let mut runner =
                     CandleRunner::new(*weights, size).map_err(|e| DeviceError::Memory {
-                        device: config.device,
+                        device,
                         bytes: (block * size.blocks) as u64,
                         problem: e.to_string(),
                     })?;
+                let warmed = runner.warm_up();
+                warmed.map_err(|e| DeviceError::Compute {
+                    device,
+                    problem: e.to_string(),
+                })?;
                 Ok(Box::new(runner))
             }
         }

@@ -44,7 +44,7 @@ use super::decoder::{RunnerSize, check_batch};
 use super::experts::take_greatest;
 use super::source::ModelSource;
 use super::weights::{AttentionWeights, DecoderWeights, ExpertWeights, FeedForward, GatedWeights};
-use crate::batch::Batch;
+use crate::batch::{Batch, Span};
 use crate::block::{BLOCK_SIZE, BlockCopy};
 use crate::kernels::{Activation, RopeStyle, RopeTable};
 use crate::runner::{Runner, RunnerError};
@@ -121,6 +121,31 @@ impl CandleRunner {
             device,
             weights,
         })
+    }
+
+    /// Computes one row and one block of rows of nobody, so that the device's kernels are loaded
+    /// before a client waits for them: on an H100 the driver takes seven seconds to translate
+    /// them. What it leaves in the first block is overwritten before anybody reads it.
+    pub fn warm_up(&mut self) -> std::result::Result<(), RunnerError> {
+        let most = BLOCK_SIZE
+            .min(self.size.max_rows)
+            .min(self.rope.positions());
+        for rows in [1, most] {
+            self.forward(&Batch {
+                tokens: vec![0; rows],
+                positions: (0..rows as u32).collect(),
+                spans: vec![Span {
+                    rows: 0..rows,
+                    blocks: 0..1,
+                    logits: 0..1,
+                }],
+                blocks: vec![0],
+                logit_rows: vec![rows as u32 - 1],
+                ..Batch::default()
+            })?;
+        }
+        self.logits.clear();
+        Ok(())
     }
 
     fn check(&self, batch: &Batch) -> std::result::Result<(), RunnerError> {

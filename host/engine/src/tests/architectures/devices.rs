@@ -257,6 +257,21 @@ fn a_batch_that_breaks_the_scheduler_s_promises_is_refused_on_a_device() {
     runner.forward(&good()).expect("a good batch afterwards");
 }
 
+/// As the engine starts one: what it computed for nobody changes nothing for anybody.
+#[test]
+fn a_runner_that_is_warm_answers_as_a_cold_one() {
+    let folder = folder();
+    for family in [Family::Gemma3, Family::Qwen2Moe] {
+        let path = Blueprint::of(family).write_folder(folder.path(), Stored::F32, 1);
+        let tokens = tokens(3, 40);
+        let batch = ragged(&[(&tokens, 0, &[0, 2])]);
+        let cold = run(&mut on_device(&path, &Device::Cpu), &batch);
+        let mut runner = on_device(&path, &Device::Cpu);
+        runner.warm_up().expect("any runner can be warmed");
+        assert!(run(&mut runner, &batch) == cold, "{family:?}");
+    }
+}
+
 #[cfg(feature = "cuda")]
 mod cuda {
     use super::*;
