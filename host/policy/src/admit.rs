@@ -146,6 +146,9 @@ pub struct Offer {
     pub hooks: Option<Vec<Hook>>,
     /// Options that win over those of the config.
     pub options: PolicyOptions,
+    /// The members of a composition, in the order of its options; none = they are read from
+    /// the policies' folder. A restart has them, so that it admits those that served.
+    pub members: Vec<Offer>,
 }
 
 /// What admission found out.
@@ -167,6 +170,8 @@ pub struct Report {
     pub changes: Vec<Change>,
     /// Who signed it; none where signatures do not count, or it has none.
     pub provenance: Option<Provenance>,
+    /// Who signed the members of a composition, as far as somebody did.
+    pub members: Vec<Provenance>,
     /// Size of the component.
     pub size_bytes: u64,
     /// Time to get its machine code.
@@ -299,6 +304,7 @@ pub(crate) fn admit(
         .concat(),
         changes,
         provenance,
+        members: Vec::new(),
         generations: Vec::new(),
         size_bytes: sealed.component.len() as u64,
         compile_micros: tried.compiled.micros,

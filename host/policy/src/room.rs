@@ -4,6 +4,7 @@
 //! anybody but a free instance. Operators put, check, roll back and unload policies; they
 //! wait for each other, since one component is admitted at a time.
 
+use std::path::Component;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -15,14 +16,14 @@ use crate::admit::{
     self, Admission, AdmissionError, Cache, Kind, Offer, Report, Stage, micros_since,
 };
 use crate::breaker::Breaker;
-use crate::bundle::read_policy;
+use crate::bundle::{read_policy, read_text};
 use crate::cache::CompileCache;
 use crate::call::Policy;
 use crate::compose::{Compose, Ensemble, MEMBERS_MAX, Member};
 use crate::config::{PolicyOptions, RoomConfig, SignatureMode};
 use crate::engine::Engines;
 use crate::explain::{ExplainError, Explained, explain};
-use crate::history::History;
+use crate::history::{History, Stored};
 use crate::limit::Gate;
 use crate::migrate;
 use crate::ready::Filler;
@@ -412,24 +413,45 @@ impl Room {
         offer: &Offer,
         kind: Kind,
     ) -> Result<(Arc<Policy>, Report), AdmissionError> {
-        let (mut policy, report) = self.admit_alone(offer, kind)?;
+        let (mut policy, mut report) = self.admit_alone(offer, kind)?;
         if let Some(compose) = &offer.options.compose {
-            let ensemble = self.admit_members(compose, &report.hooks, kind)?;
+            let read = match &offer.members[..] {
+                [] => Some(self.read_members(compose, &report.hooks)?),
+                _ => None,
+            };
+            let mut members = Vec::new();
+            for (file, member) in compose
+                .members
+                .iter()
+                .zip(read.as_ref().unwrap_or(&offer.members))
+            {
+                let refused = |refusal: AdmissionError| AdmissionError {
+                    text: format!("member {}: {}", file.display(), refusal.text),
+                    ..refusal
+                };
+                let (policy, of_member) = self.admit_alone(member, kind).map_err(refused)?;
+                report.members.extend(of_member.provenance);
+                members.push(Member::new(policy));
+            }
             // Nobody else has seen it yet.
             if let Some(policy) = Arc::get_mut(&mut policy) {
-                policy.ensemble = Some(ensemble);
+                let stored = members.iter().map(|m| Stored::clone(&m.policy.stored));
+                Arc::make_mut(&mut policy.stored).members = stored.collect();
+                policy.ensemble = Some(Ensemble {
+                    mode: compose.mode,
+                    members,
+                });
             }
         }
         Ok((policy, report))
     }
 
-    /// The components that answer together with another one.
-    fn admit_members(
+    /// The components that answer together with another one, out of the policies' folder.
+    fn read_members(
         &self,
         compose: &Compose,
         hooks: &[Hook],
-        kind: Kind,
-    ) -> Result<Ensemble, AdmissionError> {
+    ) -> Result<Vec<Offer>, AdmissionError> {
         let refuse = |text: String| AdmissionError::new(Stage::Options, text);
         let count = compose.members.len();
         if count == 0 || count > MEMBERS_MAX {
@@ -442,10 +464,17 @@ impl Room {
             ));
         };
         let members = compose.members.iter().map(|member| {
+            if !member
+                .components()
+                .all(|c| matches!(c, Component::Normal(_)))
+            {
+                let text = format!("member {} is not below policies.dir", member.display());
+                return Err(refuse(text));
+            }
             let path = dir.join(member);
-            let options = match std::fs::read_to_string(path.with_extension("toml")) {
-                Ok(text) => parse_options(&text)?,
-                Err(_) => PolicyOptions::default(),
+            let options = match read_text(&path.with_extension("toml"))? {
+                Some(text) => parse_options(&text)?,
+                None => PolicyOptions::default(),
             };
             if options.compose.is_some() {
                 let text = format!("member {} is composed itself", member.display());
@@ -453,7 +482,7 @@ impl Room {
             }
             let name = path.file_stem().and_then(|stem| stem.to_str());
             let sealed = read_policy(&path, self.config.max_component_bytes)?;
-            let offer = Offer {
+            Ok(Offer {
                 name: name.unwrap_or_default().to_string(),
                 bytes: sealed.component,
                 manifest: sealed.manifest,
@@ -461,19 +490,9 @@ impl Room {
                 hooks: Some(hooks.to_vec()),
                 options,
                 ..Offer::default()
-            };
-            let (policy, _) = self
-                .admit_alone(&offer, kind)
-                .map_err(|refusal| AdmissionError {
-                    text: format!("member {}: {}", member.display(), refusal.text),
-                    ..refusal
-                })?;
-            Ok(Member::new(policy))
+            })
         });
-        Ok(Ensemble {
-            mode: compose.mode,
-            members: members.collect::<Result<_, _>>()?,
-        })
+        members.collect()
     }
 
     fn admit_alone(
@@ -519,7 +538,10 @@ impl Room {
     fn embed(&self, offer: &Offer) -> Result<Report, AdmissionError> {
         let _one = self.one_admission();
         let (policy, mut report) = self.admit(offer, Kind::Embedded)?;
-        policy.stored.take_bytes();
+        policy
+            .stored
+            .parts()
+            .for_each(|part| drop(part.take_bytes()));
         let mut free = Vec::new();
         {
             let table = self.table.load();
@@ -582,13 +604,13 @@ impl Room {
         }
     }
 
-    /// Writes the revision of a signed policy down before it serves: a host that dies in
-    /// between has refused nothing too much.
+    /// Writes the revisions of a signed policy and its members down before they serve: a
+    /// host that dies in between has refused nothing too much.
     pub fn accept_revision<T>(
         &self,
         (policy, report): (T, Report),
     ) -> Result<(T, Report), AdmissionError> {
-        if let Some(provenance) = &report.provenance {
+        for provenance in report.provenance.iter().chain(&report.members) {
             let accepted = self.revisions.accept(&provenance.manifest);
             accepted.map_err(|why| AdmissionError::new(Stage::Signature, why.to_string()))?;
         }

@@ -30,9 +30,6 @@ use crate::config::PolicyOptions;
 use crate::history::{Content, FileRecord};
 use crate::room::Room;
 
-/// Longest of the texts beside a component.
-const OPTIONS_BYTES_MAX: u64 = 64 << 10;
-
 /// A folder being watched; dropping it ends the watch.
 pub(crate) struct Watch {
     stop: Option<mpsc::Sender<()>>,
@@ -301,12 +298,12 @@ fn read(path: &Path, max_bytes: u64) -> Reading {
     let bytes = read_component(path, max_bytes)?;
     let [options, manifest, signature] = beside(path);
     let offer = Offer {
-        manifest: read_text(&manifest)?,
-        signature: read_text(&signature)?,
+        manifest: bundle::read_text(&manifest)?,
+        signature: bundle::read_text(&signature)?,
         bytes,
         ..Offer::default()
     };
-    let options = read_text(&options)?.unwrap_or_default();
+    let options = bundle::read_text(&options)?.unwrap_or_default();
     let mut policy = Sha256::new();
     policy.update(&offer.bytes);
     for text in [&offer.manifest, &offer.signature].into_iter().flatten() {
@@ -317,19 +314,6 @@ fn read(path: &Path, max_bytes: u64) -> Reading {
         options: hex(&Sha256::digest(&options)),
     };
     Ok((content, offer, options))
-}
-
-/// A file that need not be there.
-fn read_text(path: &Path) -> Result<Option<String>, AdmissionError> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    let text = String::from_utf8(read_component(path, OPTIONS_BYTES_MAX)?);
-    let text = text.map_err(|_| {
-        let text = format!("{} is not UTF-8", path.display());
-        AdmissionError::new(Stage::Options, text)
-    });
-    text.map(Some)
 }
 
 /// The options in the text of a `.toml`.

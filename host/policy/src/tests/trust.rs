@@ -327,6 +327,35 @@ fn what_was_not_signed_for_is_not_given_whatever_the_operator_grants() {
 }
 
 #[test]
+fn an_older_member_of_a_composition_is_refused_as_an_older_policy_is() {
+    let key = key();
+    let dir = tempfile::tempdir().unwrap();
+    let room = room_with(RoomConfig {
+        dir: Some(dir.path().to_path_buf()),
+        ..config(&key, SignatureMode::Optional)
+    });
+    let member = |revision, text| {
+        let bytes = signed(&key, revision, text).bytes;
+        std::fs::write(dir.path().join("second.policy"), bytes).unwrap();
+    };
+    let put = || {
+        let options = "[compose]\nmode = \"chain\"\nmembers = [\"second.policy\"]\n";
+        room.put(Offer {
+            options: watch::parse_options(options).unwrap(),
+            ..offer("first", guests::router("first"))
+        })
+    };
+    member(5, "fifth");
+    let report = put().unwrap();
+    assert_eq!(report.members[0].revision, 5);
+    member(4, "fourth");
+    let refusal = put().unwrap_err();
+    assert_eq!(refusal.stage, Stage::Signature, "{refusal}");
+    let words = ["second.policy", Reason::OldRevision.as_str()];
+    assert!(words.iter().all(|w| refusal.text.contains(w)), "{refusal}");
+}
+
+#[test]
 fn a_key_that_is_none_is_found_when_the_room_opens() {
     let config = RoomConfig {
         trusted_keys: [("ops".into(), "ed25519:12".into())].into(),
