@@ -160,7 +160,7 @@ pub struct Limits {
     pub hostcall_bytes: u64,
     /// Handles (models, buckets, streams) that one instance holds at once.
     pub handles: u32,
-    /// Log text of one call; the rest is dropped and counted.
+    /// Log of one call, 64 bytes a line included; the rest is dropped and counted.
     pub log_bytes: u32,
 }
 
