@@ -316,6 +316,9 @@ pub struct ReplayConfig {
     /// The newest requests that are asked. 500 take a Rust policy a tenth of a second, a
     /// Python one ten.
     pub max_requests: u32,
+    /// Wall-clock time after which no further request is asked and the policy is refused: no
+    /// other is admitted meanwhile. One request may take some seconds more, by its fuel.
+    pub max_seconds: u64,
 }
 
 impl Default for ReplayConfig {
@@ -324,6 +327,7 @@ impl Default for ReplayConfig {
             dir: None,
             max_changed: 0.1,
             max_requests: 500,
+            max_seconds: 60,
         }
     }
 }

@@ -1096,7 +1096,8 @@ fn recorded_traffic_judges_a_policy_before_it_serves() {
     for (bytes, words) in [
         (
             traps,
-            "4 of 4 recorded calls failed; classify of request xxxxxxx",
+            // The first is enough.
+            "1 of 1 recorded calls failed; classify of request xxxxxxx",
         ),
         (simple(), "4 of 4 recorded calls would be decided otherwise"),
         (asks_more, "wall-clock#now"),
@@ -1120,6 +1121,26 @@ fn a_larger_share_lets_a_policy_change_more() {
     let (_dir, room) = judging(&sure_by("0.5"), 1.0);
     let report = room.put(offer(simple())).unwrap();
     assert_eq!(report.replay.unwrap().moved, 4);
+}
+
+#[test]
+fn a_policy_that_is_slow_with_recorded_traffic_is_refused_in_time() {
+    let (dir, _) = judging(&sure_by("0.5"), 0.5);
+    let hurried = |max_seconds| {
+        room(RoomConfig {
+            replay: ReplayConfig {
+                dir: Some(dir.path().to_path_buf()),
+                max_seconds,
+                ..ReplayConfig::default()
+            },
+            ..RoomConfig::default()
+        })
+    };
+    let refusal = hurried(0).put(offer(sure_by("0.5"))).unwrap_err();
+    assert_eq!(refusal.stage, Stage::Replay);
+    let words = "1 of 4 recorded requests took more than 0 s";
+    assert!(refusal.text.contains(words), "{refusal}");
+    hurried(600).put(offer(sure_by("0.5"))).unwrap();
 }
 
 #[test]
