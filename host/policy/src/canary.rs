@@ -17,7 +17,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use homeostat_hooks::{Hook, Outcome, Request, Role};
+use homeostat_hooks::{CONVERSATION, Hook, Outcome, Request, Value};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -30,8 +30,6 @@ use crate::swap::Generation;
 const BASE_MIN: u64 = 50;
 /// The thresholds are read from the active arm's times again after so many more of them.
 const BASE_EVERY: u64 = 64;
-/// Bytes of a message that a conversation is told by: it is hashed on the way of a request.
-const TOLD_BY_BYTES: usize = 4096;
 /// Promotion is considered at every so many calls of the candidate: it asks all measures.
 const LOOK_EVERY: u64 = 8;
 
@@ -39,9 +37,8 @@ const LOOK_EVERY: u64 = 8;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StickTo {
-    /// The tenant and all messages up to the first of the person: a conversation keeps its
-    /// policy from its first turn on. Conversations that begin with the same words meet the
-    /// same policy.
+    /// The tenant and the attribute [`CONVERSATION`]: a conversation keeps its policy from its
+    /// first turn on. Conversations that begin with the same words meet the same policy.
     #[default]
     Conversation,
     /// The tenant. For hosts with many; all requests without a tenant are one.
@@ -68,17 +65,17 @@ fn place(request: &Request, stick_to: StickTo, salt: u64) -> f64 {
     hash.update(salt.to_le_bytes());
     let mut add = |text: &str| {
         hash.update((text.len() as u64).to_le_bytes());
-        hash.update(&text.as_bytes()[..text.len().min(TOLD_BY_BYTES)]);
+        hash.update(text.as_bytes());
     };
     match stick_to {
         StickTo::Request => add(&request.id),
         StickTo::Tenant => add(request.tenant.as_deref().unwrap_or("")),
         StickTo::Conversation => {
             add(request.tenant.as_deref().unwrap_or(""));
-            for message in &request.messages {
-                add(&message.content);
-                if message.role == Role::User {
-                    break;
+            let attributes = request.attributes.iter();
+            for (_, value) in attributes.filter(|(name, _)| name == CONVERSATION) {
+                if let Value::Integer(number) = value {
+                    hash.update(number.to_le_bytes());
                 }
             }
         }

@@ -1,6 +1,5 @@
 //! How often the judgement errs, simulated; and who sticks to what.
 
-use homeostat_hooks::Message;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -205,42 +204,33 @@ fn a_candidate_whose_first_tokens_come_later_falls_for_it() {
     assert!(requests < 50);
 }
 
-fn talk(id: &str, tenant: Option<&str>, turns: &[&str]) -> Request {
-    let mut messages = Vec::new();
-    for (i, turn) in turns.iter().enumerate() {
-        messages.push(Message {
-            role: if i % 2 == 0 {
-                Role::User
-            } else {
-                Role::Assistant
-            },
-            content: (*turn).into(),
-        });
-    }
+fn asked(id: &str, tenant: Option<&str>, conversation: i64) -> Request {
     Request {
         id: id.into(),
         tenant: tenant.map(str::to_string),
-        messages,
+        attributes: vec![(CONVERSATION.into(), Value::Integer(conversation))],
         ..Request::default()
     }
 }
 
 #[test]
 fn a_conversation_a_tenant_or_a_request_keeps_its_place() {
-    let first = talk("1", Some("a"), &["Hi."]);
-    let later = talk("2", Some("a"), &["Hi.", "Hello!", "And now?"]);
-    let other = talk("3", Some("b"), &["Hi."]);
+    let first = asked("1", Some("a"), 5);
+    let later = asked("2", Some("a"), 5);
+    let other = asked("3", Some("b"), 5);
+    let another = asked("4", Some("a"), 6);
     let at = |request: &Request, stick_to| place(request, stick_to, 7);
     use StickTo::{Conversation, Request as Each, Tenant};
     assert_eq!(at(&first, Conversation), at(&later, Conversation));
     assert_ne!(at(&first, Conversation), at(&other, Conversation));
+    assert_ne!(at(&first, Conversation), at(&another, Conversation));
     assert_eq!(at(&first, Tenant), at(&later, Tenant));
     assert_ne!(at(&first, Tenant), at(&other, Tenant));
     assert_ne!(at(&first, Each), at(&later, Each));
     assert_ne!(place(&first, Tenant, 7), place(&first, Tenant, 8));
     // And the share is a share.
     let taken = (0..10_000)
-        .filter(|i| at(&talk(&i.to_string(), None, &[]), Each) < 0.1)
+        .filter(|i| at(&asked(&i.to_string(), None, 5), Each) < 0.1)
         .count();
     assert!((900..1100).contains(&taken), "{taken}");
 }
