@@ -137,7 +137,8 @@ pub(crate) struct Arms {
 #[derive(Debug, Default)]
 struct Base {
     times: Histogram,
-    count: u64,
+    /// Times of each arm.
+    seen: [u64; 2],
     threshold_micros: Option<f64>,
 }
 
@@ -152,12 +153,11 @@ impl Base {
         let exceeded = self
             .threshold_micros
             .map(|threshold| time.as_secs_f64() * 1e6 > threshold);
+        self.seen[arm as usize] += 1;
         if arm == Arm::Active {
             self.times.record(time);
-            self.count += 1;
-            if self.count == BASE_MIN
-                || self.count.is_multiple_of(BASE_EVERY) && self.count > BASE_MIN
-            {
+            let count = self.seen[arm as usize];
+            if count == BASE_MIN || count.is_multiple_of(BASE_EVERY) && count > BASE_MIN {
                 self.threshold_micros = quantile(&self.times);
             }
         }
@@ -239,11 +239,12 @@ impl Arms {
         let enough = (1.0 / config.alpha).ln();
         MEASURES.iter().all(|(measure, _)| {
             let pair = self.of(*measure);
-            let heard = pair.candidate().trials > 0;
             let silent = match measure {
-                // Thresholds need data, and refusals have no first token.
-                Measure::LateToken | Measure::Slow => !heard,
-                _ => !heard && pair.active().trials == 0,
+                // Both arms answer calls: a policy whose time nobody knows is not good yet.
+                Measure::Slow => false,
+                // Refusals have no first token; an arm without any has none to compare.
+                Measure::LateToken => self.tokens.seen.contains(&0),
+                _ => pair.candidate().trials == 0 && pair.active().trials == 0,
             };
             silent || pair.not_much_worse(config.tolerance) >= enough
         })

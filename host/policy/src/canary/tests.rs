@@ -34,11 +34,11 @@ fn simulate(canaries: u64, rates: &Rates, config: &CanaryConfig, seed: u64) -> V
         let judgement = loop {
             if random.random::<f64>() >= config.share {
                 let event = random.random::<f64>() < rates.active;
-                arms.add(Arm::Active, Measure::Fault, event);
+                arms.call(config, Arm::Active, event, QUICK);
                 continue;
             }
             let event = random.random::<f64>() < rates.candidate;
-            arms.add(Arm::Candidate, Measure::Fault, event);
+            arms.call(config, Arm::Candidate, event, QUICK);
             if let Some(judgement) = arms.judge(config) {
                 break judgement;
             }
@@ -53,6 +53,8 @@ fn simulate(canaries: u64, rates: &Rates, config: &CanaryConfig, seed: u64) -> V
     verdicts
 }
 
+/// What every simulated call takes.
+const QUICK: Duration = Duration::from_micros(30);
 const CANARIES: u64 = 500;
 const SEED: u64 = 20_260_417;
 /// Errors that a share of `alpha` = 1 % of 500 canaries hardly ever makes: the chance of
@@ -150,6 +152,36 @@ fn outcome(tier: Option<&str>, steps_tried: u32, ttft_ms: Option<u32>) -> Outcom
         ttft_ms,
         ..Outcome::default()
     }
+}
+
+/// The judgement on a candidate that has answered `calls` requests, with first tokens after
+/// `ttft_ms`, beside an active policy that had answered `active` before.
+fn judged(active: u64, calls: u64, ttft_ms: [Option<u32>; 2]) -> Option<Judgement> {
+    // So wide that faults, escalations and refusals are settled by few requests.
+    let config = CanaryConfig {
+        tolerance: 0.6,
+        ..config()
+    };
+    let mut arms = Arms::default();
+    let mut serve = |arm: Arm| {
+        arms.call(&config, arm, false, QUICK);
+        arms.outcome(arm, &outcome(Some("small"), 1, ttft_ms[arm as usize]));
+    };
+    (0..active).for_each(|_| serve(Arm::Active));
+    (0..calls).for_each(|_| serve(Arm::Candidate));
+    arms.judge(&config)
+}
+
+#[test]
+fn nobody_is_promoted_whose_times_could_not_be_compared() {
+    let promoted = |judgement| matches!(judgement, Some(Judgement::Promote(_)));
+    let tokens = [Some(9); 2];
+    assert!(promoted(judged(BASE_MIN, 400, tokens)));
+    // The active policy has no quantiles yet.
+    assert_eq!(judged(BASE_MIN - 1, 400, tokens), None);
+    // Where one arm has no first tokens at all, calls alone are compared.
+    assert!(promoted(judged(BASE_MIN, 400, [None, Some(9)])));
+    assert!(promoted(judged(BASE_MIN, 400, [Some(9), None])));
 }
 
 #[test]
