@@ -1043,6 +1043,19 @@ fn a_component_that_was_changed_or_is_gone_is_not_replayed() {
     assert!(replayer().replay(&log, &all[0]).is_err());
 }
 
+#[test]
+fn what_serves_can_be_replayed_however_many_come_at_another_hook() {
+    let dir = tempfile::tempdir().unwrap();
+    let room = room(config(dir.path()));
+    put(&room, "c", &guests::classifier("", "", ""));
+    for n in 0..20 {
+        put(&room, "r", &guests::router(&format!("router {n}")));
+    }
+    classify(&room);
+    let (log, all) = recordings(room, dir.path());
+    assert_identical(&all[0], &replayer().replay(&log, &all[0]).unwrap());
+}
+
 // ---- before it serves ------------------------------------------------------------------
 
 /// A room that recorded classes of this policy, and one that judges by them.

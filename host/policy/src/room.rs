@@ -4,6 +4,7 @@
 //! anybody but a free instance. Operators put, check, roll back and unload policies; they
 //! wait for each other, since one component is admitted at a time.
 
+use std::collections::BTreeSet;
 use std::path::Component;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -527,12 +528,32 @@ impl Room {
             && let (Ok((policy, _)), Some(recorder)) = (&outcome, &self.recorder)
             && let Some(bytes) = &*policy.stored.bytes()
         {
-            recorder.keep_component(&policy.digest, bytes);
+            recorder.keep_component(&policy.digest, bytes, &self.in_use());
         }
         if outcome.is_err() {
             self.refused.fetch_add(1, Relaxed);
         }
         outcome
+    }
+
+    /// Digests of the components that requests may meet, now or after a rollback.
+    fn in_use(&self) -> BTreeSet<String> {
+        let table = self.table.load();
+        let books = self.books();
+        let kept = books.iter().flat_map(|book| {
+            let kept = book.kept.iter().map(|generation| &generation.policy);
+            kept.chain(&book.embedded)
+        });
+        table
+            .policies()
+            .into_iter()
+            .chain(kept)
+            .flat_map(|policy| {
+                let members = policy.ensemble.iter().flat_map(|e| &e.members);
+                let members = members.map(|member| member.policy.digest.clone());
+                std::iter::once(policy.digest.clone()).chain(members)
+            })
+            .collect()
     }
 
     fn embed(&self, offer: &Offer) -> Result<Report, AdmissionError> {
