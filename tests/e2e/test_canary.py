@@ -130,6 +130,17 @@ def test_a_shadow_counts_differences_and_serves_nobody(server):
     assert text_of(server.ask(WHO)) == "B"
 
 
+def test_a_trial_takes_what_lies_beside_its_file(server, tmp_path):
+    component = tmp_path / "asks-models.wasm"
+    component.write_bytes(policy_files.build()["asks-models"])
+    refused = command(server, "shadow", "start", "route", component, check=False)
+    assert refused.returncode == 1 and "grants" in refused.stderr, refused.stderr
+    (tmp_path / "asks-models.toml").write_text('grants = ["models"]\n')
+    command(server, "shadow", "start", "route", component)
+    command(server, "shadow", "stop", "route")
+    command(server, "canary", "start", "route", component)
+
+
 @pytest.mark.parametrize(
     "query, words",
     [

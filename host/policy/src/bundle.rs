@@ -190,7 +190,10 @@ fn read_parts(
 }
 
 /// A text beside a component, if it is there.
-pub(crate) fn read_text(path: &Path) -> Result<Option<String>, AdmissionError> {
+///
+/// # Errors
+/// [`Stage::Read`] with the path.
+pub fn read_text(path: &Path) -> Result<Option<String>, AdmissionError> {
     if !path.exists() {
         return Ok(None);
     }

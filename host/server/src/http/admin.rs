@@ -15,6 +15,7 @@ use axum::response::Response;
 use homeostat_hooks::{Hook, Snapshot};
 use homeostat_policy::{
     AdmissionError, ExplainError, NothingKept, Offer, Report, SlotStatus, StateExport, StateStatus,
+    parse_options,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -58,6 +59,7 @@ pub async fn list(State(house): State<Arc<House>>) -> Json<Policies> {
 }
 
 /// `PUT /admin/v1/policies/{hook}?name=…` with a component or a bundle as its body;
+/// `&options=…` is the text of a `.toml` as it lies beside a component, and
 /// `&allow-downgrade=true` takes an older revision of a signed one.
 pub async fn put(
     State(house): State<Arc<House>>,
@@ -78,7 +80,7 @@ pub async fn put(
     put.map(Json).map_err(|refusal| refused(&refusal))
 }
 
-/// The component in a request's body, with the name in its query.
+/// The component in a request's body, with the name and the options in its query.
 pub(super) async fn offer(
     house: &House,
     word: &str,
@@ -95,10 +97,13 @@ pub(super) async fn offer(
         return Err(ApiError::invalid("name", what));
     }
     let name = name.to_string();
+    let options = query.get("options").map_or("", String::as_str);
+    let options = parse_options(options).map_err(|e| ApiError::invalid("options", e.text))?;
     let (parts, body) = request.into_parts();
     let bytes = body::bytes(&parts.headers, body, house.max_component_bytes).await?;
     Ok(Offer {
         name,
+        options,
         bytes: bytes.into(),
         allow_downgrade: query.get("allow-downgrade").is_some_and(|v| v == "true"),
         ..Offer::default()

@@ -496,6 +496,17 @@ async fn what_is_no_policy_is_refused_and_nothing_changes() {
         400,
         &["name"],
     );
+    let (misspelt, never) = ("options=limitz%3D1", "options=limits.deadline_ms%3D0");
+    for path in ["", "/shadow", "/canary"] {
+        let put = async |query: &str| {
+            let path = format!("/admin/v1/policies/route{path}?{query}");
+            let bytes = include_bytes!(concat!(env!("OUT_DIR"), "/route-metabolic.wasm"));
+            send(&house, request("PUT", &path, &bytes[..])).await
+        };
+        let error = refused(&put(misspelt).await, 400, &["limitz"]);
+        assert_eq!(error["param"], "options");
+        refused(&put(never).await, 422, &["deadline_ms is 0"]);
+    }
     let large = request("PUT", "/admin/v1/policies/route", vec![0; (1 << 20) + 1]);
     refused(&send(&house, large).await, 413, &["1048576"]);
     let nothing = request("POST", "/admin/v1/policies/route/rollback", "");
