@@ -231,11 +231,23 @@ pub(crate) type Cache = Result<Option<CompileCache>, String>;
 /// Reads a component, once, and no more than the limit.
 ///
 /// # Errors
-/// [`Stage::Read`] with the path, when it cannot be read or is too large.
+/// [`Stage::Read`] with the path, when it is no regular file, cannot be read or is too large.
 pub fn read_component(path: &Path, max_bytes: u64) -> Result<Vec<u8>, AdmissionError> {
     let refuse = |text: String| AdmissionError::new(Stage::Read, text);
-    let file = std::fs::File::open(path)
+    let mut options = std::fs::File::options();
+    options.read(true);
+    // A pipe without a writer would keep whoever opens it.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(
+        &mut options,
+        rustix::fs::OFlags::NONBLOCK.bits().cast_signed(),
+    );
+    let file = options
+        .open(path)
         .map_err(|error| refuse(format!("{} cannot be read: {error}", path.display())))?;
+    if !file.metadata().is_ok_and(|meta| meta.is_file()) {
+        return Err(refuse(format!("{} is no regular file", path.display())));
+    }
     let mut bytes = Vec::new();
     file.take(max_bytes.saturating_add(1))
         .read_to_end(&mut bytes)

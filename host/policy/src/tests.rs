@@ -1233,6 +1233,25 @@ fn options_beside_a_component_are_read_and_unknown_keys_are_refused() {
 }
 
 #[cfg(unix)]
+#[cfg(unix)]
+#[test]
+fn a_pipe_where_a_text_should_be_keeps_nobody_waiting() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let folder = Folder::new();
+    folder.room.watch();
+    for name in ["route.toml", "route.sig", "route.policy.toml"] {
+        let pipe = folder.dir.path().join(name);
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        folder.write("route.wasm", &guests::router(name));
+        folder.until("refused", |room| {
+            let attempt = room.status()[1].last_attempt.clone();
+            attempt.is_some_and(|a| !a.accepted && a.text.contains("no regular file"))
+        });
+        std::fs::remove_file(&pipe).unwrap();
+        folder.until_routed(name);
+    }
+}
+
 #[test]
 fn a_link_that_is_pointed_elsewhere_is_a_swap_and_a_lost_folder_changes_nothing() {
     let folder = Folder::new();
