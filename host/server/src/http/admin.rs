@@ -2,7 +2,9 @@
 //!
 //! Replacing a policy is running somebody's code, so the door is narrow: loopback peers,
 //! the token if there is one, and no browsers. A page in a browser on this machine is a
-//! loopback peer too; browsers betray themselves by the `Origin` header.
+//! loopback peer too. Browsers betray themselves by the `Origin` header, but not where they
+//! ask what they take for the page's own server; a page whose name was pointed here
+//! (DNS rebinding) is told by the `Host` header, which is that name.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,7 +36,13 @@ pub async fn guard(
     next: Next,
 ) -> Result<Response, ApiError> {
     let headers = request.headers();
-    house.door.admin(from_loopback(&request), bearer(headers))?;
+    let host = headers
+        .get(header::HOST)
+        .map(|host| host.to_str().unwrap_or("?"))
+        .or_else(|| request.uri().authority().map(|a| a.as_str()));
+    house
+        .door
+        .admin(from_loopback(&request), bearer(headers), host)?;
     if headers.contains_key(header::ORIGIN) {
         let what = "the admin API does not answer to pages in a browser";
         return Err(ApiError::new(

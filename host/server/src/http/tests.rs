@@ -418,6 +418,11 @@ async fn the_admin_api_is_closed_to_other_machines_and_to_browsers() {
     page.headers_mut()
         .insert("origin", "http://evil".parse().unwrap());
     refused(&send(&house, page).await, 403, &["browser"]);
+    let mut rebound = request("GET", "/admin/v1/policies", "");
+    rebound
+        .headers_mut()
+        .insert("host", "evil.example:8080".parse().unwrap());
+    refused(&send(&house, rebound).await, 403, &["Host", "admin_token"]);
 }
 
 #[tokio::test]
