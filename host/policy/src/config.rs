@@ -47,7 +47,7 @@ pub struct RoomConfig {
     /// own that is sized when it is admitted. CPython touches about 10 MiB, so 64 instances of
     /// it may hold 1 GiB; the same as `keep_resident_bytes` = no component has its own pool.
     pub keep_resident_max_bytes: usize,
-    /// Stack of a guest. 512 KiB is wasmtime's default; host threads have 2 MiB.
+    /// Stack of a guest, at most 1 MiB. 512 KiB is wasmtime's default.
     pub stack_bytes: usize,
     /// Largest component that is read. Python components have 35 MB.
     pub max_component_bytes: u64,

@@ -31,6 +31,9 @@ pub(crate) const MEMORIES_MAX: u32 = 4;
 pub(crate) const TABLES_MAX: u32 = 16;
 /// Core instances in one component; dynamically linked Python has about 60.
 const CORE_INSTANCES_MAX: u32 = 128;
+/// Most stack of a guest: half of what threads have by default, and as much is left for the
+/// host below it. A guest that recurses further than its thread would end the process.
+pub(crate) const STACK_BYTES_MAX: usize = 1 << 20;
 /// Instances besides those that serve requests: one component is probed at a time, one
 /// shadow asked at a time, and one is on its way to being ready.
 const SPARE_INSTANCES: u32 = 3;

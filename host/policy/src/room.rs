@@ -22,7 +22,7 @@ use crate::cache::CompileCache;
 use crate::call::Policy;
 use crate::compose::{Compose, Ensemble, MEMBERS_MAX, Member};
 use crate::config::{PolicyOptions, RoomConfig, SignatureMode};
-use crate::engine::Engines;
+use crate::engine::{Engines, STACK_BYTES_MAX};
 use crate::explain::{ExplainError, Explained, explain};
 use crate::history::{History, Stored};
 use crate::limit::Gate;
@@ -127,23 +127,7 @@ impl PolicyRoom {
         models: Arc<dyn Models>,
         clock: Box<dyn Fn() -> u64 + Send + Sync>,
     ) -> Result<Self, RoomError> {
-        if config.instances == 0 {
-            return Err(RoomError::Config(
-                "instances is 0: no policy could run".into(),
-            ));
-        }
-        if config.signature == SignatureMode::Required && config.trusted_keys.is_empty() {
-            let text = "signature is \"required\" and trusted_keys is empty: nothing could serve";
-            return Err(RoomError::Config(text.into()));
-        }
-        if !(0.0..=1.0).contains(&config.replay.max_changed) || config.replay.max_requests == 0 {
-            let text = "replay.max_changed is 0 to 1, replay.max_requests 1 or more";
-            return Err(RoomError::Config(text.into()));
-        }
-        for (name, key) in &config.trusted_keys {
-            signature::public_key(key)
-                .map_err(|why| RoomError::Config(format!("trusted_keys.{name}: {why}")))?;
-        }
+        check_config(&config)?;
         let cache = CompileCache::open(&config.cache);
         if let Err(why) = &cache {
             tracing::warn!("no compile cache, every start compiles anew: {why}");
@@ -358,6 +342,36 @@ impl PolicyRoom {
     pub fn stats(&self) -> RoomStats {
         self.room.stats()
     }
+}
+
+/// Numbers that cannot be, alone or together.
+fn check_config(config: &RoomConfig) -> Result<(), RoomError> {
+    if config.instances == 0 {
+        return Err(RoomError::Config(
+            "instances is 0: no policy could run".into(),
+        ));
+    }
+    if config.signature == SignatureMode::Required && config.trusted_keys.is_empty() {
+        let text = "signature is \"required\" and trusted_keys is empty: nothing could serve";
+        return Err(RoomError::Config(text.into()));
+    }
+    if !(0.0..=1.0).contains(&config.replay.max_changed) || config.replay.max_requests == 0 {
+        let text = "replay.max_changed is 0 to 1, replay.max_requests 1 or more";
+        return Err(RoomError::Config(text.into()));
+    }
+    if config.stack_bytes == 0 || config.stack_bytes > STACK_BYTES_MAX {
+        let text = format!(
+            "stack_bytes is {}, expected 1 to {STACK_BYTES_MAX}: the host's threads have no \
+             more for a guest",
+            config.stack_bytes
+        );
+        return Err(RoomError::Config(text));
+    }
+    for (name, key) in &config.trusted_keys {
+        signature::public_key(key)
+            .map_err(|why| RoomError::Config(format!("trusted_keys.{name}: {why}")))?;
+    }
+    Ok(())
 }
 
 /// A trial is of one hook, whatever else the component exports.

@@ -230,6 +230,27 @@ fn endless_recursion_is_a_trap_and_the_host_lives() {
 }
 
 #[test]
+fn a_stack_that_the_hosts_threads_do_not_have_is_given_to_no_guest() {
+    let config = |stack_bytes| RoomConfig {
+        stack_bytes,
+        instances: 8,
+        ..RoomConfig::default()
+    };
+    for wrong in [0, 2 << 20] {
+        let refused = PolicyRoom::new(config(wrong), Arc::new(FakeModels)).err();
+        let text = refused.unwrap().to_string();
+        assert!(text.contains("stack_bytes is"), "{text}");
+    }
+    let room = room_with(config(1 << 20));
+    let recursion = "(func $deep (result i32) (i32.add (call $deep) (i32.const 1)))";
+    let guest = guests::classifier_when(7, "", recursion, "(drop (call $deep))");
+    room.put(offer("bad", guest)).unwrap();
+    // On a thread as every thread is that serves requests.
+    let reply = std::thread::scope(|scope| scope.spawn(|| classify(&room, 7)).join());
+    assert_fault(&room, &reply.unwrap(), FaultKind::Trap);
+}
+
+#[test]
 fn a_memory_bomb_is_memory() {
     let (room, reply) = misbehaving(
         "",
