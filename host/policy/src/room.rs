@@ -394,6 +394,11 @@ impl PolicyRoom {
         self.room.one_admission()
     }
 
+    /// As the end of the room does.
+    pub(crate) fn end_watch(&self) {
+        *self.watch.lock().expect("nobody panicked") = None;
+    }
+
     /// The newest component that came for this hook, counted from 1.
     pub(crate) fn newest_ticket(&self, hook: Hook) -> u64 {
         self.room.newest[hook as usize].load(Relaxed)

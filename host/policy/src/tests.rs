@@ -1254,6 +1254,22 @@ fn options_beside_a_component_are_read_and_unknown_keys_are_refused() {
 }
 
 #[cfg(unix)]
+#[test]
+fn the_end_does_not_wait_for_a_component_that_is_being_admitted() {
+    let folder = Folder::new();
+    folder.room.watch();
+    let busy = folder.room.hold_admission();
+    let before = folder.room.newest_ticket(Hook::Route);
+    folder.write("route.wasm", &guests::router("late"));
+    while folder.room.newest_ticket(Hook::Route) == before {
+        std::thread::yield_now();
+    }
+    // It stands before the admission, which does not end.
+    folder.room.end_watch();
+    assert_eq!(routed(&folder.room), "default");
+    drop(busy);
+}
+
 #[cfg(unix)]
 #[test]
 fn a_pipe_where_a_text_should_be_keeps_nobody_waiting() {

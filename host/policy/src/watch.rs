@@ -30,15 +30,25 @@ use crate::config::PolicyOptions;
 use crate::history::{Content, FileRecord};
 use crate::room::Room;
 
+/// How long the end of a watch waits for a look that is going on. One that compiles takes up
+/// to minutes, and a host that ends has no use for what comes of it.
+const FAREWELL: Duration = Duration::from_secs(2);
+
 /// A folder being watched; dropping it ends the watch.
 pub(crate) struct Watch {
     stop: Option<mpsc::Sender<()>>,
+    /// Closed when the thread has ended.
+    ended: mpsc::Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
         drop(self.stop.take());
+        if self.ended.recv_timeout(FAREWELL) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("the watcher of the policy folder is left at its work");
+            return;
+        }
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -57,9 +67,11 @@ pub(crate) fn start(room: &Arc<Room>, dir: PathBuf) -> Option<Watch> {
 
     let weak: Weak<Room> = Arc::downgrade(room);
     let (stop, stopped) = mpsc::channel::<()>();
+    let (end, ended) = mpsc::channel::<()>();
     let thread = std::thread::Builder::new()
         .name("policy-watch".into())
         .spawn(move || {
+            let _end = end;
             while stopped.recv_timeout(poll) == Err(RecvTimeoutError::Timeout) {
                 let Some(room) = weak.upgrade() else { return };
                 folder.look(&room);
@@ -68,6 +80,7 @@ pub(crate) fn start(room: &Arc<Room>, dir: PathBuf) -> Option<Watch> {
     match thread {
         Ok(thread) => Some(Watch {
             stop: Some(stop),
+            ended,
             thread: Some(thread),
         }),
         Err(error) => {
