@@ -96,6 +96,8 @@ pub enum Reason {
     Expired,
     /// A newer revision was accepted before.
     OldRevision,
+    /// The host could not write down that it accepts this revision.
+    NotRemembered,
     /// It was put at a hook that its manifest does not name.
     OtherHook,
     /// It imports a power that its manifest does not claim.
@@ -115,6 +117,7 @@ impl Reason {
             Self::NotYetValid => "not-yet-valid",
             Self::Expired => "expired",
             Self::OldRevision => "old-revision",
+            Self::NotRemembered => "not-remembered",
             Self::OtherHook => "other-hook",
             Self::Unclaimed => "unclaimed",
         }

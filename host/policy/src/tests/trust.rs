@@ -301,7 +301,7 @@ fn a_ledger_that_cannot_be_read_or_written_is_never_an_empty_one() {
     assert!(error.unwrap().to_string().contains("damaged"));
     let room = room_with(config(&dir.path().join("missing/revisions.toml")));
     let refusal = refused(&room, signed(&key, 1, "x"));
-    assert_reason(&refusal, Reason::OldRevision);
+    assert_reason(&refusal, Reason::NotRemembered);
     assert!(refusal.text.contains("cannot be written"), "{refusal}");
     assert!(room.status()[1].active.is_none());
 }
