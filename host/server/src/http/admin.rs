@@ -108,7 +108,7 @@ pub(super) async fn offer(
     let options = query.get("options").map_or("", String::as_str);
     let options = parse_options(options).map_err(|e| ApiError::invalid("options", e.text))?;
     let (parts, body) = request.into_parts();
-    let bytes = body::bytes(&parts.headers, body, house.max_component_bytes).await?;
+    let bytes = body::bytes(&parts.headers, body, body::Limit::of_components(house)).await?;
     Ok(Offer {
         name,
         options,
@@ -202,7 +202,7 @@ pub async fn import_state(
     request: Request,
 ) -> Result<Json<StateStatus>, ApiError> {
     let (parts, body) = request.into_parts();
-    let bytes = body::bytes(&parts.headers, body, house.max_component_bytes).await?;
+    let bytes = body::bytes(&parts.headers, body, body::Limit::of_components(&house)).await?;
     let wrong = |what: String| ApiError::invalid("body", what);
     let state: StateExport = serde_json::from_slice(&bytes)
         .map_err(|e| wrong(format!("this is no exported state: {e}")))?;

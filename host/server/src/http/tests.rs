@@ -513,7 +513,8 @@ async fn what_is_no_policy_is_refused_and_nothing_changes() {
         refused(&put(never).await, 422, &["deadline_ms is 0"]);
     }
     let large = request("PUT", "/admin/v1/policies/route", vec![0; (1 << 20) + 1]);
-    refused(&send(&house, large).await, 413, &["1048576"]);
+    let words = ["1048576", "policies.max_component_bytes"];
+    refused(&send(&house, large).await, 413, &words);
     let nothing = request("POST", "/admin/v1/policies/route/rollback", "");
     refused(&send(&house, nothing).await, 409, &["route"]);
     let (_, _, list) = send(&house, request("GET", "/admin/v1/policies", "")).await;
