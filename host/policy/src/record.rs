@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use homeostat_hooks::{AnsweredBy, Fault, HookReply};
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,8 @@ const QUEUE_RECORDINGS: usize = 1024;
 const COMPONENTS_MAX: usize = 16;
 /// How long somebody who wants to read waits for what is queued.
 const FLUSH_WAIT: Duration = Duration::from_secs(5);
+/// How often it looks whether the queue has a place again.
+const FLUSH_POLL: Duration = Duration::from_millis(5);
 const PREFIX: &str = "decisions-";
 const SUFFIX: &str = ".jsonl";
 
@@ -196,12 +198,18 @@ impl Recorder {
 
     /// Waits until what is queued now is written, for at most some seconds.
     pub fn flush(&self) {
+        let Some(queue) = &self.queue else { return };
+        let until = Instant::now() + FLUSH_WAIT;
         let (done, written) = sync_channel(1);
-        if let Some(queue) = &self.queue
-            && queue.send(Job::Flush(done)).is_ok()
-        {
-            let _ = written.recv_timeout(FLUSH_WAIT);
+        let mut job = Job::Flush(done);
+        while let Err(TrySendError::Full(back)) = queue.try_send(job) {
+            if Instant::now() >= until {
+                return;
+            }
+            job = back;
+            std::thread::sleep(FLUSH_POLL);
         }
+        let _ = written.recv_timeout(until.saturating_duration_since(Instant::now()));
     }
 
     pub fn stats(&self) -> RecordStats {
@@ -652,6 +660,21 @@ mod tests {
             .count();
         assert!((2_300..2_700).contains(&chosen), "{chosen}");
         assert_eq!(share_of("a"), share_of("a"));
+    }
+
+    #[test]
+    fn a_disk_that_stands_still_keeps_no_reader_for_ever() {
+        // Nobody takes anything out of this queue, and it has no place.
+        let (queue, _jobs) = sync_channel(0);
+        let recorder = Recorder {
+            config: RecordConfig::default(),
+            dir: PathBuf::new(),
+            counts: Arc::default(),
+            queue: Some(queue),
+            writer: None,
+            components: Mutex::default(),
+        };
+        recorder.flush();
     }
 
     #[test]
