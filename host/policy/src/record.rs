@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::call::Policy;
 use crate::host::Asked;
 use crate::recording::{Asking, AttemptNotes, HookNotes, Notes, Recording};
+use crate::signature::sha256_hex;
 use crate::tape::Tape;
 use crate::wave::Spoken;
 
@@ -634,7 +635,6 @@ impl RecordLog {
     /// # Errors
     /// They are not there, or are not those of this digest.
     pub fn component(&self, digest: &str) -> Result<Vec<u8>, String> {
-        use sha2::{Digest, Sha256};
         let file = components(&self.dir).join(digest).with_extension("wasm");
         let bytes = fs::read(&file).map_err(|e| {
             format!(
@@ -642,7 +642,7 @@ impl RecordLog {
                 file.display()
             )
         })?;
-        if crate::recording::hex(&Sha256::digest(&bytes)) != digest {
+        if sha256_hex(&bytes) != digest {
             return Err(format!("{} is not what was recorded", file.display()));
         }
         Ok(bytes)

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use wasm_wave::value::Type;
 
 use crate::admit::Offer;
+use crate::cache::hex;
 use crate::call::Policy;
 use crate::config::{Grant, LimitChanges, Limits, PolicyOptions};
 use crate::host::Asked;
@@ -244,11 +245,6 @@ fn digest<'a>(texts: impl Iterator<Item = &'a str>) -> String {
         sum.update([0xff]);
     }
     hex(&sum.finalize())
-}
-
-/// Bytes as lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 impl Recording {

@@ -20,7 +20,7 @@ use crate::paths::Difference;
 use crate::record::{DamagedLine, RecordLog, share_of};
 use crate::recording::{Asking, RecordedHook, RecordedPolicy, Recording};
 use crate::replay::{
-    Actor, Inputs, Played, Question, Replayer, Scene, hooks_of, powers, read_all, unhex,
+    Actor, Inputs, Played, Question, Replayer, Scene, hooks_of, powers, read_all, seed_of,
 };
 use crate::wave;
 
@@ -286,7 +286,7 @@ fn decide(
     hooks: &[Hook],
 ) {
     let seeds = recording.hooks.iter().flat_map(|hook| &hook.attempts);
-    let seed = seeds.filter_map(|attempt| unhex(&attempt.seed)).next();
+    let seed = seeds.filter_map(seed_of).next();
     let actor = Actor {
         policy,
         instance: 1,
