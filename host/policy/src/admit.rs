@@ -404,8 +404,8 @@ fn options_for(
         .iter()
         .fold(offer.options.clone(), |o, hook| o.or(config.options(*hook)));
     let refuse = |text: &str| Err(AdmissionError::new(Stage::Options, text));
-    if offer.name.is_empty() || offer.name.len() > 64 {
-        return refuse("a policy's name has 1 to 64 bytes");
+    if !signature::is_name(&offer.name) {
+        return refuse("a policy's name is 1 to 64 letters, digits, '-', '_' or '.'");
     }
     if options.fallback == Some(Fallback::Reject) && hooks != [Hook::Validate] {
         return refuse(

@@ -1237,6 +1237,16 @@ fn a_copy_in_progress_is_not_a_broken_policy_and_a_broken_one_changes_nothing() 
 }
 
 #[test]
+fn a_name_that_no_manifest_could_have_is_refused_from_everywhere() {
+    let room = room();
+    for name in ["", "a b", "a/b", "größe", "a\nb"] {
+        let refusal = refused(&room, offer(name, guests::router("x")));
+        assert_eq!(refusal.stage, Stage::Options, "{name:?}");
+        assert!(refusal.text.contains("1 to 64 letters"), "{refusal}");
+    }
+}
+
+#[test]
 fn options_beside_a_component_are_read_and_unknown_keys_are_refused() {
     let folder = Folder::new();
     folder.room.watch();

@@ -15,6 +15,7 @@ use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use homeostat_hooks::{Hook, Snapshot};
+use homeostat_policy::signature::is_name;
 use homeostat_policy::{
     AdmissionError, ExplainError, NothingKept, Offer, Report, SlotStatus, StateExport, StateStatus,
     parse_options,
@@ -96,8 +97,7 @@ pub(super) async fn offer(
     request: Request,
 ) -> Result<Offer, ApiError> {
     let name = query.get("name").map_or(word, String::as_str);
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    if name.is_empty() || name.len() > 64 || !name.bytes().all(plain) {
+    if !is_name(name) {
         let what = format!(
             "name is {}, expected 1 to 64 letters, digits, '-', '_' or '.'",
             shown(name)
