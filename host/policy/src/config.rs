@@ -423,12 +423,11 @@ pub enum Fallback {
 }
 
 /// Options of one policy: `[policies.<hook>]`, and the `.toml` beside a component, which
-/// wins key by key.
+/// wins key by key. `hooks` and `compose` are of one component, so they stand beside it only.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PolicyOptions {
-    /// Hooks that the component serves; only meaningful beside a component. Without it
-    /// the file's name says.
+    /// Hooks that the component serves. Without it the file's name says.
     pub hooks: Option<Vec<Hook>>,
     /// Powers it is given.
     pub grants: Option<Vec<Grant>>,
@@ -440,21 +439,21 @@ pub struct PolicyOptions {
     pub limits: LimitChanges,
     /// Who answers when it fails.
     pub fallback: Option<Fallback>,
-    /// Other policies that answer together with it; only meaningful beside a component.
+    /// Other policies that answer together with it.
     pub compose: Option<Compose>,
 }
 
 impl PolicyOptions {
-    /// These options, completed by `other`.
+    /// These options, completed by `other`, which are not of this component.
     pub fn or(&self, other: &Self) -> Self {
         Self {
-            hooks: self.hooks.clone().or_else(|| other.hooks.clone()),
+            hooks: self.hooks.clone(),
             grants: self.grants.clone().or_else(|| other.grants.clone()),
             deny: self.deny.or(other.deny),
             settings: self.settings.clone().or_else(|| other.settings.clone()),
             limits: self.limits.or(other.limits),
             fallback: self.fallback.or(other.fallback),
-            compose: self.compose.clone().or_else(|| other.compose.clone()),
+            compose: self.compose.clone(),
         }
     }
 

@@ -367,6 +367,17 @@ fn check_config(config: &RoomConfig) -> Result<(), RoomError> {
         );
         return Err(RoomError::Config(text));
     }
+    for hook in Hook::ALL {
+        let options = config.options(hook);
+        if options.hooks.is_some() || options.compose.is_some() {
+            let text = format!(
+                "{}: hooks and compose belong into the .toml beside a component: they are of \
+                 one, and this table is for whatever serves the hook",
+                hook.as_str()
+            );
+            return Err(RoomError::Config(text));
+        }
+    }
     for (name, key) in &config.trusted_keys {
         signature::public_key(key)
             .map_err(|why| RoomError::Config(format!("trusted_keys.{name}: {why}")))?;

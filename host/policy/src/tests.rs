@@ -1247,6 +1247,25 @@ fn a_name_that_no_manifest_could_have_is_refused_from_everywhere() {
 }
 
 #[test]
+fn what_is_of_one_component_is_refused_in_the_table_of_a_hook() {
+    for text in [
+        "hooks = [\"route\"]",
+        "[compose]\nmode = \"vote\"\nmembers = [\"b.wasm\"]",
+    ] {
+        let config = RoomConfig {
+            route: crate::parse_options(text).unwrap(),
+            ..RoomConfig::default()
+        };
+        let refused = PolicyRoom::new(config, Arc::new(FakeModels)).err();
+        let text = refused.unwrap().to_string();
+        assert!(
+            text.starts_with("policies.route: hooks and compose"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn options_beside_a_component_are_read_and_unknown_keys_are_refused() {
     let folder = Folder::new();
     folder.room.watch();
