@@ -175,6 +175,11 @@ fn wrong_manifests(ours: &SigningKey) -> Vec<Wrong> {
             |m| m.not_after = datetime(signature::now() - DAY),
             Reason::Expired,
         ),
+        changed(
+            "another contract's",
+            |m| m.contract = "0.2.0".into(),
+            Reason::OtherContract,
+        ),
         changed("an older one", |m| m.revision = 4, Reason::OldRevision),
         changed(
             "the same revision again",
