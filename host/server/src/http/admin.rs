@@ -77,6 +77,7 @@ pub async fn put(
     request: Request,
 ) -> Result<Json<Report>, ApiError> {
     let hook = hook(&word)?;
+    only(&OFFER_KEYS, &query)?;
     let offer = offer(&house, &word, &query, request).await?;
     let offer = Offer {
         hooks: Some(vec![hook]),
@@ -87,6 +88,22 @@ pub async fn put(
     let put = tokio::task::spawn_blocking(move || policies.put(offer)).await;
     let put = put.map_err(|e| ApiError::host(format!("the admission failed: {e}")))?;
     put.map(Json).map_err(|refusal| refused(&refusal))
+}
+
+/// What a query can say of a component.
+pub(super) const OFFER_KEYS: [&str; 3] = ["name", "options", "allow-downgrade"];
+
+/// A query with a key that nobody reads is refused: what was meant would not happen.
+pub(super) fn only(known: &[&str], query: &HashMap<String, String>) -> Result<(), ApiError> {
+    let strange = query.keys().find(|key| !known.contains(&key.as_str()));
+    strange.map_or(Ok(()), |key| {
+        let what = format!(
+            "{} is unknown here, expected {}",
+            shown(key),
+            known.join(", ")
+        );
+        Err(ApiError::invalid(key.as_str(), what))
+    })
 }
 
 /// The component in a request's body, with the name and the options in its query.

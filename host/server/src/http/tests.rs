@@ -511,6 +511,10 @@ async fn what_is_no_policy_is_refused_and_nothing_changes() {
         let error = refused(&put(misspelt).await, 400, &["limitz"]);
         assert_eq!(error["param"], "options");
         refused(&put(never).await, 422, &["deadline_ms is 0"]);
+        let error = refused(&put("stick-to=tenant").await, 400, &["stick-to", "name"]);
+        assert_eq!(error["param"], "stick-to");
+        let share = put("share=0.2&options=limits.deadline_ms%3D0").await;
+        assert_eq!(share.0 == 422, path == "/canary", "{}", share.2);
     }
     let large = request("PUT", "/admin/v1/policies/route", vec![0; (1 << 20) + 1]);
     let words = ["1048576", "policies.max_component_bytes"];
