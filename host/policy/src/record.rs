@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use homeostat_hooks::{AnsweredBy, Fault, HookReply};
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,7 @@ use crate::call::Policy;
 use crate::host::Asked;
 use crate::recording::{Asking, AttemptNotes, HookNotes, Notes, Recording};
 use crate::signature::sha256_hex;
+use crate::stats::unix_ms;
 use crate::tape::Tape;
 use crate::wave::Spoken;
 
@@ -151,7 +152,6 @@ impl Recorder {
         if share_of(&asked.request.id) >= recorder.config.share {
             return None;
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let left = recorder.config.request_bytes;
         Some(Notebook {
             recorder: Arc::clone(recorder),
@@ -159,7 +159,7 @@ impl Recorder {
             bytes_left: left.saturating_sub(asked.request.bytes() + asked.snapshot().bytes()),
             notes: Some(Box::new(Notes {
                 asked: Arc::clone(asked),
-                unix_ms: now.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+                unix_ms: unix_ms(),
                 hooks: Vec::new(),
                 cut: false,
             })),

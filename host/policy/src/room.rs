@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::Component;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use homeostat_hooks::{Hook, Models, Policies, Request, Session, Snapshot};
@@ -34,7 +34,7 @@ use crate::revision::Revisions;
 use crate::session::RoomSession;
 use crate::signature;
 use crate::state::{StateExport, StateStatus, StateStore};
-use crate::stats::{Counters, GenerationStats, Histogram, RoomStats};
+use crate::stats::{Counters, GenerationStats, Histogram, RoomStats, unix_ms};
 use crate::swap::{Attempt, Book, Generation, SlotStatus, Table};
 use crate::trial::{CanaryChanges, TrialEnding, TrialError, TrialMode, TrialStatus};
 use crate::watch::{self, Watch, parse_options};
@@ -670,16 +670,13 @@ impl Room {
 
     /// Remembers an attempt.
     pub fn note(&self, hooks: &[Hook], policy: &str, accepted: bool, text: &str) {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
         let mut books = self.books();
         for hook in hooks {
             books[*hook as usize].last_attempt = Some(Attempt {
                 policy: policy.to_string(),
                 accepted,
                 text: text.to_string(),
-                unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+                unix_ms: unix_ms(),
             });
         }
     }

@@ -6,7 +6,7 @@
 //! about the next. What it found is kept until the hook's next trial.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use homeostat_hooks::{Hook, Models, Outcome};
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,7 @@ use crate::host::{Asked, Powers};
 use crate::migrate;
 use crate::room::Room;
 use crate::shadow::{Question, Shadow, ShadowStatus};
+use crate::stats::unix_ms;
 use crate::swap::{Book, Generation, Table};
 
 /// How a candidate is tried.
@@ -551,11 +552,6 @@ fn parameter(name: &str, value: f64, most: &str) -> TrialError {
     TrialError::Parameter(format!(
         "{name} is {value}, expected above 0 and at most {most}"
     ))
-}
-
-fn unix_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
