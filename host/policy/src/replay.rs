@@ -8,6 +8,7 @@
 //! A fault that the clock caused cannot come again: without a deadline the call runs on.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -322,6 +323,7 @@ pub(crate) fn powers(name: &str, options: PolicyOptions, limits: Limits) -> Arc<
         bucket: StateStore::new(None, StateConfig::default()).bucket(name, 0),
         models: Arc::new(NoModels),
         uses: Uses::default(),
+        asks_early: AtomicBool::new(false),
     })
 }
 
