@@ -22,11 +22,11 @@ use std::time::{Duration, Instant, SystemTime};
 use homeostat_hooks::{AnsweredBy, Fault, HookReply};
 use serde::{Deserialize, Serialize};
 
+use crate::admit::unix_ms;
 use crate::call::Policy;
 use crate::host::Asked;
 use crate::recording::{Asking, AttemptNotes, HookNotes, Notes, Recording};
 use crate::signature::sha256_hex;
-use crate::stats::unix_ms;
 use crate::tape::Tape;
 use crate::wave::Spoken;
 

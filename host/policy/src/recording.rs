@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use wasm_wave::value::Type;
 
 use crate::admit::Offer;
-use crate::cache::hex;
+use crate::cache::{hex, unhex};
 use crate::call::Policy;
 use crate::config::{Grant, LimitChanges, Limits, PolicyOptions};
 use crate::host::Asked;
@@ -207,6 +207,13 @@ pub struct Attempted {
     /// Digests by which anybody can later tell whether this recording is the one that was
     /// made.
     pub receipt: Receipt,
+}
+
+impl Attempted {
+    /// The bytes of its seed; none when they are damaged.
+    pub(crate) fn seed(&self) -> Option<[u8; 32]> {
+        unhex(&self.seed)?.try_into().ok()
+    }
 }
 
 /// Hex sha256 of what a call was given, asked and answered; with the component's digest it

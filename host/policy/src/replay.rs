@@ -19,7 +19,6 @@ use homeostat_hooks::{
 use serde::Serialize;
 
 use crate::admit::{AdmissionError, Stage};
-use crate::cache::unhex;
 use crate::call::{Cost, Instance, Policy};
 use crate::candidate;
 use crate::compiler;
@@ -31,7 +30,7 @@ use crate::host::{Asked, Powers};
 use crate::inspect;
 use crate::limit::Permit;
 use crate::record::{DamagedLine, RecordLog};
-use crate::recording::{Asking, Attempted, RecordedHook, Recording};
+use crate::recording::{Asking, RecordedHook, Recording};
 use crate::signature::sha256_hex;
 use crate::state::StateStore;
 use crate::tape::{Event, HostCall, Miss, Tape};
@@ -213,7 +212,7 @@ impl Replayer {
                 let actor = Actor {
                     policy,
                     instance: attempt.instance,
-                    seed: seed_of(attempt).ok_or("a seed is damaged")?,
+                    seed: attempt.seed().ok_or("a seed is damaged")?,
                 };
                 attempts.push(stage.play(&actor, &attempt.host_calls, &question));
             }
@@ -394,11 +393,6 @@ impl Scene {
         }
         played
     }
-}
-
-/// The seed of an instance's random numbers; none if it is damaged.
-pub(crate) fn seed_of(attempt: &Attempted) -> Option<[u8; 32]> {
-    unhex(&attempt.seed)?.try_into().ok()
 }
 
 /// Nobody asks them: the calls of a replay are answered before they get here.

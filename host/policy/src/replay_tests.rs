@@ -11,7 +11,6 @@ use homeostat_hooks::{
 use crate::guests::{self, FakeModels, request};
 use crate::recording::{Asking, Recording};
 use crate::replay::{Played, Replayer};
-use crate::signature::sha256_hex;
 use crate::tests::contract_with_wasi;
 use crate::{
     Candidate, Compose, Explained, Grant, Mode, Offer, PolicyOptions, PolicyRoom, RecordConfig,
@@ -528,7 +527,7 @@ fn all_members_of_a_composition_are_recorded_and_the_one_that_answered_is_explai
         let told = explained(&log, &all[0], &[]).unwrap();
         let hook = &told.hooks[0];
         let by = if answered == 1 { &member } else { &main };
-        let digest = sha256_hex(by);
+        let digest = crate::signature::sha256_hex(by);
         assert_eq!(hook.digest.as_deref(), Some(&*digest), "{mode:?}");
         let again = hook.again.as_ref().expect("it was replayed");
         assert!(again.identical);

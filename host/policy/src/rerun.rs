@@ -18,10 +18,8 @@ use crate::config::{Limits, PolicyOptions};
 use crate::explain::difference;
 use crate::paths::Difference;
 use crate::record::{DamagedLine, RecordLog, share_of};
-use crate::recording::{Asking, RecordedHook, RecordedPolicy, Recording};
-use crate::replay::{
-    Actor, Inputs, Played, Question, Replayer, Scene, hooks_of, powers, read_all, seed_of,
-};
+use crate::recording::{Asking, Attempted, RecordedHook, RecordedPolicy, Recording};
+use crate::replay::{Actor, Inputs, Played, Question, Replayer, Scene, hooks_of, powers, read_all};
 use crate::shadow::Kind;
 use crate::wave::{self, Spoken};
 
@@ -287,7 +285,7 @@ fn decide(
     hooks: &[Hook],
 ) {
     let seeds = recording.hooks.iter().flat_map(|hook| &hook.attempts);
-    let seed = seeds.filter_map(seed_of).next();
+    let seed = seeds.filter_map(Attempted::seed).next();
     let actor = Actor {
         policy,
         instance: 1,

@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use homeostat_hooks::{Hook, Models, Policies, Request, Session, Snapshot};
 
 use crate::admit::{
-    self, Admission, AdmissionError, Cache, Kind, Offer, Report, Stage, micros_since,
+    self, Admission, AdmissionError, Cache, Kind, Offer, Report, Stage, micros_since, unix_ms,
 };
 use crate::breaker::Breaker;
 use crate::bundle::{read_policy, read_text};
@@ -34,7 +34,7 @@ use crate::revision::Revisions;
 use crate::session::RoomSession;
 use crate::signature;
 use crate::state::{StateExport, StateStatus, StateStore};
-use crate::stats::{Counters, GenerationStats, Histogram, RoomStats, unix_ms};
+use crate::stats::{Counters, GenerationStats, Histogram, RoomStats};
 use crate::swap::{Attempt, Book, Generation, SlotStatus, Table};
 use crate::trial::{CanaryChanges, TrialEnding, TrialError, TrialMode, TrialStatus};
 use crate::watch::{self, Watch, parse_options};
@@ -670,13 +670,14 @@ impl Room {
 
     /// Remembers an attempt.
     pub fn note(&self, hooks: &[Hook], policy: &str, accepted: bool, text: &str) {
+        let unix_ms = unix_ms();
         let mut books = self.books();
         for hook in hooks {
             books[*hook as usize].last_attempt = Some(Attempt {
                 policy: policy.to_string(),
                 accepted,
                 text: text.to_string(),
-                unix_ms: unix_ms(),
+                unix_ms,
             });
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use homeostat_hooks::{FaultKind, Hook};
 use serde::Serialize;
@@ -19,12 +19,6 @@ const KINDS: [FaultKind; 5] = [
     FaultKind::Invalid,
     FaultKind::Denied,
 ];
-
-/// Milliseconds since 1970, now.
-pub(crate) fn unix_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
-}
 
 /// Four buckets an octave: a quantile is at most 19 % too high.
 const PER_OCTAVE: u32 = 4;

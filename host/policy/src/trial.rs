@@ -11,7 +11,7 @@ use std::time::Duration;
 use homeostat_hooks::{Hook, Models, Outcome};
 use serde::{Deserialize, Serialize};
 
-use crate::admit::{AdmissionError, Kind as Admitted, Offer};
+use crate::admit::{AdmissionError, Kind as Admitted, Offer, unix_ms};
 use crate::call::Policy;
 use crate::canary::{Arm, Canary, Judgement, MeasureStatus, StickTo};
 use crate::config::CanaryConfig;
@@ -20,7 +20,6 @@ use crate::host::{Asked, Powers};
 use crate::migrate;
 use crate::room::Room;
 use crate::shadow::{Question, Shadow, ShadowStatus};
-use crate::stats::unix_ms;
 use crate::swap::{Book, Generation, Table};
 
 /// How a candidate is tried.
