@@ -313,6 +313,10 @@ fn a_restart_has_the_members_that_served_whatever_lies_in_the_folder_now() {
         let config = RoomConfig {
             dir: Some(policies.clone()),
             state_dir: Some(state.clone()),
+            limits: Limits {
+                deadline_ms: 60_000,
+                ..Limits::default()
+            },
             ..RoomConfig::default()
         };
         let room = PolicyRoom::new(config, Arc::new(FakeModels)).unwrap();
