@@ -1,10 +1,12 @@
 """Candidates on live traffic: a bad one falls by itself, a good one takes over by itself."""
 
 import re
+import time
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import figures
 import policy_files
 import settings
 from homeostat_process import ADMIN_TOKEN, run_cli, text_of, wait_until
@@ -41,14 +43,25 @@ def active(server) -> str:
     return next(h for h in hooks if h["hook"] == "route")["active"]["policy"]
 
 
-def serve_until_the_end(server) -> tuple[list[str], dict]:
-    """Requests until the canary has ended by itself; every one of them must be answered."""
+def serve_until_the_end(server, name: str) -> tuple[list[str], dict]:
+    """Requests until the canary has ended by itself; every one of them must be answered. Keeps
+    how many it took, how long, one after the other, and how many of them were the candidate's."""
     answers = []
+    began = time.monotonic()
     while len(answers) < REQUESTS_MAX:
         answers.append(text_of(server.ask(WHO)))
         assert answers[-1] in ("A", "B")
         found = trial(server, "canary")
         if found["ended"]:
+            measures = {m["measure"]: m for m in found["canary"]["measures"]}
+            figures.keep(
+                name,
+                requests=len(answers),
+                candidate_calls=measures["fault"]["candidate_of"],
+                seconds=round(time.monotonic() - began, 3),
+                trial_seconds=(found["ended"]["unix_ms"] - found["since_unix_ms"]) / 1000,
+                reason=found["ended"]["reason"],
+            )
             return answers, found
     raise AssertionError(f"no end after {REQUESTS_MAX} requests: {found}")
 
@@ -59,7 +72,7 @@ def test_a_bad_canary_is_rolled_back_by_itself_and_a_good_one_promoted(server, t
         (tmp_path / f"{name}.wasm").write_bytes(policies[name])
 
     command(server, "canary", "start", "route", tmp_path / "falls-often.wasm")
-    answers, found = serve_until_the_end(server)
+    answers, found = serve_until_the_end(server, "a bad canary is rolled back")
     assert found["ended"]["how"] == "rolled-back", found
     assert found["ended"]["reason"].startswith("fault: "), found
     assert active(server) == "answers-a"
@@ -67,14 +80,12 @@ def test_a_bad_canary_is_rolled_back_by_itself_and_a_good_one_promoted(server, t
     assert {text_of(server.ask(WHO)) for _ in range(20)} == {"A"}
     shown = command(server, "canary", "status", "route").stdout
     assert "falls-often" in shown and "rolled-back" in shown
-    print(f"rolled back after {len(answers)} requests: {found['ended']['reason']}")
 
     command(server, "canary", "start", "route", tmp_path / "answers-b.wasm")
-    answers, found = serve_until_the_end(server)
+    answers, found = serve_until_the_end(server, "a good canary is promoted")
     assert found["ended"]["how"] == "promoted", found
     assert active(server) == "answers-b"
     assert {text_of(server.ask(WHO)) for _ in range(20)} == {"B"}
-    print(f"promoted after {len(answers)} requests: {found['ended']['reason']}")
 
     ended = {
         sample.labels["how"]: sample.value
@@ -128,6 +139,17 @@ def test_a_shadow_counts_differences_and_serves_nobody(server):
     assert "shadow of route" in command(server, "shadow", "status").stdout
     command(server, "shadow", "promote", "route")
     assert text_of(server.ask(WHO)) == "B"
+
+
+def test_a_trial_takes_what_lies_beside_its_file(server, tmp_path):
+    component = tmp_path / "asks-models.wasm"
+    component.write_bytes(policy_files.build()["asks-models"])
+    refused = command(server, "shadow", "start", "route", component, check=False)
+    assert refused.returncode == 1 and "grants" in refused.stderr, refused.stderr
+    (tmp_path / "asks-models.toml").write_text('grants = ["models"]\n')
+    command(server, "shadow", "start", "route", component)
+    command(server, "shadow", "stop", "route")
+    command(server, "canary", "start", "route", component)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,15 @@
 //! text when it is long. Copying a megabyte into a sandbox would cost more than the
 //! whole decision.
 
-use homeostat_hooks::{Message, Request, Role, Value};
+use std::hash::{DefaultHasher, Hasher};
+
+use homeostat_hooks::{CONVERSATION, Message, Request, Role, Value};
 
 use crate::job::Job;
 use crate::tier::{OutputFormat, Prompt};
+
+/// Bytes of a message that a conversation is told by: it is hashed on the way of a request.
+const TOLD_BY_BYTES: usize = 4096;
 
 /// The request as policies see it, with at most `limit` bytes of message text. The
 /// newest messages are kept whole for as long as they fit; the one that does not fit is
@@ -18,6 +23,8 @@ pub(crate) fn of(job: &Job, limit: usize) -> Request {
             content: text.clone(),
         }],
     };
+    // Before anything is cut: a later turn of a long conversation is still of it.
+    let conversation = conversation(&messages);
     let mut left = limit;
     let mut cut_bytes = 0u64;
     for message in messages.iter_mut().rev() {
@@ -29,6 +36,7 @@ pub(crate) fn of(job: &Job, limit: usize) -> Request {
         left -= message.content.len();
     }
     let mut attributes = job.attributes.clone();
+    attributes.push((CONVERSATION.into(), Value::Integer(conversation)));
     attributes.extend(shape(&job.output).map(|(name, text)| (name.into(), Value::Text(text))));
     Request {
         id: job.id.clone(),
@@ -44,6 +52,21 @@ pub(crate) fn of(job: &Job, limit: usize) -> Request {
         deadline_ms: job.deadline_ms,
         attributes,
     }
+}
+
+/// What tells this conversation from others: a hash of all messages up to the first of the
+/// person, which every turn brings again.
+fn conversation(messages: &[Message]) -> i64 {
+    let mut hash = DefaultHasher::new();
+    for message in messages {
+        let text = message.content.as_bytes();
+        hash.write_usize(text.len());
+        hash.write(&text[..text.len().min(TOLD_BY_BYTES)]);
+        if message.role == Role::User {
+            break;
+        }
+    }
+    hash.finish().cast_signed()
 }
 
 /// What policies are told about a form for which their contract has no word.
@@ -85,5 +108,44 @@ mod tests {
             assert!(cut.len() + 4 >= limit);
         }
         assert!(both_ends("begin …… end", 11).starts_with("begin"));
+    }
+
+    #[test]
+    fn every_turn_of_a_conversation_has_its_number_however_much_is_cut() {
+        let view = |turns: &[&str], limit| {
+            let roles = [Role::System, Role::User, Role::Assistant];
+            let messages = roles.into_iter().chain([Role::User]).zip(turns);
+            let messages = messages.map(|(role, text)| Message {
+                role,
+                content: (*text).into(),
+            });
+            let job = Job {
+                id: "1".into(),
+                endpoint: homeostat_hooks::Endpoint::Chat,
+                model: "auto".into(),
+                prompt: Prompt::Chat(messages.collect()),
+                sampling: crate::tier::Sampling::default(),
+                max_tokens: None,
+                stream: false,
+                output: OutputFormat::Text,
+                tenant: None,
+                sharer: None,
+                priority: 0,
+                deadline_ms: None,
+                attributes: Vec::new(),
+            };
+            of(&job, limit)
+        };
+        let number = |request: &Request| match request.attributes.as_slice() {
+            [(name, Value::Integer(number))] if name == CONVERSATION => *number,
+            other => panic!("{other:?}"),
+        };
+        let (first, long) = ("Hi.".repeat(20), "And now?".repeat(20));
+        let begun = view(&["Be kind.", &first], 100);
+        let later = view(&["Be kind.", &first, "Hello!", &long], 100);
+        assert_eq!(later.messages[1].content, "", "the beginning is cut");
+        assert_eq!(number(&later), number(&begun));
+        let another = view(&["Be kind.", "Hello.", "Hello!", &long], 100);
+        assert_ne!(number(&another), number(&begun));
     }
 }

@@ -27,7 +27,8 @@ pub use fault::{Fault, FaultKind};
 pub use models::{GenerateOptions, Generated, ModelError, Models};
 pub use policy::{AnsweredBy, Hook, HookReply, Policies, Session};
 pub use request::{
-    Attribute, Classification, Endpoint, Message, Request, ResponseFormat, Role, Task, Value,
+    Attribute, CONVERSATION, Classification, Endpoint, Message, Request, ResponseFormat, Role,
+    Task, Value,
 };
 pub use route::{Decision, DirectAnswer, Plan, Refusal, Rejection, Step, TierKind, TierView};
 pub use snapshot::{

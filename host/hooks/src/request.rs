@@ -19,6 +19,11 @@ pub enum Value {
 /// A named extension: lower case, dots; `homeostat.*` belongs to the host.
 pub type Attribute = (String, Value);
 
+/// Attribute of a request, an integer: every turn of a conversation has the same, however
+/// much of its text is left out, and others hardly ever have it. It is a hash of the
+/// messages up to the first of the person.
+pub const CONVERSATION: &str = "homeostat.conversation";
+
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -93,7 +98,7 @@ pub struct Request {
     pub tenant: Option<String>,
     /// Time left to answer, when the client set a deadline.
     pub deadline_ms: Option<u32>,
-    /// Extensions.
+    /// Extensions, among them [`CONVERSATION`].
     pub attributes: Vec<Attribute>,
 }
 

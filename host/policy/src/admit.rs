@@ -8,7 +8,7 @@ use std::fmt;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use homeostat_hooks::{Hook, Models};
 use serde::Serialize;
@@ -146,6 +146,9 @@ pub struct Offer {
     pub hooks: Option<Vec<Hook>>,
     /// Options that win over those of the config.
     pub options: PolicyOptions,
+    /// The members of a composition, in the order of its options; none = they are read from
+    /// the policies' folder. A restart has them, so that it admits those that served.
+    pub members: Vec<Offer>,
 }
 
 /// What admission found out.
@@ -167,6 +170,8 @@ pub struct Report {
     pub changes: Vec<Change>,
     /// Who signed it; none where signatures do not count, or it has none.
     pub provenance: Option<Provenance>,
+    /// Who signed the members of a composition, as far as somebody did.
+    pub members: Vec<Provenance>,
     /// Size of the component.
     pub size_bytes: u64,
     /// Time to get its machine code.
@@ -226,11 +231,23 @@ pub(crate) type Cache = Result<Option<CompileCache>, String>;
 /// Reads a component, once, and no more than the limit.
 ///
 /// # Errors
-/// [`Stage::Read`] with the path, when it cannot be read or is too large.
+/// [`Stage::Read`] with the path, when it is no regular file, cannot be read or is too large.
 pub fn read_component(path: &Path, max_bytes: u64) -> Result<Vec<u8>, AdmissionError> {
     let refuse = |text: String| AdmissionError::new(Stage::Read, text);
-    let file = std::fs::File::open(path)
+    let mut options = std::fs::File::options();
+    options.read(true);
+    // A pipe without a writer would keep whoever opens it.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(
+        &mut options,
+        rustix::fs::OFlags::NONBLOCK.bits().cast_signed(),
+    );
+    let file = options
+        .open(path)
         .map_err(|error| refuse(format!("{} cannot be read: {error}", path.display())))?;
+    if !file.metadata().is_ok_and(|meta| meta.is_file()) {
+        return Err(refuse(format!("{} is no regular file", path.display())));
+    }
     let mut bytes = Vec::new();
     file.take(max_bytes.saturating_add(1))
         .read_to_end(&mut bytes)
@@ -299,6 +316,7 @@ pub(crate) fn admit(
         .concat(),
         changes,
         provenance,
+        members: Vec::new(),
         generations: Vec::new(),
         size_bytes: sealed.component.len() as u64,
         compile_micros: tried.compiled.micros,
@@ -376,6 +394,12 @@ pub(crate) fn micros_since(started: Instant) -> u64 {
     u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
+/// Milliseconds since 1970, now.
+pub(crate) fn unix_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The options that hold: those of the offer, completed by those of its hooks.
 fn options_for(
     config: &RoomConfig,
@@ -386,8 +410,8 @@ fn options_for(
         .iter()
         .fold(offer.options.clone(), |o, hook| o.or(config.options(*hook)));
     let refuse = |text: &str| Err(AdmissionError::new(Stage::Options, text));
-    if offer.name.is_empty() || offer.name.len() > 64 {
-        return refuse("a policy's name has 1 to 64 bytes");
+    if !signature::is_name(&offer.name) {
+        return refuse("a policy's name is 1 to 64 letters, digits, '-', '_' or '.'");
     }
     if options.fallback == Some(Fallback::Reject) && hooks != [Hook::Validate] {
         return refuse(

@@ -181,21 +181,24 @@ fn read_parts(
     if is_bundle(&bytes) {
         return unpack(&bytes);
     }
-    let text = |path: &Path| {
-        if !path.exists() {
-            return Ok(None);
-        }
-        let raw = read_component(path, TEXT_BYTES_MAX as u64)?;
-        let text = String::from_utf8(raw);
-        let text = text.map_err(|_| {
-            AdmissionError::new(Stage::Read, format!("{} is not UTF-8", path.display()))
-        });
-        text.map(Some)
-    };
     Ok(Sealed {
         component: bytes,
-        manifest: text(&manifest)?,
-        signature: text(&signature)?,
-        cases: text(&cases)?,
+        manifest: read_text(&manifest)?,
+        signature: read_text(&signature)?,
+        cases: read_text(&cases)?,
     })
+}
+
+/// A text beside a component, if it is there.
+///
+/// # Errors
+/// [`Stage::Read`] with the path.
+pub fn read_text(path: &Path) -> Result<Option<String>, AdmissionError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = String::from_utf8(read_component(path, TEXT_BYTES_MAX as u64)?);
+    let text = text
+        .map_err(|_| AdmissionError::new(Stage::Read, format!("{} is not UTF-8", path.display())));
+    text.map(Some)
 }

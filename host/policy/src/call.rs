@@ -214,6 +214,7 @@ impl Instance {
             fault.detail.insert_str(0, "during initialisation: ");
             fault
         })?;
+        store.data_mut().made();
         Ok(Self {
             store,
             guests: Guests {

@@ -17,7 +17,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use homeostat_hooks::{Hook, Outcome, Request, Role};
+use homeostat_hooks::{CONVERSATION, Hook, Outcome, Request, Value};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -30,8 +30,6 @@ use crate::swap::Generation;
 const BASE_MIN: u64 = 50;
 /// The thresholds are read from the active arm's times again after so many more of them.
 const BASE_EVERY: u64 = 64;
-/// Bytes of a message that a conversation is told by: it is hashed on the way of a request.
-const TOLD_BY_BYTES: usize = 4096;
 /// Promotion is considered at every so many calls of the candidate: it asks all measures.
 const LOOK_EVERY: u64 = 8;
 
@@ -39,9 +37,8 @@ const LOOK_EVERY: u64 = 8;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StickTo {
-    /// The tenant and all messages up to the first of the person: a conversation keeps its
-    /// policy from its first turn on. Conversations that begin with the same words meet the
-    /// same policy.
+    /// The tenant and the attribute [`CONVERSATION`]: a conversation keeps its policy from its
+    /// first turn on. Conversations that begin with the same words meet the same policy.
     #[default]
     Conversation,
     /// The tenant. For hosts with many; all requests without a tenant are one.
@@ -68,17 +65,17 @@ fn place(request: &Request, stick_to: StickTo, salt: u64) -> f64 {
     hash.update(salt.to_le_bytes());
     let mut add = |text: &str| {
         hash.update((text.len() as u64).to_le_bytes());
-        hash.update(&text.as_bytes()[..text.len().min(TOLD_BY_BYTES)]);
+        hash.update(text.as_bytes());
     };
     match stick_to {
         StickTo::Request => add(&request.id),
         StickTo::Tenant => add(request.tenant.as_deref().unwrap_or("")),
         StickTo::Conversation => {
             add(request.tenant.as_deref().unwrap_or(""));
-            for message in &request.messages {
-                add(&message.content);
-                if message.role == Role::User {
-                    break;
+            let attributes = request.attributes.iter();
+            for (_, value) in attributes.filter(|(name, _)| name == CONVERSATION) {
+                if let Value::Integer(number) = value {
+                    hash.update(number.to_le_bytes());
                 }
             }
         }
@@ -140,7 +137,8 @@ pub(crate) struct Arms {
 #[derive(Debug, Default)]
 struct Base {
     times: Histogram,
-    count: u64,
+    /// Times of each arm.
+    seen: [u64; 2],
     threshold_micros: Option<f64>,
 }
 
@@ -155,12 +153,11 @@ impl Base {
         let exceeded = self
             .threshold_micros
             .map(|threshold| time.as_secs_f64() * 1e6 > threshold);
+        self.seen[arm as usize] += 1;
         if arm == Arm::Active {
             self.times.record(time);
-            self.count += 1;
-            if self.count == BASE_MIN
-                || self.count.is_multiple_of(BASE_EVERY) && self.count > BASE_MIN
-            {
+            let count = self.seen[arm as usize];
+            if count == BASE_MIN || count.is_multiple_of(BASE_EVERY) && count > BASE_MIN {
                 self.threshold_micros = quantile(&self.times);
             }
         }
@@ -242,11 +239,12 @@ impl Arms {
         let enough = (1.0 / config.alpha).ln();
         MEASURES.iter().all(|(measure, _)| {
             let pair = self.of(*measure);
-            let heard = pair.candidate().trials > 0;
             let silent = match measure {
-                // Thresholds need data, and refusals have no first token.
-                Measure::LateToken | Measure::Slow => !heard,
-                _ => !heard && pair.active().trials == 0,
+                // Both arms answer calls: a policy whose time nobody knows is not good yet.
+                Measure::Slow => false,
+                // Refusals have no first token; an arm without any has none to compare.
+                Measure::LateToken => self.tokens.seen.contains(&0),
+                _ => pair.candidate().trials == 0 && pair.active().trials == 0,
             };
             silent || pair.not_much_worse(config.tolerance) >= enough
         })

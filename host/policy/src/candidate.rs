@@ -2,6 +2,7 @@
 //! linked, measured. Nothing here decides whether it serves; [`crate::admit`] does.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use homeostat_hooks::Hook;
@@ -194,6 +195,7 @@ impl Candidate<'_> {
             bucket,
             models: Arc::clone(self.with.models),
             uses: Uses::default(),
+            asks_early: AtomicBool::new(false),
         })
     }
 

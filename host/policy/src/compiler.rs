@@ -195,13 +195,21 @@ fn why(config: &CompilerConfig, status: ExitStatus, complaint: &str) -> Admissio
     let signal = std::os::unix::process::ExitStatusExt::signal(&status);
     #[cfg(not(unix))]
     let signal: Option<i32> = None;
-    // SIGXCPU at the limit, SIGKILL a second later.
-    if matches!(signal, Some(24 | 9)) {
+    // SIGXCPU, which comes at the limit.
+    if signal == Some(24) {
         return refuse(format!(
             "the compiler used more than {} s of processor time (policies.compiler.cpu_seconds)",
             config.cpu_seconds
         ))
         .help(help);
+    }
+    // SIGKILL. This host sends it to a child that does not go; a kernel that is out of memory
+    // sends it too, and so may anybody who has the right.
+    if signal == Some(9) {
+        return refuse(
+            "the compiler was killed: the machine ran out of memory, or somebody ended it".into(),
+        )
+        .help("the kernel's log tells; a smaller policies.compiler.memory_bytes ends it first");
     }
     let without_memory = [
         "memory allocation of",
@@ -330,4 +338,21 @@ fn mapped_bytes() -> u64 {
         .and_then(|word| word.parse().ok())
         .unwrap_or(0);
     pages * rustix::param::page_size() as u64
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn a_child_that_was_killed_is_not_said_to_have_used_up_its_time() {
+        let config = CompilerConfig::default();
+        let of = |signal| why(&config, ExitStatus::from_raw(signal), "").to_string();
+        assert!(of(24).contains("cpu_seconds"), "{}", of(24));
+        let killed = of(9);
+        assert!(killed.contains("ran out of memory"), "{killed}");
+        assert!(!killed.contains("cpu_seconds"), "{killed}");
+    }
 }

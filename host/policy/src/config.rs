@@ -47,7 +47,7 @@ pub struct RoomConfig {
     /// own that is sized when it is admitted. CPython touches about 10 MiB, so 64 instances of
     /// it may hold 1 GiB; the same as `keep_resident_bytes` = no component has its own pool.
     pub keep_resident_max_bytes: usize,
-    /// Stack of a guest. 512 KiB is wasmtime's default; host threads have 2 MiB.
+    /// Stack of a guest, at most 1 MiB. 512 KiB is wasmtime's default.
     pub stack_bytes: usize,
     /// Largest component that is read. Python components have 35 MB.
     pub max_component_bytes: u64,
@@ -160,7 +160,7 @@ pub struct Limits {
     pub hostcall_bytes: u64,
     /// Handles (models, buckets, streams) that one instance holds at once.
     pub handles: u32,
-    /// Log text of one call; the rest is dropped and counted.
+    /// Log of one call, 64 bytes a line included; the rest is dropped and counted.
     pub log_bytes: u32,
 }
 
@@ -316,6 +316,9 @@ pub struct ReplayConfig {
     /// The newest requests that are asked. 500 take a Rust policy a tenth of a second, a
     /// Python one ten.
     pub max_requests: u32,
+    /// Wall-clock time after which no further request is asked and the policy is refused: no
+    /// other is admitted meanwhile. One request may take some seconds more, by its fuel.
+    pub max_seconds: u64,
 }
 
 impl Default for ReplayConfig {
@@ -324,6 +327,7 @@ impl Default for ReplayConfig {
             dir: None,
             max_changed: 0.1,
             max_requests: 500,
+            max_seconds: 60,
         }
     }
 }
@@ -419,12 +423,11 @@ pub enum Fallback {
 }
 
 /// Options of one policy: `[policies.<hook>]`, and the `.toml` beside a component, which
-/// wins key by key.
+/// wins key by key. `hooks` and `compose` are of one component, so they stand beside it only.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PolicyOptions {
-    /// Hooks that the component serves; only meaningful beside a component. Without it
-    /// the file's name says.
+    /// Hooks that the component serves. Without it the file's name says.
     pub hooks: Option<Vec<Hook>>,
     /// Powers it is given.
     pub grants: Option<Vec<Grant>>,
@@ -436,21 +439,21 @@ pub struct PolicyOptions {
     pub limits: LimitChanges,
     /// Who answers when it fails.
     pub fallback: Option<Fallback>,
-    /// Other policies that answer together with it; only meaningful beside a component.
+    /// Other policies that answer together with it.
     pub compose: Option<Compose>,
 }
 
 impl PolicyOptions {
-    /// These options, completed by `other`.
+    /// These options, completed by `other`, which are not of this component.
     pub fn or(&self, other: &Self) -> Self {
         Self {
-            hooks: self.hooks.clone().or_else(|| other.hooks.clone()),
+            hooks: self.hooks.clone(),
             grants: self.grants.clone().or_else(|| other.grants.clone()),
             deny: self.deny.or(other.deny),
             settings: self.settings.clone().or_else(|| other.settings.clone()),
             limits: self.limits.or(other.limits),
             fallback: self.fallback.or(other.fallback),
-            compose: self.compose.clone().or_else(|| other.compose.clone()),
+            compose: self.compose.clone(),
         }
     }
 

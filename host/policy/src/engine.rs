@@ -31,6 +31,9 @@ pub(crate) const MEMORIES_MAX: u32 = 4;
 pub(crate) const TABLES_MAX: u32 = 16;
 /// Core instances in one component; dynamically linked Python has about 60.
 const CORE_INSTANCES_MAX: u32 = 128;
+/// Most stack of a guest: half of what threads have by default, and as much is left for the
+/// host below it. A guest that recurses further than its thread would end the process.
+pub(crate) const STACK_BYTES_MAX: usize = 1 << 20;
 /// Instances besides those that serve requests: one component is probed at a time, one
 /// shadow asked at a time, and one is on its way to being ready.
 const SPARE_INSTANCES: u32 = 3;
@@ -147,7 +150,10 @@ impl Engines {
                     Ok(engine)
                 });
                 match made {
-                    Ok(engine) => engine,
+                    Ok(engine) => {
+                        larger.push((keep_resident, engine.weak()));
+                        engine
+                    }
                     Err(error) => {
                         tracing::warn!("no pool that keeps {keep_resident} bytes: {error:#}");
                         return None;
@@ -155,7 +161,6 @@ impl Engines {
                 }
             }
         };
-        larger.push((keep_resident, engine.weak()));
         Some(PolicyEngine {
             engine,
             keep_resident,
@@ -260,4 +265,25 @@ fn pool(room: &RoomConfig, keep_resident: usize) -> PoolingAllocationConfig {
         .linear_memory_keep_resident(keep_resident)
         .table_keep_resident(keep_resident);
     pool
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn components_with_the_same_needs_share_an_engine_that_is_known_once() {
+        let config = RoomConfig {
+            instances: 2,
+            ..RoomConfig::default()
+        };
+        let engines = Engines::new(&config).unwrap();
+        let needs = 2 * config.keep_resident_bytes as u64;
+        let shared: Vec<_> = (0..3).map(|_| engines.keeping(&config, needs)).collect();
+        let known = engines.larger.lock().unwrap().len();
+        // Where the kernel cannot tell touched pages there is no larger pool.
+        let clears = PoolingAllocationConfig::is_pagemap_scan_available();
+        assert_eq!(known, usize::from(clears));
+        assert!(shared.iter().all(|engine| engine.is_some() == clears));
+    }
 }

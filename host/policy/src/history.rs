@@ -40,6 +40,9 @@ pub(crate) struct Stored {
     pub embedded: bool,
     pub manifest: Option<String>,
     pub signature: Option<String>,
+    /// Who answer together with it, in the order of its options.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<Stored>,
     /// The component, until it is under its digest.
     #[serde(skip)]
     pub bytes: Pending,
@@ -66,8 +69,14 @@ impl Stored {
             embedded: false,
             manifest: sealed.manifest.clone(),
             signature: sealed.signature.clone(),
+            members: Vec::new(),
             bytes: Pending(Arc::new(Mutex::new(Some(sealed.component.clone())))),
         }
+    }
+
+    /// Itself and its members.
+    pub fn parts(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(&self.members)
     }
 
     /// The bytes, until somebody has taken them.
@@ -241,6 +250,11 @@ impl History {
             allow_downgrade: true,
             hooks: Some(stored.hooks.clone()),
             options: stored.options.clone(),
+            members: stored
+                .members
+                .iter()
+                .map(|member| self.read(member))
+                .collect::<io::Result<_>>()?,
         })
     }
 

@@ -10,6 +10,7 @@
 //! the store's host-call fuel.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -56,6 +57,9 @@ pub(crate) struct Powers {
     pub bucket: Arc<Bucket>,
     pub models: Arc<dyn Models>,
     pub uses: Uses,
+    /// It asks for the snapshot while an instance is made, so none can be made before there
+    /// is a request: it would know of another machine than a replay tells it.
+    pub asks_early: AtomicBool,
 }
 
 impl Powers {
@@ -69,6 +73,7 @@ impl Powers {
             bucket,
             models: Arc::clone(&self.models),
             uses: Uses::default(),
+            asks_early: AtomicBool::new(false),
         }
     }
 }
@@ -125,6 +130,8 @@ pub(crate) struct HostState {
     tape: Option<Arc<Tape>>,
     deadline: Instant,
     proposals: Vec<Proposal>,
+    /// The instance is being made.
+    begins: bool,
 }
 
 impl HostState {
@@ -142,9 +149,15 @@ impl HostState {
             tape,
             deadline: Instant::now(),
             proposals: Vec::new(),
+            begins: true,
             powers,
             asked,
         }
+    }
+
+    /// The instance is made.
+    pub fn made(&mut self) {
+        self.begins = false;
     }
 
     /// From now on it works for this request; before, it has heard of none.
@@ -273,6 +286,9 @@ impl types::Host for HostState {}
 impl telemetry::Host for HostState {
     fn current(&mut self) -> wasmtime::Result<types::Snapshot> {
         self.powers.uses.count(Import::Telemetry);
+        if self.begins {
+            self.powers.asks_early.store(true, Relaxed);
+        }
         self.note("homeostat:policy/telemetry#current", Some(()));
         Ok(self.asked.snapshot_out().clone())
     }

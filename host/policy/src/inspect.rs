@@ -156,7 +156,7 @@ fn wasi_basics(import: &str) -> bool {
 }
 
 /// `0.1.x` fits `0.1.y`; anything else does not.
-fn contract_version_fits(version: &str) -> bool {
+pub(crate) fn contract_version_fits(version: &str) -> bool {
     let minor = |v: &str| {
         let mut parts = v.split('.');
         Some((parts.next()?.to_string(), parts.next()?.to_string()))

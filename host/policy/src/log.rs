@@ -2,7 +2,7 @@
 //!
 //! `wasi:logging`, stdout and stderr end here. A call has a budget of bytes; what goes
 //! beyond is dropped and counted, so a flood costs the guest its own time and nobody
-//! else's disk.
+//! else's disk. A line costs what it takes there, also one that says nothing.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,6 +18,8 @@ use crate::tape::Tape;
 const WRITE_BYTES: usize = 4096;
 /// Longest context of a message.
 const CONTEXT_BYTES: usize = 128;
+/// What a line takes besides context and message: time, level, the policy's name.
+const LINE_BYTES: usize = 64;
 
 /// The log of one instance.
 #[derive(Debug)]
@@ -61,18 +63,20 @@ impl GuestLog {
 
     /// Takes a message, or as much of it as the budget allows.
     pub fn message(&self, level: Level, context: &str, message: &str) {
+        let context = cut(context, CONTEXT_BYTES);
+        let line = LINE_BYTES + context.len();
         let granted = {
             let mut budget = self.budget();
-            let granted = message.len().min(budget.left as usize);
-            budget.left -= granted as u32;
+            let Some(left) = (budget.left as usize).checked_sub(line) else {
+                budget.dropped += (line + message.len()) as u64;
+                return;
+            };
+            let granted = message.len().min(left);
+            budget.left = (left - granted) as u32;
             budget.dropped += (message.len() - granted) as u64;
             granted
         };
-        if granted == 0 && !message.is_empty() {
-            return;
-        }
         let text = cut(message, granted);
-        let context = cut(context, CONTEXT_BYTES);
         let policy = &*self.policy;
         match level {
             Level::Trace => tracing::trace!(policy, context, "{text}"),
@@ -156,13 +160,35 @@ mod tests {
 
     #[test]
     fn a_flood_is_cut_counted_and_forgiven_at_the_next_call() {
-        let log = GuestLog::new("p".into(), 10);
+        let line = LINE_BYTES as u32 + 1;
+        let log = GuestLog::new("p".into(), 2 * line + 8);
         for _ in 0..5 {
             log.message(Level::Info, "c", "12345");
         }
-        assert_eq!(log.next_call(), 15);
-        log.message(Level::Info, "c", "1234567890");
+        let lost = 2 + 3 * (u64::from(line) + 5);
+        assert_eq!(log.next_call(), lost);
+        log.message(Level::Info, "c", "12345678");
         assert_eq!(log.next_call(), 0);
+    }
+
+    #[test]
+    fn a_flood_of_lines_that_say_nothing_is_a_flood() {
+        let log = Arc::new(GuestLog::new("p".into(), 1000));
+        let context = "c".repeat(1000);
+        for _ in 0..100 {
+            log.message(Level::Info, &context, "");
+        }
+        // Five lines of 64 + 128 bytes fit.
+        assert_eq!(log.next_call(), 95 * 192);
+        let mut stdout = Stream {
+            log: Arc::clone(&log),
+            tape: None,
+            name: "stdout",
+        };
+        for _ in 0..100 {
+            stdout.write(Bytes::from_static(b"\n")).unwrap();
+        }
+        assert_eq!(log.next_call(), (100 - 1000 / 70) * 70);
     }
 
     #[test]

@@ -6,12 +6,14 @@
 //! instances ready and takes the used ones to pieces, so that a request pays the call
 //! alone. An instance is still used by one request and no other. Where requests are recorded,
 //! notes are taken from the first moment on, since what an instance asks while it is made
-//! belongs to the recording; a request that is not chosen drops them.
+//! belongs to the recording; a request that is not chosen drops them. Of a policy that asks
+//! for the snapshot while it is made none is kept: there is none yet.
 //!
 //! Bounds: `policies.ready_instances` over all policies, each within its memory limit; the
 //! pool has slots for them besides those of the requests. When a policy leaves the table,
 //! its ready instances go.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::call::{Instance, Policy};
@@ -140,7 +142,8 @@ impl Shared {
     }
 
     fn is_for(&self, policy: &Policy) -> bool {
-        self.most > 0 && policy.cost.nanos() >= self.dear_nanos
+        let powers = &policy.powers;
+        self.most > 0 && policy.cost.nanos() >= self.dear_nanos && !powers.asks_early.load(Relaxed)
     }
 
     /// A policy that has fewer ready instances than its share of the bound. What others have
@@ -164,7 +167,8 @@ impl Shared {
     fn make(&self, policy: &Arc<Policy>) -> Option<Instance> {
         let nobody = Arc::new(Asked::new(Arc::default(), Arc::default()));
         let tape = self.notes.map(|bytes| Tape::recording(0, bytes));
-        Instance::taped(policy, &nobody, Permit::spare(), policy.deadline(), tape).ok()
+        let made = Instance::taped(policy, &nobody, Permit::spare(), policy.deadline(), tape);
+        made.ok().filter(|_| self.is_for(policy))
     }
 
     fn run(&self) {
@@ -274,6 +278,37 @@ mod tests {
         room.unload(Hook::Classify);
         wait_for(&room, 0);
         assert_eq!(room.stats().instances, 0);
+    }
+
+    /// Looks at the snapshot while it is made, and answers whether it told of a device.
+    fn looks_around_first() -> Vec<u8> {
+        let head = r#"(import "homeostat:policy/telemetry@0.1.0" "current"
+            (func $current (param i32)))"#;
+        // The devices follow two times and the profile: their number is at 24.
+        let extra = r#"(global $devices (mut i32) (i32.const 0))
+            (func (export "_initialize")
+              (call $current (i32.const 4096))
+              (global.set $devices (i32.load (i32.const 4120))))"#;
+        let cases = "(drop (call $good))
+            (f32.store (i32.const 1052) (f32.convert_i32_u (global.get $devices)))
+            (return (i32.const 1024))";
+        guests::classifier(head, extra, cases)
+    }
+
+    #[test]
+    fn a_policy_that_looks_around_while_it_is_made_sees_the_requests_machine() {
+        let room = room(2);
+        put(&room, "p", looks_around_first());
+        let snapshot = Arc::new(Snapshot {
+            devices: vec![homeostat_hooks::Device::default()],
+            ..Snapshot::default()
+        });
+        for _ in 0..20 {
+            let mut session = room.begin(guests::request(7), Arc::clone(&snapshot));
+            let reply = session.classify();
+            assert_eq!((reply.value.confidence, reply.fault), (1.0, None));
+        }
+        assert_eq!((room.stats().ready, room.stats().ready_taken), (0, 0));
     }
 
     #[test]

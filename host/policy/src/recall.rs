@@ -154,7 +154,11 @@ impl Room {
         let (policy, _) = self
             .admit(&offer, Kind::Tried)
             .map_err(|refusal| refusal.to_string())?;
-        policy.stored.take_bytes();
+        // They are on the disk.
+        policy
+            .stored
+            .parts()
+            .for_each(|part| drop(part.take_bytes()));
         revived.push((stored.clone(), Arc::clone(&policy)));
         Ok(policy)
     }
@@ -201,12 +205,15 @@ impl Room {
 
     /// Keeps a component for the next life, before it serves. Says why it could not.
     pub fn keep_component(&self, policy: &Policy) -> Option<String> {
-        let stored = &policy.stored;
-        let bytes = stored.take_bytes()?;
-        let error = self.history.get()?.store(&stored.digest, &bytes).err()?;
-        let text = format!("a restart will not find it: policies.state_dir: {error}");
-        tracing::error!(policy = stored.name, "{text}");
-        Some(text)
+        let keep = |stored: &Stored| {
+            let bytes = stored.take_bytes()?;
+            let error = self.history.get()?.store(&stored.digest, &bytes).err()?;
+            let text = format!("a restart will not find it: policies.state_dir: {error}");
+            tracing::error!(policy = stored.name, "{text}");
+            Some(text)
+        };
+        // Each of them, also after one that could not be kept.
+        policy.stored.parts().filter_map(keep).last()
     }
 
     /// Forgets components that serve nowhere and that nobody can go back to. Only inside an
@@ -222,8 +229,10 @@ impl Room {
             for hook in Hook::ALL {
                 let record = books[hook as usize].record(&table, hook);
                 let entries = record.active.into_iter().chain(record.kept);
-                needed.extend(entries.map(|entry| entry.policy.digest));
-                needed.extend(record.trial.map(|trial| trial.policy.digest));
+                let trial = record.trial.into_iter().map(|trial| trial.policy);
+                for policy in entries.map(|entry| entry.policy).chain(trial) {
+                    needed.extend(policy.parts().map(|part| part.digest.clone()));
+                }
             }
         }
         history.sweep(&needed);

@@ -9,7 +9,7 @@
 //! Beside the files lie the components that were admitted, under their digests: without them
 //! nothing could be replayed on another machine or another day.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -17,23 +17,28 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use homeostat_hooks::{AnsweredBy, Fault, HookReply};
 use serde::{Deserialize, Serialize};
 
+use crate::admit::unix_ms;
 use crate::call::Policy;
 use crate::host::Asked;
 use crate::recording::{Asking, AttemptNotes, HookNotes, Notes, Recording};
+use crate::signature::sha256_hex;
 use crate::tape::Tape;
 use crate::wave::Spoken;
 
 /// Recordings that may wait to be written, however small.
 const QUEUE_RECORDINGS: usize = 1024;
-/// Components kept beside the recordings; the oldest goes first.
+/// Components kept beside the recordings: those in use, and of the others the last; the one
+/// that was admitted longest ago goes first.
 const COMPONENTS_MAX: usize = 16;
 /// How long somebody who wants to read waits for what is queued.
 const FLUSH_WAIT: Duration = Duration::from_secs(5);
+/// How often it looks whether the queue has a place again.
+const FLUSH_POLL: Duration = Duration::from_millis(5);
 const PREFIX: &str = "decisions-";
 const SUFFIX: &str = ".jsonl";
 
@@ -147,7 +152,6 @@ impl Recorder {
         if share_of(&asked.request.id) >= recorder.config.share {
             return None;
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let left = recorder.config.request_bytes;
         Some(Notebook {
             recorder: Arc::clone(recorder),
@@ -155,7 +159,7 @@ impl Recorder {
             bytes_left: left.saturating_sub(asked.request.bytes() + asked.snapshot().bytes()),
             notes: Some(Box::new(Notes {
                 asked: Arc::clone(asked),
-                unix_ms: now.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+                unix_ms: unix_ms(),
                 hooks: Vec::new(),
                 cut: false,
             })),
@@ -181,25 +185,32 @@ impl Recorder {
         self.config.request_bytes
     }
 
-    /// Keeps an admitted component, so that its decisions can be replayed.
-    pub fn keep_component(&self, digest: &str, bytes: &[u8]) {
+    /// Keeps an admitted component, so that its decisions can be replayed; those `in_use`
+    /// stay, by their digests.
+    pub fn keep_component(&self, digest: &str, bytes: &[u8], in_use: &BTreeSet<String>) {
         let _one = self
             .components
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = keep_component(&self.dir, digest, bytes) {
+        if let Err(error) = keep_component(&self.dir, digest, bytes, in_use) {
             tracing::warn!("component {digest} is not kept for replays: {error}");
         }
     }
 
     /// Waits until what is queued now is written, for at most some seconds.
     pub fn flush(&self) {
+        let Some(queue) = &self.queue else { return };
+        let until = Instant::now() + FLUSH_WAIT;
         let (done, written) = sync_channel(1);
-        if let Some(queue) = &self.queue
-            && queue.send(Job::Flush(done)).is_ok()
-        {
-            let _ = written.recv_timeout(FLUSH_WAIT);
+        let mut job = Job::Flush(done);
+        while let Err(TrySendError::Full(back)) = queue.try_send(job) {
+            if Instant::now() >= until {
+                return;
+            }
+            job = back;
+            std::thread::sleep(FLUSH_POLL);
         }
+        let _ = written.recv_timeout(until.saturating_duration_since(Instant::now()));
     }
 
     pub fn stats(&self) -> RecordStats {
@@ -448,11 +459,16 @@ fn components(dir: &Path) -> PathBuf {
     dir.join("components")
 }
 
-fn keep_component(dir: &Path, digest: &str, bytes: &[u8]) -> std::io::Result<()> {
+fn keep_component(
+    dir: &Path,
+    digest: &str,
+    bytes: &[u8],
+    in_use: &BTreeSet<String>,
+) -> std::io::Result<()> {
     let folder = components(dir);
     let file = folder.join(digest).with_extension("wasm");
-    if file.exists() {
-        return Ok(());
+    if let Ok(file) = File::options().append(true).open(&file) {
+        return file.set_modified(SystemTime::now());
     }
     fs::create_dir_all(&folder)?;
     let new = file.with_extension("new");
@@ -464,8 +480,14 @@ fn keep_component(dir: &Path, digest: &str, bytes: &[u8]) -> std::io::Result<()>
         kept.push((entry.metadata()?.modified()?, entry.path()));
     }
     kept.sort();
-    for (_, oldest) in &kept[..kept.len().saturating_sub(COMPONENTS_MAX)] {
-        fs::remove_file(oldest)?;
+    let used = |path: &Path| {
+        let found = path.file_stem().and_then(|stem| stem.to_str());
+        found.is_some_and(|found| found == digest || in_use.contains(found))
+    };
+    let surplus = kept.len().saturating_sub(COMPONENTS_MAX);
+    let oldest = kept.into_iter().filter(|(_, path)| !used(path));
+    for (_, path) in oldest.take(surplus) {
+        fs::remove_file(path)?;
     }
     Ok(())
 }
@@ -613,7 +635,6 @@ impl RecordLog {
     /// # Errors
     /// They are not there, or are not those of this digest.
     pub fn component(&self, digest: &str) -> Result<Vec<u8>, String> {
-        use sha2::{Digest, Sha256};
         let file = components(&self.dir).join(digest).with_extension("wasm");
         let bytes = fs::read(&file).map_err(|e| {
             format!(
@@ -621,7 +642,7 @@ impl RecordLog {
                 file.display()
             )
         })?;
-        if crate::recording::hex(&Sha256::digest(&bytes)) != digest {
+        if sha256_hex(&bytes) != digest {
             return Err(format!("{} is not what was recorded", file.display()));
         }
         Ok(bytes)
@@ -639,6 +660,21 @@ mod tests {
             .count();
         assert!((2_300..2_700).contains(&chosen), "{chosen}");
         assert_eq!(share_of("a"), share_of("a"));
+    }
+
+    #[test]
+    fn a_disk_that_stands_still_keeps_no_reader_for_ever() {
+        // Nobody takes anything out of this queue, and it has no place.
+        let (queue, _jobs) = sync_channel(0);
+        let recorder = Recorder {
+            config: RecordConfig::default(),
+            dir: PathBuf::new(),
+            counts: Arc::default(),
+            queue: Some(queue),
+            writer: None,
+            components: Mutex::default(),
+        };
+        recorder.flush();
     }
 
     #[test]
@@ -664,8 +700,12 @@ mod tests {
     #[test]
     fn a_component_is_kept_once_and_checked_when_read() {
         let dir = tempfile::tempdir().unwrap();
+        let keep = |n: usize, in_use: &[&str]| {
+            let in_use = in_use.iter().map(|digest| digest.to_string()).collect();
+            keep_component(dir.path(), &format!("{n:04}"), &[n as u8], &in_use).unwrap();
+        };
         for n in 0..COMPONENTS_MAX + 3 {
-            keep_component(dir.path(), &format!("{n:04}"), &[n as u8]).unwrap();
+            keep(n, &[]);
         }
         let kept = fs::read_dir(components(dir.path())).unwrap().count();
         assert_eq!(kept, COMPONENTS_MAX);
@@ -677,5 +717,25 @@ mod tests {
             .unwrap_err();
         assert!(wrong.contains("not what was recorded"), "{wrong}");
         assert!(log.component("none").is_err());
+        // What serves stays however old it is, and what is admitted again is young again.
+        let before = kept_names(dir.path());
+        keep(before[1].parse().unwrap(), &[]);
+        for n in 100..100 + COMPONENTS_MAX - 2 {
+            keep(n, &[&before[0]]);
+        }
+        let names = kept_names(dir.path());
+        assert_eq!(names.len(), COMPONENTS_MAX);
+        assert_eq!(names[..2], before[..2]);
+        let all: Vec<&str> = names.iter().map(String::as_str).collect();
+        keep(999, &all);
+        assert_eq!(kept_names(dir.path()).len(), COMPONENTS_MAX + 1);
+    }
+
+    fn kept_names(dir: &Path) -> Vec<String> {
+        let files = fs::read_dir(components(dir)).unwrap();
+        let stem = |file: fs::DirEntry| Some(file.path().file_stem()?.to_str()?.to_string());
+        let mut names: Vec<String> = files.filter_map(|file| stem(file.unwrap())).collect();
+        names.sort();
+        names
     }
 }

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use wasm_wave::value::Type;
 
 use crate::admit::Offer;
+use crate::cache::{hex, unhex};
 use crate::call::Policy;
 use crate::config::{Grant, LimitChanges, Limits, PolicyOptions};
 use crate::host::Asked;
@@ -208,6 +209,13 @@ pub struct Attempted {
     pub receipt: Receipt,
 }
 
+impl Attempted {
+    /// The bytes of its seed; none when they are damaged.
+    pub(crate) fn seed(&self) -> Option<[u8; 32]> {
+        unhex(&self.seed)?.try_into().ok()
+    }
+}
+
 /// Hex sha256 of what a call was given, asked and answered; with the component's digest it
 /// says which policy decided what about which input.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -244,11 +252,6 @@ fn digest<'a>(texts: impl Iterator<Item = &'a str>) -> String {
         sum.update([0xff]);
     }
     hex(&sum.finalize())
-}
-
-/// Bytes as lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 impl Recording {

@@ -3,8 +3,9 @@
 //! Golden inputs show that a policy answers; recorded requests show that it answers *these*
 //! people much as they were answered before. The candidate gets the newest recordings as any
 //! replay gives them: nothing is asked of a model, no state is touched. It is refused when
-//! one of its calls fails, or when more of them than allowed decide otherwise. A call that
-//! asks the host what nobody recorded counts as one that decides otherwise, since nobody
+//! one of its calls fails, or when more of them than allowed decide otherwise; the first
+//! that fails ends it, and so does the time that it may take, since others wait to be
+//! admitted meanwhile. A call that asks the host what nobody recorded counts as one that decides otherwise, since nobody
 //! knows what it would decide.
 //!
 //! A folder in which nothing was recorded for its hooks yet judges nobody, and a warning says
@@ -12,6 +13,7 @@
 //! without anybody noticing.
 
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use homeostat_hooks::Hook;
 use serde::Serialize;
@@ -86,7 +88,23 @@ pub(crate) fn judge(
         ..Candidate::default()
     };
     let mut rerun = Rerun::new(policy, &asked).map_err(refuse)?;
-    recordings.iter().for_each(|one| rerun.request(one));
+    let (asked, most) = (Instant::now(), config.replay.max_seconds);
+    for (count, recording) in recordings.iter().enumerate() {
+        if count > 0 && asked.elapsed() >= Duration::from_secs(most) {
+            return Err(refuse(format!(
+                "{count} of {} recorded requests took more than {most} s \
+                 (policies.replay.max_seconds)",
+                recordings.len()
+            ))
+            .help(
+                "make it quicker, ask it fewer (policies.replay.max_requests), or raise the limit",
+            ));
+        }
+        rerun.request(recording);
+        if !rerun.report.faults.is_empty() {
+            break;
+        }
+    }
     weigh(&rerun.report, config.replay.max_changed)
 }
 

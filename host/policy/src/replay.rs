@@ -8,6 +8,7 @@
 //! A fault that the clock caused cannot come again: without a deadline the call runs on.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,6 @@ use homeostat_hooks::{
     ModelError, Models, Outcome, Request, Snapshot, TierView, Verdict, builtin, check,
 };
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use crate::admit::{AdmissionError, Stage};
 use crate::call::{Cost, Instance, Policy};
@@ -30,7 +30,8 @@ use crate::host::{Asked, Powers};
 use crate::inspect;
 use crate::limit::Permit;
 use crate::record::{DamagedLine, RecordLog};
-use crate::recording::{Asking, RecordedHook, Recording, hex};
+use crate::recording::{Asking, RecordedHook, Recording};
+use crate::signature::sha256_hex;
 use crate::state::StateStore;
 use crate::tape::{Event, HostCall, Miss, Tape};
 use crate::wave::{self, Spoken};
@@ -211,7 +212,7 @@ impl Replayer {
                 let actor = Actor {
                     policy,
                     instance: attempt.instance,
-                    seed: unhex(&attempt.seed).ok_or("a seed is damaged")?,
+                    seed: attempt.seed().ok_or("a seed is damaged")?,
                 };
                 attempts.push(stage.play(&actor, &attempt.host_calls, &question));
             }
@@ -249,7 +250,7 @@ impl Replayer {
 
     /// Compiles a component for replays. Takes seconds for large ones.
     pub(crate) fn load(&self, name: &str, bytes: &[u8]) -> Result<Arc<Policy>, AdmissionError> {
-        let digest = hex(&Sha256::digest(bytes));
+        let digest = sha256_hex(bytes);
         if let Some(known) = self.known(&digest) {
             return Ok(known);
         }
@@ -321,6 +322,7 @@ pub(crate) fn powers(name: &str, options: PolicyOptions, limits: Limits) -> Arc<
         bucket: StateStore::new(None, StateConfig::default()).bucket(name, 0),
         models: Arc::new(NoModels),
         uses: Uses::default(),
+        asks_early: AtomicBool::new(false),
     })
 }
 
@@ -391,17 +393,6 @@ impl Scene {
         }
         played
     }
-}
-
-pub(crate) fn unhex(text: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    for (i, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
-    }
-    Some(bytes)
 }
 
 /// Nobody asks them: the calls of a replay are answered before they get here.

@@ -8,8 +8,6 @@ use homeostat_hooks::{
     Answer, Classification, Hook, HookReply, Outcome, Policies, Snapshot, TierView,
 };
 
-use sha2::{Digest, Sha256};
-
 use crate::guests::{self, FakeModels, request};
 use crate::recording::{Asking, Recording};
 use crate::replay::{Played, Replayer};
@@ -529,7 +527,7 @@ fn all_members_of_a_composition_are_recorded_and_the_one_that_answered_is_explai
         let told = explained(&log, &all[0], &[]).unwrap();
         let hook = &told.hooks[0];
         let by = if answered == 1 { &member } else { &main };
-        let digest = crate::recording::hex(&Sha256::digest(by));
+        let digest = crate::signature::sha256_hex(by);
         assert_eq!(hook.digest.as_deref(), Some(&*digest), "{mode:?}");
         let again = hook.again.as_ref().expect("it was replayed");
         assert!(again.identical);
@@ -1043,6 +1041,19 @@ fn a_component_that_was_changed_or_is_gone_is_not_replayed() {
     assert!(replayer().replay(&log, &all[0]).is_err());
 }
 
+#[test]
+fn what_serves_can_be_replayed_however_many_come_at_another_hook() {
+    let dir = tempfile::tempdir().unwrap();
+    let room = room(config(dir.path()));
+    put(&room, "c", &guests::classifier("", "", ""));
+    for n in 0..20 {
+        put(&room, "r", &guests::router(&format!("router {n}")));
+    }
+    classify(&room);
+    let (log, all) = recordings(room, dir.path());
+    assert_identical(&all[0], &replayer().replay(&log, &all[0]).unwrap());
+}
+
 // ---- before it serves ------------------------------------------------------------------
 
 /// A room that recorded classes of this policy, and one that judges by them.
@@ -1096,7 +1107,8 @@ fn recorded_traffic_judges_a_policy_before_it_serves() {
     for (bytes, words) in [
         (
             traps,
-            "4 of 4 recorded calls failed; classify of request xxxxxxx",
+            // The first is enough.
+            "1 of 1 recorded calls failed; classify of request xxxxxxx",
         ),
         (simple(), "4 of 4 recorded calls would be decided otherwise"),
         (asks_more, "wall-clock#now"),
@@ -1120,6 +1132,26 @@ fn a_larger_share_lets_a_policy_change_more() {
     let (_dir, room) = judging(&sure_by("0.5"), 1.0);
     let report = room.put(offer(simple())).unwrap();
     assert_eq!(report.replay.unwrap().moved, 4);
+}
+
+#[test]
+fn a_policy_that_is_slow_with_recorded_traffic_is_refused_in_time() {
+    let (dir, _) = judging(&sure_by("0.5"), 0.5);
+    let hurried = |max_seconds| {
+        room(RoomConfig {
+            replay: ReplayConfig {
+                dir: Some(dir.path().to_path_buf()),
+                max_seconds,
+                ..ReplayConfig::default()
+            },
+            ..RoomConfig::default()
+        })
+    };
+    let refusal = hurried(0).put(offer(sure_by("0.5"))).unwrap_err();
+    assert_eq!(refusal.stage, Stage::Replay);
+    let words = "1 of 4 recorded requests took more than 0 s";
+    assert!(refusal.text.contains(words), "{refusal}");
+    hurried(600).put(offer(sure_by("0.5"))).unwrap();
 }
 
 #[test]

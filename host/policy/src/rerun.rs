@@ -18,11 +18,10 @@ use crate::config::{Limits, PolicyOptions};
 use crate::explain::difference;
 use crate::paths::Difference;
 use crate::record::{DamagedLine, RecordLog, share_of};
-use crate::recording::{Asking, RecordedHook, RecordedPolicy, Recording};
-use crate::replay::{
-    Actor, Inputs, Played, Question, Replayer, Scene, hooks_of, powers, read_all, unhex,
-};
-use crate::wave;
+use crate::recording::{Asking, Attempted, RecordedHook, RecordedPolicy, Recording};
+use crate::replay::{Actor, Inputs, Played, Question, Replayer, Scene, hooks_of, powers, read_all};
+use crate::shadow::Kind;
+use crate::wave::{self, Spoken};
 
 /// Changes, misses and faults that the text lists; JSON has all of them.
 const LISTED: usize = 20;
@@ -286,7 +285,7 @@ fn decide(
     hooks: &[Hook],
 ) {
     let seeds = recording.hooks.iter().flat_map(|hook| &hook.attempts);
-    let seed = seeds.filter_map(|attempt| unhex(&attempt.seed)).next();
+    let seed = seeds.filter_map(Attempted::seed).next();
     let actor = Actor {
         policy,
         instance: 1,
@@ -363,36 +362,13 @@ fn note(
 
 /// An outcome in a word.
 fn label(hook: Asking, text: &str) -> String {
+    fn of<T: Kind + Spoken>(text: &str) -> String {
+        wave::read::<T>(text).map_or("?".into(), |answer| answer.kind())
+    }
     match hook {
-        Asking::Classify => wave::read::<Classification>(text).map_or_else(
-            |_| "?".into(),
-            |c| {
-                let classes = [
-                    ("simple", c.p_simple),
-                    ("medium", c.p_medium),
-                    ("complex", c.p_complex),
-                ];
-                let likeliest = classes.into_iter().max_by(|a, b| a.1.total_cmp(&b.1));
-                likeliest.map_or("?", |(name, _)| name).into()
-            },
-        ),
-        Asking::Route => match wave::read(text) {
-            Ok(Decision::Plan(plan)) => {
-                let tiers: Vec<&str> = plan.steps.iter().map(|s| s.tier.as_str()).collect();
-                tiers.join(" > ")
-            }
-            Ok(Decision::Answer(answer)) => format!("answer ({})", answer.method),
-            Ok(Decision::Reject(rejection)) => format!("reject ({:?})", rejection.kind),
-            Err(_) => "?".into(),
-        },
-        Asking::Validate => match wave::read(text) {
-            Ok(Verdict::Accept(_)) => "accept".into(),
-            Ok(Verdict::Escalate(_)) => "escalate".into(),
-            Ok(Verdict::Amend(_)) => "amend".into(),
-            Ok(Verdict::Reject(_)) => "reject".into(),
-            Ok(Verdict::Undecided) => "undecided".into(),
-            Err(_) => "?".into(),
-        },
+        Asking::Classify => of::<Classification>(text),
+        Asking::Route => of::<Decision>(text),
+        Asking::Validate => of::<Verdict>(text),
         Asking::Learn => "learned".into(),
     }
 }
@@ -646,5 +622,22 @@ fn table(out: &mut String, moves: &Moves) {
             let _ = write!(out, "  {count:>width$}");
         }
         let _ = writeln!(out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_equally_likely_classes_a_replay_names_the_one_that_a_trial_names() {
+        let tie = Classification {
+            p_simple: 0.5,
+            p_medium: 0.5,
+            p_complex: 0.0,
+            ..Classification::default()
+        };
+        assert_eq!(label(Asking::Classify, &wave::text(&tie)), tie.kind());
+        assert_eq!(label(Asking::Classify, "no wave"), "?");
     }
 }

@@ -99,7 +99,7 @@ impl Revisions {
                      would accept an older one",
                     file.display()
                 );
-                SignatureError::new(Reason::OldRevision, text)
+                SignatureError::new(Reason::NotRemembered, text)
             })?;
         }
         *ledger = next;

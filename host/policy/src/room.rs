@@ -4,25 +4,27 @@
 //! anybody but a free instance. Operators put, check, roll back and unload policies; they
 //! wait for each other, since one component is admitted at a time.
 
+use std::collections::BTreeSet;
+use std::path::Component;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use homeostat_hooks::{Hook, Models, Policies, Request, Session, Snapshot};
 
 use crate::admit::{
-    self, Admission, AdmissionError, Cache, Kind, Offer, Report, Stage, micros_since,
+    self, Admission, AdmissionError, Cache, Kind, Offer, Report, Stage, micros_since, unix_ms,
 };
 use crate::breaker::Breaker;
-use crate::bundle::read_policy;
+use crate::bundle::{read_policy, read_text};
 use crate::cache::CompileCache;
 use crate::call::Policy;
 use crate::compose::{Compose, Ensemble, MEMBERS_MAX, Member};
 use crate::config::{PolicyOptions, RoomConfig, SignatureMode};
-use crate::engine::Engines;
+use crate::engine::{Engines, STACK_BYTES_MAX};
 use crate::explain::{ExplainError, Explained, explain};
-use crate::history::History;
+use crate::history::{History, Stored};
 use crate::limit::Gate;
 use crate::migrate;
 use crate::ready::Filler;
@@ -125,23 +127,7 @@ impl PolicyRoom {
         models: Arc<dyn Models>,
         clock: Box<dyn Fn() -> u64 + Send + Sync>,
     ) -> Result<Self, RoomError> {
-        if config.instances == 0 {
-            return Err(RoomError::Config(
-                "instances is 0: no policy could run".into(),
-            ));
-        }
-        if config.signature == SignatureMode::Required && config.trusted_keys.is_empty() {
-            let text = "signature is \"required\" and trusted_keys is empty: nothing could serve";
-            return Err(RoomError::Config(text.into()));
-        }
-        if !(0.0..=1.0).contains(&config.replay.max_changed) || config.replay.max_requests == 0 {
-            let text = "replay.max_changed is 0 to 1, replay.max_requests 1 or more";
-            return Err(RoomError::Config(text.into()));
-        }
-        for (name, key) in &config.trusted_keys {
-            signature::public_key(key)
-                .map_err(|why| RoomError::Config(format!("trusted_keys.{name}: {why}")))?;
-        }
+        check_config(&config)?;
         let cache = CompileCache::open(&config.cache);
         if let Err(why) = &cache {
             tracing::warn!("no compile cache, every start compiles anew: {why}");
@@ -358,6 +344,47 @@ impl PolicyRoom {
     }
 }
 
+/// Numbers that cannot be, alone or together.
+fn check_config(config: &RoomConfig) -> Result<(), RoomError> {
+    if config.instances == 0 {
+        return Err(RoomError::Config(
+            "instances is 0: no policy could run".into(),
+        ));
+    }
+    if config.signature == SignatureMode::Required && config.trusted_keys.is_empty() {
+        let text = "signature is \"required\" and trusted_keys is empty: nothing could serve";
+        return Err(RoomError::Config(text.into()));
+    }
+    if !(0.0..=1.0).contains(&config.replay.max_changed) || config.replay.max_requests == 0 {
+        let text = "replay.max_changed is 0 to 1, replay.max_requests 1 or more";
+        return Err(RoomError::Config(text.into()));
+    }
+    if config.stack_bytes == 0 || config.stack_bytes > STACK_BYTES_MAX {
+        let text = format!(
+            "stack_bytes is {}, expected 1 to {STACK_BYTES_MAX}: the host's threads have no \
+             more for a guest",
+            config.stack_bytes
+        );
+        return Err(RoomError::Config(text));
+    }
+    for hook in Hook::ALL {
+        let options = config.options(hook);
+        if options.hooks.is_some() || options.compose.is_some() {
+            let text = format!(
+                "{}: hooks and compose belong into the .toml beside a component: they are of \
+                 one, and this table is for whatever serves the hook",
+                hook.as_str()
+            );
+            return Err(RoomError::Config(text));
+        }
+    }
+    for (name, key) in &config.trusted_keys {
+        signature::public_key(key)
+            .map_err(|why| RoomError::Config(format!("trusted_keys.{name}: {why}")))?;
+    }
+    Ok(())
+}
+
 /// A trial is of one hook, whatever else the component exports.
 fn for_hook(hook: Hook, offer: Offer) -> Offer {
     Offer {
@@ -376,6 +403,11 @@ impl PolicyRoom {
     /// Keeps every admission waiting.
     pub(crate) fn hold_admission(&self) -> MutexGuard<'_, ()> {
         self.room.one_admission()
+    }
+
+    /// As the end of the room does.
+    pub(crate) fn end_watch(&self) {
+        *self.watch.lock().expect("nobody panicked") = None;
     }
 
     /// The newest component that came for this hook, counted from 1.
@@ -412,24 +444,45 @@ impl Room {
         offer: &Offer,
         kind: Kind,
     ) -> Result<(Arc<Policy>, Report), AdmissionError> {
-        let (mut policy, report) = self.admit_alone(offer, kind)?;
+        let (mut policy, mut report) = self.admit_alone(offer, kind)?;
         if let Some(compose) = &offer.options.compose {
-            let ensemble = self.admit_members(compose, &report.hooks, kind)?;
+            let read = match &offer.members[..] {
+                [] => Some(self.read_members(compose, &report.hooks)?),
+                _ => None,
+            };
+            let mut members = Vec::new();
+            for (file, member) in compose
+                .members
+                .iter()
+                .zip(read.as_ref().unwrap_or(&offer.members))
+            {
+                let refused = |refusal: AdmissionError| AdmissionError {
+                    text: format!("member {}: {}", file.display(), refusal.text),
+                    ..refusal
+                };
+                let (policy, of_member) = self.admit_alone(member, kind).map_err(refused)?;
+                report.members.extend(of_member.provenance);
+                members.push(Member::new(policy));
+            }
             // Nobody else has seen it yet.
             if let Some(policy) = Arc::get_mut(&mut policy) {
-                policy.ensemble = Some(ensemble);
+                let stored = members.iter().map(|m| Stored::clone(&m.policy.stored));
+                Arc::make_mut(&mut policy.stored).members = stored.collect();
+                policy.ensemble = Some(Ensemble {
+                    mode: compose.mode,
+                    members,
+                });
             }
         }
         Ok((policy, report))
     }
 
-    /// The components that answer together with another one.
-    fn admit_members(
+    /// The components that answer together with another one, out of the policies' folder.
+    fn read_members(
         &self,
         compose: &Compose,
         hooks: &[Hook],
-        kind: Kind,
-    ) -> Result<Ensemble, AdmissionError> {
+    ) -> Result<Vec<Offer>, AdmissionError> {
         let refuse = |text: String| AdmissionError::new(Stage::Options, text);
         let count = compose.members.len();
         if count == 0 || count > MEMBERS_MAX {
@@ -442,10 +495,17 @@ impl Room {
             ));
         };
         let members = compose.members.iter().map(|member| {
+            if !member
+                .components()
+                .all(|c| matches!(c, Component::Normal(_)))
+            {
+                let text = format!("member {} is not below policies.dir", member.display());
+                return Err(refuse(text));
+            }
             let path = dir.join(member);
-            let options = match std::fs::read_to_string(path.with_extension("toml")) {
-                Ok(text) => parse_options(&text)?,
-                Err(_) => PolicyOptions::default(),
+            let options = match read_text(&path.with_extension("toml"))? {
+                Some(text) => parse_options(&text)?,
+                None => PolicyOptions::default(),
             };
             if options.compose.is_some() {
                 let text = format!("member {} is composed itself", member.display());
@@ -453,7 +513,7 @@ impl Room {
             }
             let name = path.file_stem().and_then(|stem| stem.to_str());
             let sealed = read_policy(&path, self.config.max_component_bytes)?;
-            let offer = Offer {
+            Ok(Offer {
                 name: name.unwrap_or_default().to_string(),
                 bytes: sealed.component,
                 manifest: sealed.manifest,
@@ -461,19 +521,9 @@ impl Room {
                 hooks: Some(hooks.to_vec()),
                 options,
                 ..Offer::default()
-            };
-            let (policy, _) = self
-                .admit_alone(&offer, kind)
-                .map_err(|refusal| AdmissionError {
-                    text: format!("member {}: {}", member.display(), refusal.text),
-                    ..refusal
-                })?;
-            Ok(Member::new(policy))
+            })
         });
-        Ok(Ensemble {
-            mode: compose.mode,
-            members: members.collect::<Result<_, _>>()?,
-        })
+        members.collect()
     }
 
     fn admit_alone(
@@ -508,7 +558,7 @@ impl Room {
             && let (Ok((policy, _)), Some(recorder)) = (&outcome, &self.recorder)
             && let Some(bytes) = &*policy.stored.bytes()
         {
-            recorder.keep_component(&policy.digest, bytes);
+            recorder.keep_component(&policy.digest, bytes, &self.in_use());
         }
         if outcome.is_err() {
             self.refused.fetch_add(1, Relaxed);
@@ -516,10 +566,33 @@ impl Room {
         outcome
     }
 
+    /// Digests of the components that requests may meet, now or after a rollback.
+    fn in_use(&self) -> BTreeSet<String> {
+        let table = self.table.load();
+        let books = self.books();
+        let kept = books.iter().flat_map(|book| {
+            let kept = book.kept.iter().map(|generation| &generation.policy);
+            kept.chain(&book.embedded)
+        });
+        table
+            .policies()
+            .into_iter()
+            .chain(kept)
+            .flat_map(|policy| {
+                let members = policy.ensemble.iter().flat_map(|e| &e.members);
+                let members = members.map(|member| member.policy.digest.clone());
+                std::iter::once(policy.digest.clone()).chain(members)
+            })
+            .collect()
+    }
+
     fn embed(&self, offer: &Offer) -> Result<Report, AdmissionError> {
         let _one = self.one_admission();
         let (policy, mut report) = self.admit(offer, Kind::Embedded)?;
-        policy.stored.take_bytes();
+        policy
+            .stored
+            .parts()
+            .for_each(|part| drop(part.take_bytes()));
         let mut free = Vec::new();
         {
             let table = self.table.load();
@@ -582,13 +655,13 @@ impl Room {
         }
     }
 
-    /// Writes the revision of a signed policy down before it serves: a host that dies in
-    /// between has refused nothing too much.
+    /// Writes the revisions of a signed policy and its members down before they serve: a
+    /// host that dies in between has refused nothing too much.
     pub fn accept_revision<T>(
         &self,
         (policy, report): (T, Report),
     ) -> Result<(T, Report), AdmissionError> {
-        if let Some(provenance) = &report.provenance {
+        for provenance in report.provenance.iter().chain(&report.members) {
             let accepted = self.revisions.accept(&provenance.manifest);
             accepted.map_err(|why| AdmissionError::new(Stage::Signature, why.to_string()))?;
         }
@@ -597,16 +670,14 @@ impl Room {
 
     /// Remembers an attempt.
     pub fn note(&self, hooks: &[Hook], policy: &str, accepted: bool, text: &str) {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let unix_ms = unix_ms();
         let mut books = self.books();
         for hook in hooks {
             books[*hook as usize].last_attempt = Some(Attempt {
                 policy: policy.to_string(),
                 accepted,
                 text: text.to_string(),
-                unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+                unix_ms,
             });
         }
     }

@@ -31,6 +31,8 @@ use crate::stats::{Histogram, Times};
 /// Rows of the table of differences; what comes after is `other`. A router has a row per
 /// pair of tiers.
 const ROWS_MAX: usize = 64;
+/// Of a method's name, as a policy gives it.
+const METHOD_CHARS: usize = 40;
 
 /// A question of a session, as it was put to the active policy.
 pub(crate) enum Question {
@@ -65,8 +67,11 @@ impl Kind for Decision {
                 let tiers: Vec<&str> = plan.steps.iter().map(|s| s.tier.as_str()).collect();
                 tiers.join(" > ")
             }
-            Self::Answer(_) => "answer".into(),
-            Self::Reject(_) => "reject".into(),
+            Self::Answer(answer) => {
+                let method: String = answer.method.chars().take(METHOD_CHARS).collect();
+                format!("answer ({method})")
+            }
+            Self::Reject(rejection) => format!("reject ({:?})", rejection.kind),
         }
     }
 }

@@ -21,6 +21,7 @@ use toml::value::Datetime;
 use crate::admit::{AdmissionError, Stage};
 use crate::cache::{hex, unhex};
 use crate::config::{Grant, RoomConfig, SignatureMode};
+use crate::inspect::{CONTRACT_VERSION, contract_version_fits};
 use crate::revision::Revisions;
 
 /// The form of a manifest that this host reads and writes.
@@ -90,12 +91,16 @@ pub enum Reason {
     OtherComponent,
     /// The cases are not the ones that were signed.
     OtherCases,
+    /// It was built against a contract that this host does not speak.
+    OtherContract,
     /// Its time has not come.
     NotYetValid,
     /// Its time is over.
     Expired,
     /// A newer revision was accepted before.
     OldRevision,
+    /// The host could not write down that it accepts this revision.
+    NotRemembered,
     /// It was put at a hook that its manifest does not name.
     OtherHook,
     /// It imports a power that its manifest does not claim.
@@ -112,9 +117,11 @@ impl Reason {
             Self::Tampered => "tampered",
             Self::OtherComponent => "other-component",
             Self::OtherCases => "other-cases",
+            Self::OtherContract => "other-contract",
             Self::NotYetValid => "not-yet-valid",
             Self::Expired => "expired",
             Self::OldRevision => "old-revision",
+            Self::NotRemembered => "not-remembered",
             Self::OtherHook => "other-hook",
             Self::Unclaimed => "unclaimed",
         }
@@ -280,6 +287,13 @@ pub fn verify(
     if cases.is_some() && cases != manifest.cases_sha256 {
         let what = "the sha256 of cases.toml is not the signed one".to_string();
         return wrong(Reason::OtherCases, what);
+    }
+    if !contract_version_fits(&manifest.contract) {
+        let what = format!(
+            "it was made for homeostat:policy {}, this host speaks {CONTRACT_VERSION}",
+            manifest.contract
+        );
+        return wrong(Reason::OtherContract, what);
     }
     for (limit, reason, early) in [
         (&manifest.not_before, Reason::NotYetValid, true),

@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::config::{Durability, StateConfig};
+use crate::signature::is_name;
 
 pub(crate) mod disk;
 mod export;
@@ -197,8 +198,8 @@ impl StateStore {
 
     /// See [`crate::PolicyRoom::import_state`].
     pub fn import(&self, state: &StateExport) -> Result<StateStatus, String> {
-        if state.policy.is_empty() || state.policy.len() > 64 {
-            return Err("a policy's name has 1 to 64 bytes".into());
+        if !is_name(&state.policy) {
+            return Err("a policy's name is 1 to 64 letters, digits, '-', '_' or '.'".into());
         }
         let value = |(key, value): (&String, &StateValue)| match value.bytes() {
             Ok(bytes) => Ok((key.clone(), bytes)),

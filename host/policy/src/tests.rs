@@ -230,6 +230,27 @@ fn endless_recursion_is_a_trap_and_the_host_lives() {
 }
 
 #[test]
+fn a_stack_that_the_hosts_threads_do_not_have_is_given_to_no_guest() {
+    let config = |stack_bytes| RoomConfig {
+        stack_bytes,
+        instances: 8,
+        ..RoomConfig::default()
+    };
+    for wrong in [0, 2 << 20] {
+        let refused = PolicyRoom::new(config(wrong), Arc::new(FakeModels)).err();
+        let text = refused.unwrap().to_string();
+        assert!(text.contains("stack_bytes is"), "{text}");
+    }
+    let room = room_with(config(1 << 20));
+    let recursion = "(func $deep (result i32) (i32.add (call $deep) (i32.const 1)))";
+    let guest = guests::classifier_when(7, "", recursion, "(drop (call $deep))");
+    room.put(offer("bad", guest)).unwrap();
+    // On a thread as every thread is that serves requests.
+    let reply = std::thread::scope(|scope| scope.spawn(|| classify(&room, 7)).join());
+    assert_fault(&room, &reply.unwrap(), FaultKind::Trap);
+}
+
+#[test]
 fn a_memory_bomb_is_memory() {
     let (room, reply) = misbehaving(
         "",
@@ -315,7 +336,8 @@ fn a_log_flood_is_cut_and_counted_and_the_answer_stands() {
     let (room, reply) = misbehaving(LOG, "(global $n (mut i32) (i32.const 0))", flood);
     assert!(is_component(&reply), "{:?}", reply.fault);
     let dropped = room.stats().hooks["classify"].log_bytes_dropped;
-    assert_eq!(dropped, 100 * 1000 - (8 << 10));
+    // A line takes 64 bytes, and its context here one.
+    assert_eq!(dropped, 100 * (64 + 1 + 1000) - (8 << 10));
 }
 
 #[test]
@@ -1215,6 +1237,35 @@ fn a_copy_in_progress_is_not_a_broken_policy_and_a_broken_one_changes_nothing() 
 }
 
 #[test]
+fn a_name_that_no_manifest_could_have_is_refused_from_everywhere() {
+    let room = room();
+    for name in ["", "a b", "a/b", "größe", "a\nb"] {
+        let refusal = refused(&room, offer(name, guests::router("x")));
+        assert_eq!(refusal.stage, Stage::Options, "{name:?}");
+        assert!(refusal.text.contains("1 to 64 letters"), "{refusal}");
+    }
+}
+
+#[test]
+fn what_is_of_one_component_is_refused_in_the_table_of_a_hook() {
+    for text in [
+        "hooks = [\"route\"]",
+        "[compose]\nmode = \"vote\"\nmembers = [\"b.wasm\"]",
+    ] {
+        let config = RoomConfig {
+            route: crate::parse_options(text).unwrap(),
+            ..RoomConfig::default()
+        };
+        let refused = PolicyRoom::new(config, Arc::new(FakeModels)).err();
+        let text = refused.unwrap().to_string();
+        assert!(
+            text.starts_with("policies.route: hooks and compose"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn options_beside_a_component_are_read_and_unknown_keys_are_refused() {
     let folder = Folder::new();
     folder.room.watch();
@@ -1232,6 +1283,41 @@ fn options_beside_a_component_are_read_and_unknown_keys_are_refused() {
 }
 
 #[cfg(unix)]
+#[test]
+fn the_end_does_not_wait_for_a_component_that_is_being_admitted() {
+    let folder = Folder::new();
+    folder.room.watch();
+    let busy = folder.room.hold_admission();
+    let before = folder.room.newest_ticket(Hook::Route);
+    folder.write("route.wasm", &guests::router("late"));
+    while folder.room.newest_ticket(Hook::Route) == before {
+        std::thread::yield_now();
+    }
+    // It stands before the admission, which does not end.
+    folder.room.end_watch();
+    assert_eq!(routed(&folder.room), "default");
+    drop(busy);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_where_a_text_should_be_keeps_nobody_waiting() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let folder = Folder::new();
+    folder.room.watch();
+    for name in ["route.toml", "route.sig", "route.policy.toml"] {
+        let pipe = folder.dir.path().join(name);
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        folder.write("route.wasm", &guests::router(name));
+        folder.until("refused", |room| {
+            let attempt = room.status()[1].last_attempt.clone();
+            attempt.is_some_and(|a| !a.accepted && a.text.contains("no regular file"))
+        });
+        std::fs::remove_file(&pipe).unwrap();
+        folder.until_routed(name);
+    }
+}
+
 #[test]
 fn a_link_that_is_pointed_elsewhere_is_a_swap_and_a_lost_folder_changes_nothing() {
     let folder = Folder::new();

@@ -6,12 +6,12 @@
 //! about the next. What it found is kept until the hook's next trial.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use homeostat_hooks::{Hook, Models, Outcome};
 use serde::{Deserialize, Serialize};
 
-use crate::admit::{AdmissionError, Kind as Admitted, Offer};
+use crate::admit::{AdmissionError, Kind as Admitted, Offer, unix_ms};
 use crate::call::Policy;
 use crate::canary::{Arm, Canary, Judgement, MeasureStatus, StickTo};
 use crate::config::CanaryConfig;
@@ -551,11 +551,6 @@ fn parameter(name: &str, value: f64, most: &str) -> TrialError {
     TrialError::Parameter(format!(
         "{name} is {value}, expected above 0 and at most {most}"
     ))
-}
-
-fn unix_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -30,18 +30,25 @@ use crate::config::PolicyOptions;
 use crate::history::{Content, FileRecord};
 use crate::room::Room;
 
-/// Longest of the texts beside a component.
-const OPTIONS_BYTES_MAX: u64 = 64 << 10;
+/// How long the end of a watch waits for a look that is going on. One that compiles takes up
+/// to minutes, and a host that ends has no use for what comes of it.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// A folder being watched; dropping it ends the watch.
 pub(crate) struct Watch {
     stop: Option<mpsc::Sender<()>>,
+    /// Closed when the thread has ended.
+    ended: mpsc::Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
         drop(self.stop.take());
+        if self.ended.recv_timeout(FAREWELL) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("the watcher of the policy folder is left at its work");
+            return;
+        }
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -60,9 +67,11 @@ pub(crate) fn start(room: &Arc<Room>, dir: PathBuf) -> Option<Watch> {
 
     let weak: Weak<Room> = Arc::downgrade(room);
     let (stop, stopped) = mpsc::channel::<()>();
+    let (end, ended) = mpsc::channel::<()>();
     let thread = std::thread::Builder::new()
         .name("policy-watch".into())
         .spawn(move || {
+            let _end = end;
             while stopped.recv_timeout(poll) == Err(RecvTimeoutError::Timeout) {
                 let Some(room) = weak.upgrade() else { return };
                 folder.look(&room);
@@ -71,6 +80,7 @@ pub(crate) fn start(room: &Arc<Room>, dir: PathBuf) -> Option<Watch> {
     match thread {
         Ok(thread) => Some(Watch {
             stop: Some(stop),
+            ended,
             thread: Some(thread),
         }),
         Err(error) => {
@@ -301,12 +311,12 @@ fn read(path: &Path, max_bytes: u64) -> Reading {
     let bytes = read_component(path, max_bytes)?;
     let [options, manifest, signature] = beside(path);
     let offer = Offer {
-        manifest: read_text(&manifest)?,
-        signature: read_text(&signature)?,
+        manifest: bundle::read_text(&manifest)?,
+        signature: bundle::read_text(&signature)?,
         bytes,
         ..Offer::default()
     };
-    let options = read_text(&options)?.unwrap_or_default();
+    let options = bundle::read_text(&options)?.unwrap_or_default();
     let mut policy = Sha256::new();
     policy.update(&offer.bytes);
     for text in [&offer.manifest, &offer.signature].into_iter().flatten() {
@@ -317,19 +327,6 @@ fn read(path: &Path, max_bytes: u64) -> Reading {
         options: hex(&Sha256::digest(&options)),
     };
     Ok((content, offer, options))
-}
-
-/// A file that need not be there.
-fn read_text(path: &Path) -> Result<Option<String>, AdmissionError> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    let text = String::from_utf8(read_component(path, OPTIONS_BYTES_MAX)?);
-    let text = text.map_err(|_| {
-        let text = format!("{} is not UTF-8", path.display());
-        AdmissionError::new(Stage::Options, text)
-    });
-    text.map(Some)
 }
 
 /// The options in the text of a `.toml`.

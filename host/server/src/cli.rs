@@ -238,7 +238,7 @@ pub enum PolicyCommand {
         /// classify, route or validate.
         #[arg(value_parser = hook)]
         hook: Hook,
-        /// A WebAssembly component, or a bundle.
+        /// A WebAssembly component, or a bundle; the .toml beside it goes with it.
         file: PathBuf,
         /// Name of the policy [default: the file's name; a signed name wins].
         #[arg(long)]
@@ -291,7 +291,8 @@ pub enum TrialCommand {
         /// classify, route or validate.
         #[arg(value_parser = hook)]
         hook: Hook,
-        /// A WebAssembly component [default for a canary: the candidate of the hook's shadow].
+        /// A WebAssembly component, or a bundle; the .toml beside it goes with it [default for a
+        /// canary: the candidate of the hook's shadow].
         file: Option<PathBuf>,
         /// Name of the policy [default: the file's name].
         #[arg(long)]

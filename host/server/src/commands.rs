@@ -71,15 +71,10 @@ pub fn policy(command: PolicyCommand) -> Result<(), Failure> {
             allow_downgrade,
             host,
         } => {
-            let bytes = bundle::body_of(bundle::read(&file)?);
-            let stem = file.file_stem().and_then(|s| s.to_str());
-            let name = name.or(stem.map(str::to_string));
-            let name = escaped(name.as_deref().unwrap_or(hook.as_str()));
-            let path = format!(
-                "/admin/v1/policies/{}?name={name}&allow-downgrade={allow_downgrade}",
-                hook.as_str()
-            );
-            print_json(&ask(&host, "PUT", &path, bytes)?)
+            let (mut query, body) = bundle::offered(&file, name)?;
+            query.push(format!("allow-downgrade={allow_downgrade}"));
+            let path = format!("/admin/v1/policies/{}?{}", hook.as_str(), query.join("&"));
+            print_json(&ask(&host, "PUT", &path, body)?)
         }
         PolicyCommand::Bundle(command) => bundle::run(command),
         PolicyCommand::Shadow(command) => trials::trial("shadow", command),

@@ -1,6 +1,7 @@
 //! Everything a request may need, wired once at the start and shared by all of them.
 
 use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -84,7 +85,8 @@ pub struct Door {
 /// Whether the admin API is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum AdminDoor {
-    Loopback,
+    /// The address that is listened at.
+    Loopback(IpAddr),
     LoopbackWithToken([u8; 32]),
     /// Behind another address a proxy may make every peer look like loopback.
     Closed,
@@ -102,7 +104,7 @@ impl Door {
                 .collect(),
             admin: match &config.admin_token {
                 Some(token) => AdminDoor::LoopbackWithToken(digest(token)),
-                None if config.listen.ip().is_loopback() => AdminDoor::Loopback,
+                None if config.listen.ip().is_loopback() => AdminDoor::Loopback(config.listen.ip()),
                 None => AdminDoor::Closed,
             },
         }
@@ -147,8 +149,14 @@ impl Door {
         }
     }
 
-    /// Whether a peer may use the admin API.
-    pub fn admin(&self, peer_is_loopback: bool, bearer: Option<&str>) -> Result<(), ApiError> {
+    /// Whether a peer may use the admin API; `host` is whom it takes this host for, which
+    /// every browser tells.
+    pub fn admin(
+        &self,
+        peer_is_loopback: bool,
+        bearer: Option<&str>,
+        host: Option<&str>,
+    ) -> Result<(), ApiError> {
         let refused =
             |status, kind, what: &str| Err(ApiError::new(status, kind, what).code("admin_denied"));
         let forbidden = |what| refused(axum::http::StatusCode::FORBIDDEN, "permission_error", what);
@@ -156,7 +164,14 @@ impl Door {
             return forbidden("the admin API answers on the loopback interface only");
         }
         match &self.admin {
-            AdminDoor::Loopback => Ok(()),
+            AdminDoor::Loopback(own) => match host {
+                Some(host) if !is_here(host, *own) => forbidden(
+                    "without server.admin_token the admin API answers who calls this host \
+                     localhost, 127.0.0.1, [::1] or what it listens at, and the Host header is \
+                     another name; set a token, or use one of these",
+                ),
+                _ => Ok(()),
+            },
             AdminDoor::Closed => forbidden(
                 "the admin API is closed: this host listens beyond loopback and has no \
                  server.admin_token",
@@ -171,6 +186,19 @@ impl Door {
             },
         }
     }
+}
+
+/// Whether a `Host` header names this machine, by a name that nobody can point elsewhere.
+fn is_here(host: &str, own: IpAddr) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next(),
+        None => host.split(':').next(),
+    };
+    let name = name.unwrap_or_default();
+    let address: Option<IpAddr> = name.parse().ok();
+    name.eq_ignore_ascii_case("localhost")
+        || address
+            .is_some_and(|ip| ip == own || ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST)
 }
 
 fn digest(secret: &str) -> [u8; 32] {
@@ -202,13 +230,47 @@ mod tests {
     #[test]
     fn the_admin_api_is_for_loopback_and_for_the_token_if_there_is_one() {
         let plain = door(|_| {});
-        assert_eq!(plain.admin(true, None), Ok(()));
-        assert_eq!(plain.admin(false, None).unwrap_err().status, 403);
+        assert_eq!(plain.admin(true, None, None), Ok(()));
+        assert_eq!(plain.admin(false, None, None).unwrap_err().status, 403);
         let guarded = door(|c| c.admin_token = Some("t".into()));
-        assert_eq!(guarded.admin(true, Some("t")), Ok(()));
-        assert!(guarded.admin(true, Some("u")).is_err());
-        assert!(guarded.admin(true, None).is_err());
-        assert!(guarded.admin(false, Some("t")).is_err());
+        assert_eq!(guarded.admin(true, Some("t"), None), Ok(()));
+        assert!(guarded.admin(true, Some("u"), None).is_err());
+        assert!(guarded.admin(true, None, None).is_err());
+        assert!(guarded.admin(false, Some("t"), None).is_err());
+    }
+
+    #[test]
+    fn without_a_token_a_name_that_was_pointed_here_does_not_open_the_admin_api() {
+        let plain = door(|_| {});
+        for host in [
+            "localhost",
+            "LOCALHOST:80",
+            "127.0.0.1:8080",
+            "[::1]:8080",
+            "[::1]",
+        ] {
+            assert_eq!(plain.admin(true, None, Some(host)), Ok(()), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "127.0.0.1.evil.example:80",
+            "127.0.0.2",
+            "",
+            "[",
+            "?",
+        ] {
+            let refused = plain.admin(true, None, Some(host)).unwrap_err();
+            assert_eq!(refused.status, 403, "{host}");
+            assert!(refused.message.contains("Host"), "{}", refused.message);
+        }
+        let elsewhere = door(|c| c.listen = "127.0.0.2:80".parse().unwrap());
+        assert_eq!(elsewhere.admin(true, None, Some("127.0.0.2")), Ok(()));
+        // Pages do not know the token.
+        let guarded = door(|c| c.admin_token = Some("t".into()));
+        assert_eq!(
+            guarded.admin(true, Some("t"), Some("house.example")),
+            Ok(())
+        );
     }
 
     #[test]
@@ -220,8 +282,8 @@ mod tests {
             })
         };
         assert!(open(None).admin_is_closed());
-        assert!(open(None).admin(true, None).is_err());
-        assert_eq!(open(Some("t")).admin(true, Some("t")), Ok(()));
+        assert!(open(None).admin(true, None, None).is_err());
+        assert_eq!(open(Some("t")).admin(true, Some("t"), None), Ok(()));
     }
 
     #[test]

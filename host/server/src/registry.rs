@@ -301,7 +301,8 @@ impl Registry {
             }
         }
         let mut request = Request::builder().uri(url.trim_end_matches('&'));
-        let same_host = realm.starts_with(&format!("http://{}/", self.reference.host));
+        // A registry that was asked over TLS does not talk anybody out of it.
+        let same_host = realm.starts_with(&format!("{}://{}/", self.scheme, self.reference.host));
         if let Some(credentials) = &self.credentials {
             if !realm.starts_with("https://") && !same_host {
                 return Err(format!(
@@ -434,5 +435,20 @@ mod tests {
         for elsewhere in ["http://h:50/x", "https://h:5/x", "http://h:5.evil/x", "x"] {
             assert!(registry.absolute(elsewhere).is_err(), "{elsewhere}");
         }
+    }
+
+    #[test]
+    fn a_registry_that_is_asked_over_tls_cannot_have_the_password_without() {
+        let credentials = Credentials {
+            user: "u".into(),
+            password: "p".into(),
+        };
+        // Nobody listens there: what is sent ends as another error.
+        let host = "127.0.0.1:1";
+        let reference = format!("{host}/a").parse().unwrap();
+        let registry = Registry::new(reference, false, Some(credentials));
+        let challenge = format!("Bearer realm=\"http://{host}/token\",service=\"r\"");
+        let refused = registry.answer_to(&challenge).unwrap_err();
+        assert!(refused.contains("not over TLS"), "{refused}");
     }
 }

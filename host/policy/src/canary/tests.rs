@@ -1,6 +1,5 @@
 //! How often the judgement errs, simulated; and who sticks to what.
 
-use homeostat_hooks::Message;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -35,11 +34,11 @@ fn simulate(canaries: u64, rates: &Rates, config: &CanaryConfig, seed: u64) -> V
         let judgement = loop {
             if random.random::<f64>() >= config.share {
                 let event = random.random::<f64>() < rates.active;
-                arms.add(Arm::Active, Measure::Fault, event);
+                arms.call(config, Arm::Active, event, QUICK);
                 continue;
             }
             let event = random.random::<f64>() < rates.candidate;
-            arms.add(Arm::Candidate, Measure::Fault, event);
+            arms.call(config, Arm::Candidate, event, QUICK);
             if let Some(judgement) = arms.judge(config) {
                 break judgement;
             }
@@ -54,6 +53,8 @@ fn simulate(canaries: u64, rates: &Rates, config: &CanaryConfig, seed: u64) -> V
     verdicts
 }
 
+/// What every simulated call takes.
+const QUICK: Duration = Duration::from_micros(30);
 const CANARIES: u64 = 500;
 const SEED: u64 = 20_260_417;
 /// Errors that a share of `alpha` = 1 % of 500 canaries hardly ever makes: the chance of
@@ -153,6 +154,36 @@ fn outcome(tier: Option<&str>, steps_tried: u32, ttft_ms: Option<u32>) -> Outcom
     }
 }
 
+/// The judgement on a candidate that has answered `calls` requests, with first tokens after
+/// `ttft_ms`, beside an active policy that had answered `active` before.
+fn judged(active: u64, calls: u64, ttft_ms: [Option<u32>; 2]) -> Option<Judgement> {
+    // So wide that faults, escalations and refusals are settled by few requests.
+    let config = CanaryConfig {
+        tolerance: 0.6,
+        ..config()
+    };
+    let mut arms = Arms::default();
+    let mut serve = |arm: Arm| {
+        arms.call(&config, arm, false, QUICK);
+        arms.outcome(arm, &outcome(Some("small"), 1, ttft_ms[arm as usize]));
+    };
+    (0..active).for_each(|_| serve(Arm::Active));
+    (0..calls).for_each(|_| serve(Arm::Candidate));
+    arms.judge(&config)
+}
+
+#[test]
+fn nobody_is_promoted_whose_times_could_not_be_compared() {
+    let promoted = |judgement| matches!(judgement, Some(Judgement::Promote(_)));
+    let tokens = [Some(9); 2];
+    assert!(promoted(judged(BASE_MIN, 400, tokens)));
+    // The active policy has no quantiles yet.
+    assert_eq!(judged(BASE_MIN - 1, 400, tokens), None);
+    // Where one arm has no first tokens at all, calls alone are compared.
+    assert!(promoted(judged(BASE_MIN, 400, [None, Some(9)])));
+    assert!(promoted(judged(BASE_MIN, 400, [Some(9), None])));
+}
+
 #[test]
 fn outcomes_are_told_apart() {
     let event = |outcome: &Outcome, measure: Measure| {
@@ -205,42 +236,33 @@ fn a_candidate_whose_first_tokens_come_later_falls_for_it() {
     assert!(requests < 50);
 }
 
-fn talk(id: &str, tenant: Option<&str>, turns: &[&str]) -> Request {
-    let mut messages = Vec::new();
-    for (i, turn) in turns.iter().enumerate() {
-        messages.push(Message {
-            role: if i % 2 == 0 {
-                Role::User
-            } else {
-                Role::Assistant
-            },
-            content: (*turn).into(),
-        });
-    }
+fn asked(id: &str, tenant: Option<&str>, conversation: i64) -> Request {
     Request {
         id: id.into(),
         tenant: tenant.map(str::to_string),
-        messages,
+        attributes: vec![(CONVERSATION.into(), Value::Integer(conversation))],
         ..Request::default()
     }
 }
 
 #[test]
 fn a_conversation_a_tenant_or_a_request_keeps_its_place() {
-    let first = talk("1", Some("a"), &["Hi."]);
-    let later = talk("2", Some("a"), &["Hi.", "Hello!", "And now?"]);
-    let other = talk("3", Some("b"), &["Hi."]);
+    let first = asked("1", Some("a"), 5);
+    let later = asked("2", Some("a"), 5);
+    let other = asked("3", Some("b"), 5);
+    let another = asked("4", Some("a"), 6);
     let at = |request: &Request, stick_to| place(request, stick_to, 7);
     use StickTo::{Conversation, Request as Each, Tenant};
     assert_eq!(at(&first, Conversation), at(&later, Conversation));
     assert_ne!(at(&first, Conversation), at(&other, Conversation));
+    assert_ne!(at(&first, Conversation), at(&another, Conversation));
     assert_eq!(at(&first, Tenant), at(&later, Tenant));
     assert_ne!(at(&first, Tenant), at(&other, Tenant));
     assert_ne!(at(&first, Each), at(&later, Each));
     assert_ne!(place(&first, Tenant, 7), place(&first, Tenant, 8));
     // And the share is a share.
     let taken = (0..10_000)
-        .filter(|i| at(&talk(&i.to_string(), None, &[]), Each) < 0.1)
+        .filter(|i| at(&asked(&i.to_string(), None, 5), Each) < 0.1)
         .count();
     assert!((900..1100).contains(&taken), "{taken}");
 }

@@ -11,7 +11,7 @@ use homeostat_hooks::{
 
 use super::*;
 use crate::guests::{self, FakeModels, request};
-use crate::{Grant, LimitChanges, Limits, Offer, PolicyOptions, PolicyRoom, RoomConfig, Stage};
+use crate::{Grant, Limits, Offer, PolicyOptions, PolicyRoom, RoomConfig, Stage};
 
 /// A classifier that is sure of one class, and traps at ids of this length.
 fn sure_of(class: usize, traps_at: usize) -> Vec<u8> {
@@ -51,28 +51,27 @@ fn put(dir: &Path, mode: Mode, main: Vec<u8>, members: &[(&str, Vec<u8>)]) -> Po
         Arc::new(FakeModels),
     )
     .unwrap();
-    let files = members
-        .iter()
-        .map(|(name, _)| format!("{name}.wasm").into());
-    let offer = Offer {
+    let files = members.iter().map(|(name, _)| format!("{name}.wasm"));
+    let mut offer = composed(mode, main, files);
+    // Long enough for a busy machine; the endless loop waits for it once.
+    offer.options.limits.deadline_ms = Some(2_000);
+    room.put(offer).unwrap_or_else(|e| panic!("{e}"));
+    room
+}
+
+fn composed(mode: Mode, main: Vec<u8>, files: impl IntoIterator<Item = String>) -> Offer {
+    Offer {
         name: "main".into(),
         bytes: main,
         options: PolicyOptions {
             compose: Some(Compose {
                 mode,
-                members: files.collect(),
+                members: files.into_iter().map(PathBuf::from).collect(),
             }),
-            limits: LimitChanges {
-                // Long enough for a busy machine; the endless loop waits for it once.
-                deadline_ms: Some(2_000),
-                ..LimitChanges::default()
-            },
             ..PolicyOptions::default()
         },
         ..Offer::default()
-    };
-    room.put(offer).unwrap_or_else(|e| panic!("{e}"));
-    room
+    }
 }
 
 fn ask(room: &PolicyRoom, id_len: usize) -> HookReply<Classification> {
@@ -281,25 +280,20 @@ fn members_that_are_missing_broken_or_too_many_are_refused_by_name() {
         &[("b", sure_of(SIMPLE, NEVER))],
     );
     std::fs::write(dir.path().join("junk.wasm"), b"junk").unwrap();
+    std::fs::write(dir.path().join("vague.wasm"), sure_of(SIMPLE, NEVER)).unwrap();
+    std::fs::write(dir.path().join("vague.toml"), "limitz = 3").unwrap();
     for (members, stage, word) in [
         (vec!["nowhere.wasm"], Stage::Read, "nowhere.wasm"),
         (vec!["junk.wasm"], Stage::Component, "junk.wasm"),
         (vec![], Stage::Options, "0 members"),
         (vec!["b.wasm"; 5], Stage::Options, "5 members"),
+        (vec!["../b.wasm"], Stage::Options, "not below"),
+        (vec!["/b.wasm"], Stage::Options, "not below"),
+        (vec!["vague.wasm"], Stage::Options, "limitz"),
     ] {
-        let offer = Offer {
-            name: "next".into(),
-            bytes: sure_of(SIMPLE, NEVER),
-            options: PolicyOptions {
-                compose: Some(Compose {
-                    mode: Mode::Chain,
-                    members: members.into_iter().map(PathBuf::from).collect(),
-                }),
-                ..PolicyOptions::default()
-            },
-            ..Offer::default()
-        };
-        let refusal = room.put(offer).unwrap_err();
+        let members = members.into_iter().map(str::to_string);
+        let refusal = room.put(composed(Mode::Chain, sure_of(SIMPLE, NEVER), members));
+        let refusal = refusal.unwrap_err();
         assert_eq!(refusal.stage, stage, "{refusal}");
         assert!(refusal.text.contains(word), "{refusal}");
     }
@@ -308,4 +302,47 @@ fn members_that_are_missing_broken_or_too_many_are_refused_by_name() {
         1.0,
         "the old one still serves"
     );
+}
+
+#[test]
+fn a_restart_has_the_members_that_served_whatever_lies_in_the_folder_now() {
+    let dir = tempfile::tempdir().unwrap();
+    let (policies, state) = (dir.path().join("policies"), dir.path().join("state"));
+    std::fs::create_dir(&policies).unwrap();
+    let begin = || {
+        let config = RoomConfig {
+            dir: Some(policies.clone()),
+            state_dir: Some(state.clone()),
+            limits: Limits {
+                deadline_ms: 60_000,
+                ..Limits::default()
+            },
+            ..RoomConfig::default()
+        };
+        let room = PolicyRoom::new(config, Arc::new(FakeModels)).unwrap();
+        room.recall();
+        room
+    };
+    let member = |class| std::fs::write(policies.join("b.wasm"), sure_of(class, NEVER)).unwrap();
+    let put = |room: &PolicyRoom| {
+        let offer = composed(Mode::Chain, sure_of(SIMPLE, 7), ["b.wasm".to_string()]);
+        room.put(offer).unwrap_or_else(|e| panic!("{e}"));
+    };
+    let stored = || std::fs::read_dir(state.join("sha256")).unwrap().count();
+    member(MEDIUM);
+    let room = begin();
+    put(&room);
+    assert_eq!(ask(&room, 7).value.p_medium, 1.0);
+    assert_eq!(stored(), 2, "the component and its member");
+    drop(room);
+    member(COMPLEX);
+    let room = begin();
+    assert_eq!(ask(&room, 7).value.p_medium, 1.0);
+    put(&room);
+    assert_eq!(ask(&room, 7).value.p_complex, 1.0, "a put reads the folder");
+    drop(room);
+    let room = begin();
+    assert_eq!(ask(&room, 7).value.p_complex, 1.0);
+    room.rollback(homeostat_hooks::Hook::Classify).unwrap();
+    assert_eq!(ask(&room, 7).value.p_medium, 1.0, "of the life before");
 }

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cache::{hex, unhex};
+
 /// All entries of one policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -38,7 +40,7 @@ impl StateValue {
             {
                 Self::Text(text.into())
             }
-            _ => Self::Hex(crate::cache::hex(bytes)),
+            _ => Self::Hex(hex(bytes)),
         }
     }
 
@@ -47,19 +49,9 @@ impl StateValue {
             Self::Text(text) => return Ok(text.clone().into_bytes()),
             Self::Hex(digits) => digits,
         };
-        let pair = |pair: &[u8]| match pair {
-            [high, low] => Some(nibble(*high)? << 4 | nibble(*low)?),
-            _ => None,
-        };
-        let bytes: Option<Vec<u8>> = digits.as_bytes().chunks(2).map(pair).collect();
-        bytes.ok_or_else(|| "hex is not pairs of hexadecimal digits".into())
+        unhex(&digits.to_ascii_lowercase())
+            .ok_or_else(|| "hex is not pairs of hexadecimal digits".into())
     }
-}
-
-fn nibble(digit: u8) -> Option<u8> {
-    char::from(digit)
-        .to_digit(16)
-        .and_then(|n| u8::try_from(n).ok())
 }
 
 #[cfg(test)]

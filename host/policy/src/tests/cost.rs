@@ -71,7 +71,7 @@ fn a_policy_over_the_budget_is_refused_with_the_number_that_failed() {
         assert_eq!(room.status()[0].active.as_ref().unwrap().policy, "fast");
     }
     let tight = with_budget(budget(|b| b.memory_bytes = Some(1 << 16)));
-    let refusal = refused(&tight, offer("two pages", fast.clone()));
+    let refusal = refused(&tight, offer("two-pages", fast.clone()));
     assert!(
         refusal.text.contains("is 131072, budget 65536"),
         "{refusal}"

@@ -180,9 +180,9 @@ fn a_file_that_has_not_changed_leaves_what_was_put_and_one_that_has_takes_over()
     drop(room);
     let room = lives.begin();
     assert_eq!((routed(&room), generation(&room)), ("file".into(), number));
-    put_router(&room, "by hand");
+    put_router(&room, "by-hand");
     drop(room);
-    assert_eq!(routed(&lives.begin()), "by hand");
+    assert_eq!(routed(&lives.begin()), "by-hand");
     lives.write("newer");
     let room = lives.begin();
     assert_eq!(routed(&room), "newer", "it changed while no host ran");

@@ -175,6 +175,11 @@ fn wrong_manifests(ours: &SigningKey) -> Vec<Wrong> {
             |m| m.not_after = datetime(signature::now() - DAY),
             Reason::Expired,
         ),
+        changed(
+            "another contract's",
+            |m| m.contract = "0.2.0".into(),
+            Reason::OtherContract,
+        ),
         changed("an older one", |m| m.revision = 4, Reason::OldRevision),
         changed(
             "the same revision again",
@@ -301,7 +306,7 @@ fn a_ledger_that_cannot_be_read_or_written_is_never_an_empty_one() {
     assert!(error.unwrap().to_string().contains("damaged"));
     let room = room_with(config(&dir.path().join("missing/revisions.toml")));
     let refusal = refused(&room, signed(&key, 1, "x"));
-    assert_reason(&refusal, Reason::OldRevision);
+    assert_reason(&refusal, Reason::NotRemembered);
     assert!(refusal.text.contains("cannot be written"), "{refusal}");
     assert!(room.status()[1].active.is_none());
 }
@@ -324,6 +329,35 @@ fn what_was_not_signed_for_is_not_given_whatever_the_operator_grants() {
     let refusal = put(&small).unwrap_err();
     assert_reason(&refusal, Reason::Unclaimed);
     assert!(is_component(&classify(&room, 7)));
+}
+
+#[test]
+fn an_older_member_of_a_composition_is_refused_as_an_older_policy_is() {
+    let key = key();
+    let dir = tempfile::tempdir().unwrap();
+    let room = room_with(RoomConfig {
+        dir: Some(dir.path().to_path_buf()),
+        ..config(&key, SignatureMode::Optional)
+    });
+    let member = |revision, text| {
+        let bytes = signed(&key, revision, text).bytes;
+        std::fs::write(dir.path().join("second.policy"), bytes).unwrap();
+    };
+    let put = || {
+        let options = "[compose]\nmode = \"chain\"\nmembers = [\"second.policy\"]\n";
+        room.put(Offer {
+            options: watch::parse_options(options).unwrap(),
+            ..offer("first", guests::router("first"))
+        })
+    };
+    member(5, "fifth");
+    let report = put().unwrap();
+    assert_eq!(report.members[0].revision, 5);
+    member(4, "fourth");
+    let refusal = put().unwrap_err();
+    assert_eq!(refusal.stage, Stage::Signature, "{refusal}");
+    let words = ["second.policy", Reason::OldRevision.as_str()];
+    assert!(words.iter().all(|w| refusal.text.contains(w)), "{refusal}");
 }
 
 #[test]

@@ -14,8 +14,9 @@ use homeostat_policy::signature::{
     self, MANIFEST_FORMAT, Manifest, Sealed, SigningKey, datetime, is_name, parse_manifest,
     sha256_hex,
 };
-use homeostat_policy::{CONTRACT_VERSION, Grant};
+use homeostat_policy::{CONTRACT_VERSION, Grant, parse_options};
 
+use super::escaped;
 use crate::Failure;
 use crate::cli::{ConfigArgs, hook};
 use crate::config::Config;
@@ -269,12 +270,25 @@ pub fn read(file: &Path) -> Result<Sealed, Failure> {
     bundle::read_policy(file, u64::MAX).map_err(Failure::failed)
 }
 
-/// The body of a PUT: a bundle where a signature lies beside the component.
-pub fn body_of(sealed: Sealed) -> Vec<u8> {
-    match sealed.signature {
+/// The query and the body of a PUT of this policy: its name, the options in the `.toml`
+/// beside it, and a bundle where a signature lies beside the component. Options are no part
+/// of a bundle: whoever made that must not grant itself powers.
+pub fn offered(file: &Path, name: Option<String>) -> Result<(Vec<String>, Vec<u8>), Failure> {
+    let mut query = vec![format!(
+        "name={}",
+        escaped(&name.unwrap_or_else(|| policy_name(file)))
+    )];
+    let options = file.with_extension("toml");
+    if let Some(text) = bundle::read_text(&options).map_err(Failure::failed)? {
+        parse_options(&text).map_err(|e| Failure::Failed(format!("{}: {e}", options.display())))?;
+        query.push(format!("options={}", escaped(&text)));
+    }
+    let sealed = read(file)?;
+    let body = match sealed.signature {
         Some(_) => bundle::pack(&sealed),
         None => sealed.component,
-    }
+    };
+    Ok((query, body))
 }
 
 fn manifest(sealed: &Sealed) -> Result<Option<Manifest>, Failure> {
@@ -354,4 +368,34 @@ fn here(name: &str) -> PathBuf {
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     fs::write(path, bytes).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_beside_a_component_goes_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("route-mine.wasm");
+        let write = |extension: &str, text: &str| {
+            fs::write(file.with_extension(extension), text).unwrap();
+        };
+        write("wasm", "the component");
+        let plain = (vec!["name=route-mine".to_string()], b"the component".into());
+        assert_eq!(offered(&file, None).unwrap(), plain);
+        write("toml", "fallback = \"previous\"\n");
+        write("policy.toml", "the manifest");
+        write("sig", "the signature");
+        let (query, body) = offered(&file, Some("other".into())).unwrap();
+        let options = "options=fallback%20%3D%20%22previous%22%0A";
+        assert_eq!(query, ["name=other", options]);
+        let sealed = bundle::unpack(&body).unwrap();
+        assert_eq!(sealed.component, b"the component");
+        assert_eq!(sealed.signature.unwrap(), "the signature");
+        write("toml", "fallbakc = 1");
+        let wrong = offered(&file, None).unwrap_err().to_string();
+        let words = ["route-mine.toml", "fallbakc"];
+        assert!(words.iter().all(|word| wrong.contains(word)), "{wrong}");
+    }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use homeostat_hooks::Hook;
 use serde_json::Value;
 
-use super::{escaped, print_json};
+use super::{bundle, escaped, print_json};
 use crate::Failure;
 use crate::admin_client::ask;
 use crate::cli::{HostArgs, TrialCommand};
@@ -30,25 +30,15 @@ pub fn trial(mode: &str, command: TrialCommand) -> Result<(), Failure> {
             if mode == "shadow" && file.is_none() {
                 return Err(Failure::Config("a shadow needs a file".into()));
             }
-            let stem = file.as_ref().and_then(|f| f.file_stem()?.to_str());
-            let name = name.or(stem.map(str::to_string));
-            let body = match &file {
-                None => Vec::new(),
-                Some(file) => std::fs::read(file)
-                    .map_err(|e| Failure::Failed(format!("{}: {e}", file.display())))?,
+            let (mut query, body) = match &file {
+                None => (Vec::new(), Vec::new()),
+                Some(file) => bundle::offered(file, name)?,
             };
-            if file.is_some() && body.is_empty() {
-                let file = file.unwrap_or_default();
+            if let Some(file) = file.filter(|_| body.is_empty()) {
                 return Err(Failure::Failed(format!("{} is empty", file.display())));
             }
-            let query: Vec<String> = [
-                name.map(|n| format!("name={}", escaped(&n))),
-                share.map(|s| format!("share={s}")),
-                stick_to.map(|s| format!("stick_to={}", escaped(&s))),
-            ]
-            .into_iter()
-            .flatten()
-            .collect();
+            query.extend(share.map(|s| format!("share={s}")));
+            query.extend(stick_to.map(|s| format!("stick_to={}", escaped(&s))));
             let path = format!("{}?{}", path(hook), query.join("&"));
             ("PUT", path, body, host)
         }

@@ -2,7 +2,9 @@
 //!
 //! Replacing a policy is running somebody's code, so the door is narrow: loopback peers,
 //! the token if there is one, and no browsers. A page in a browser on this machine is a
-//! loopback peer too; browsers betray themselves by the `Origin` header.
+//! loopback peer too. Browsers betray themselves by the `Origin` header, but not where they
+//! ask what they take for the page's own server; a page whose name was pointed here
+//! (DNS rebinding) is told by the `Host` header, which is that name.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,8 +15,10 @@ use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use homeostat_hooks::{Hook, Snapshot};
+use homeostat_policy::signature::is_name;
 use homeostat_policy::{
     AdmissionError, ExplainError, NothingKept, Offer, Report, SlotStatus, StateExport, StateStatus,
+    parse_options,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -33,7 +37,13 @@ pub async fn guard(
     next: Next,
 ) -> Result<Response, ApiError> {
     let headers = request.headers();
-    house.door.admin(from_loopback(&request), bearer(headers))?;
+    let host = headers
+        .get(header::HOST)
+        .map(|host| host.to_str().unwrap_or("?"))
+        .or_else(|| request.uri().authority().map(|a| a.as_str()));
+    house
+        .door
+        .admin(from_loopback(&request), bearer(headers), host)?;
     if headers.contains_key(header::ORIGIN) {
         let what = "the admin API does not answer to pages in a browser";
         return Err(ApiError::new(
@@ -58,6 +68,7 @@ pub async fn list(State(house): State<Arc<House>>) -> Json<Policies> {
 }
 
 /// `PUT /admin/v1/policies/{hook}?name=…` with a component or a bundle as its body;
+/// `&options=…` is the text of a `.toml` as it lies beside a component, and
 /// `&allow-downgrade=true` takes an older revision of a signed one.
 pub async fn put(
     State(house): State<Arc<House>>,
@@ -66,6 +77,7 @@ pub async fn put(
     request: Request,
 ) -> Result<Json<Report>, ApiError> {
     let hook = hook(&word)?;
+    only(&OFFER_KEYS, &query)?;
     let offer = offer(&house, &word, &query, request).await?;
     let offer = Offer {
         hooks: Some(vec![hook]),
@@ -78,7 +90,23 @@ pub async fn put(
     put.map(Json).map_err(|refusal| refused(&refusal))
 }
 
-/// The component in a request's body, with the name in its query.
+/// What a query can say of a component.
+pub(super) const OFFER_KEYS: [&str; 3] = ["name", "options", "allow-downgrade"];
+
+/// A query with a key that nobody reads is refused: what was meant would not happen.
+pub(super) fn only(known: &[&str], query: &HashMap<String, String>) -> Result<(), ApiError> {
+    let strange = query.keys().find(|key| !known.contains(&key.as_str()));
+    strange.map_or(Ok(()), |key| {
+        let what = format!(
+            "{} is unknown here, expected {}",
+            shown(key),
+            known.join(", ")
+        );
+        Err(ApiError::invalid(key.as_str(), what))
+    })
+}
+
+/// The component in a request's body, with the name and the options in its query.
 pub(super) async fn offer(
     house: &House,
     word: &str,
@@ -86,8 +114,7 @@ pub(super) async fn offer(
     request: Request,
 ) -> Result<Offer, ApiError> {
     let name = query.get("name").map_or(word, String::as_str);
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    if name.is_empty() || name.len() > 64 || !name.bytes().all(plain) {
+    if !is_name(name) {
         let what = format!(
             "name is {}, expected 1 to 64 letters, digits, '-', '_' or '.'",
             shown(name)
@@ -95,10 +122,13 @@ pub(super) async fn offer(
         return Err(ApiError::invalid("name", what));
     }
     let name = name.to_string();
+    let options = query.get("options").map_or("", String::as_str);
+    let options = parse_options(options).map_err(|e| ApiError::invalid("options", e.text))?;
     let (parts, body) = request.into_parts();
-    let bytes = body::bytes(&parts.headers, body, house.max_component_bytes).await?;
+    let bytes = body::bytes(&parts.headers, body, body::Limit::of_components(house)).await?;
     Ok(Offer {
         name,
+        options,
         bytes: bytes.into(),
         allow_downgrade: query.get("allow-downgrade").is_some_and(|v| v == "true"),
         ..Offer::default()
@@ -189,7 +219,7 @@ pub async fn import_state(
     request: Request,
 ) -> Result<Json<StateStatus>, ApiError> {
     let (parts, body) = request.into_parts();
-    let bytes = body::bytes(&parts.headers, body, house.max_component_bytes).await?;
+    let bytes = body::bytes(&parts.headers, body, body::Limit::of_components(&house)).await?;
     let wrong = |what: String| ApiError::invalid("body", what);
     let state: StateExport = serde_json::from_slice(&bytes)
         .map_err(|e| wrong(format!("this is no exported state: {e}")))?;

@@ -72,7 +72,7 @@ async fn answer(
     };
     let deadline_ms = deadline(&parts.headers)?;
     let permit = house.door.enter()?;
-    let reading = body::json(&parts.headers, body, house.door.max_body_bytes);
+    let reading = body::json(&parts.headers, body, body::Limit::of_clients(&house));
     let body = tokio::time::timeout(BODY_PATIENCE, reading)
         .await
         .map_err(|_| stalled())??;

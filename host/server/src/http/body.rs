@@ -4,6 +4,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, StatusCode, header};
 use futures::StreamExt;
 
+use crate::house::House;
 use crate::openai::error::{ApiError, shown};
 
 /// A body that is too long is read on and thrown away up to this multiple of the limit:
@@ -11,8 +12,33 @@ use crate::openai::error::{ApiError, shown};
 /// refusal.
 const DISCARD_FACTOR: usize = 8;
 
+/// Most bytes of a body.
+pub struct Limit {
+    pub bytes: usize,
+    /// Who says so, for people: a setting, where it is one.
+    pub by: &'static str,
+}
+
+impl Limit {
+    /// Of what clients send.
+    pub fn of_clients(house: &House) -> Self {
+        Self {
+            bytes: house.door.max_body_bytes,
+            by: "server.max_body_bytes",
+        }
+    }
+
+    /// Of what operators send.
+    pub fn of_components(house: &House) -> Self {
+        Self {
+            bytes: house.max_component_bytes,
+            by: "policies.max_component_bytes",
+        }
+    }
+}
+
 /// The JSON body of a request.
-pub async fn json(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, ApiError> {
+pub async fn json(headers: &HeaderMap, body: Body, limit: Limit) -> Result<Bytes, ApiError> {
     if let Some(kind) = headers.get(header::CONTENT_TYPE) {
         let text = kind.to_str().unwrap_or("").to_ascii_lowercase();
         let essence = text.split(';').next().unwrap_or("").trim();
@@ -30,8 +56,9 @@ pub async fn json(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes
     bytes(headers, body, limit).await
 }
 
-/// The body of a request, at most `limit` bytes.
-pub async fn bytes(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, ApiError> {
+/// The body of a request.
+pub async fn bytes(headers: &HeaderMap, body: Body, limit: Limit) -> Result<Bytes, ApiError> {
+    let Limit { bytes: limit, by } = limit;
     let announced: Option<usize> = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|v| v.to_str().ok()?.parse().ok());
@@ -54,9 +81,7 @@ pub async fn bytes(headers: &HeaderMap, body: Body, limit: usize) -> Result<Byte
     }
     if total > limit {
         let bytes = announced.unwrap_or(total);
-        let what = format!(
-            "the body has {bytes} bytes, this host reads at most {limit} (server.max_body_bytes)"
-        );
+        let what = format!("the body has {bytes} bytes, this host reads at most {limit} ({by})");
         let status = StatusCode::PAYLOAD_TOO_LARGE;
         return Err(ApiError::new(status, "invalid_request_error", what).code("request_too_large"));
     }

@@ -19,7 +19,7 @@ pub async fn embeddings(
     let (parts, body) = request.into_parts();
     house.door.tenant(bearer(&parts.headers))?;
     let permit = house.door.enter()?;
-    let body = body::json(&parts.headers, body, house.door.max_body_bytes).await?;
+    let body = body::json(&parts.headers, body, body::Limit::of_clients(&house)).await?;
     let asked = AskedEmbeddings::parse(&body)?;
     let encoder = chosen(&house, asked.model.as_deref())?;
     asked.check_dimensions(encoder.dimensions())?;

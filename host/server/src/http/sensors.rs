@@ -17,7 +17,10 @@ use crate::house::House;
 use crate::openai::error::ApiError;
 
 /// Hundreds of devices.
-const PUSH_BYTES_MAX: usize = 64 << 10;
+const PUSH_MAX: body::Limit = body::Limit {
+    bytes: 64 << 10,
+    by: "for readings",
+};
 /// How often a sender may say that it pushes: slower than this it is of no use.
 const PERIOD_MS: std::ops::RangeInclusive<u32> = 100..=300_000;
 
@@ -98,7 +101,7 @@ pub async fn push(
     request: Request,
 ) -> Result<Json<Taken>, ApiError> {
     let (parts, body) = request.into_parts();
-    let bytes = body::json(&parts.headers, body, PUSH_BYTES_MAX).await?;
+    let bytes = body::json(&parts.headers, body, PUSH_MAX).await?;
     let push: Push = serde_json::from_slice(&bytes)
         .map_err(|e| ApiError::bad_request(format!("these are no readings: {e}")))?;
     let mut readings = Vec::new();

@@ -418,6 +418,11 @@ async fn the_admin_api_is_closed_to_other_machines_and_to_browsers() {
     page.headers_mut()
         .insert("origin", "http://evil".parse().unwrap());
     refused(&send(&house, page).await, 403, &["browser"]);
+    let mut rebound = request("GET", "/admin/v1/policies", "");
+    rebound
+        .headers_mut()
+        .insert("host", "evil.example:8080".parse().unwrap());
+    refused(&send(&house, rebound).await, 403, &["Host", "admin_token"]);
 }
 
 #[tokio::test]
@@ -496,8 +501,24 @@ async fn what_is_no_policy_is_refused_and_nothing_changes() {
         400,
         &["name"],
     );
+    let (misspelt, never) = ("options=limitz%3D1", "options=limits.deadline_ms%3D0");
+    for path in ["", "/shadow", "/canary"] {
+        let put = async |query: &str| {
+            let path = format!("/admin/v1/policies/route{path}?{query}");
+            let bytes = include_bytes!(concat!(env!("OUT_DIR"), "/route-metabolic.wasm"));
+            send(&house, request("PUT", &path, &bytes[..])).await
+        };
+        let error = refused(&put(misspelt).await, 400, &["limitz"]);
+        assert_eq!(error["param"], "options");
+        refused(&put(never).await, 422, &["deadline_ms is 0"]);
+        let error = refused(&put("stick-to=tenant").await, 400, &["stick-to", "name"]);
+        assert_eq!(error["param"], "stick-to");
+        let share = put("share=0.2&options=limits.deadline_ms%3D0").await;
+        assert_eq!(share.0 == 422, path == "/canary", "{}", share.2);
+    }
     let large = request("PUT", "/admin/v1/policies/route", vec![0; (1 << 20) + 1]);
-    refused(&send(&house, large).await, 413, &["1048576"]);
+    let words = ["1048576", "policies.max_component_bytes"];
+    refused(&send(&house, large).await, 413, &words);
     let nothing = request("POST", "/admin/v1/policies/route/rollback", "");
     refused(&send(&house, nothing).await, 409, &["route"]);
     let (_, _, list) = send(&house, request("GET", "/admin/v1/policies", "")).await;

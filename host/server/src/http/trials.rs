@@ -44,6 +44,11 @@ async fn start(
     request: Request,
 ) -> Answer {
     let hook = admin::hook(&word)?;
+    let of_canary: &[&str] = match mode {
+        TrialMode::Shadow => &[],
+        TrialMode::Canary => &["share", "stick_to"],
+    };
+    admin::only(&[&admin::OFFER_KEYS, of_canary].concat(), &query)?;
     let changes = changes(&query)?;
     let offer = admin::offer(&house, &word, &query, request).await?;
     let policies = house.policies.clone();
