@@ -10,6 +10,8 @@
 //! A write whose commit fails or outlasts the call's deadline ends as an error, which says
 //! that it may or may not be kept. A read may see what is not on the disk yet; whoever
 //! then writes is acknowledged after it, since commits keep the order of the changes.
+//! Where a folder is named and a file in it cannot be opened, nothing is known of that state:
+//! reads and writes are errors, and the file is tried again.
 //!
 //! A policy that changes the form of its state counts [versions](StateStore::bucket):
 //! each has a bucket of its own, so an upgrade destroys nothing and a rollback finds what
@@ -72,6 +74,8 @@ struct Inner {
     /// The file, until its thread takes it; never there for a bucket in memory.
     file: Option<disk::File>,
     on_disk: bool,
+    /// There should be a file, and it could not be opened.
+    closed: Option<Closed>,
     changes: disk::Changes,
     /// Counts changes; those up to `durable` are on the disk.
     changed: u64,
@@ -81,6 +85,14 @@ struct Inner {
     failure: Option<String>,
     failures: u64,
     end: bool,
+}
+
+/// A file that could not be opened.
+#[derive(Debug)]
+struct Closed {
+    path: PathBuf,
+    why: String,
+    tried: Instant,
 }
 
 /// How much a policy keeps, and where.
@@ -98,21 +110,13 @@ pub struct StateStatus {
     pub on_disk: bool,
     /// Transactions written since the start.
     pub commits: u64,
-    /// Why it cannot be written now.
+    /// Why it cannot be opened or written now.
     pub failure: Option<String>,
 }
 
 impl StateStore {
     /// A store in this folder, or in memory without one.
     pub fn new(dir: Option<PathBuf>, config: StateConfig) -> Self {
-        let dir = dir.filter(|dir| match std::fs::create_dir_all(dir) {
-            Ok(()) => true,
-            Err(error) => {
-                let dir = dir.display();
-                tracing::warn!("state is kept in memory only: {dir} cannot be used: {error}");
-                false
-            }
-        });
         Self {
             dir,
             config,
@@ -129,14 +133,9 @@ impl StateStore {
         }
         let mut inner = Inner::default();
         if let Some(dir) = &self.dir {
-            match disk::File::open(dir.join(file_name(policy, version))) {
-                Ok((file, map)) => {
-                    inner.bytes = map.iter().map(|(k, v)| size(k, v)).sum();
-                    inner.map = map;
-                    inner.file = Some(file);
-                    inner.on_disk = true;
-                }
-                Err(error) => tracing::warn!(policy, "its state is kept in memory only: {error}"),
+            inner.read(dir.join(file_name(policy, version)));
+            if let Some(Closed { why, .. }) = &inner.closed {
+                tracing::warn!(policy, "its state cannot be opened, trying again: {why}");
             }
         }
         let bucket = Arc::new(Bucket::new(policy, version, self.config, inner));
@@ -240,12 +239,27 @@ impl Bucket {
         }
     }
 
-    pub(crate) fn get(&self, key: &str) -> Option<Vec<u8>> {
-        self.shared.lock().map.get(key).cloned()
+    /// The entries, if they are known: a file that could not be opened is tried again.
+    fn open(&self) -> Result<MutexGuard<'_, Inner>, String> {
+        let mut inner = self.shared.lock();
+        if let Some(closed) = inner.closed.take_if(|c| c.tried.elapsed() >= GATHER) {
+            inner.read(closed.path);
+            if inner.closed.is_none() {
+                tracing::info!(policy = self.shared.name, "its state was opened");
+            }
+        }
+        if let Some(Closed { why, .. }) = &inner.closed {
+            return Err(format!("state cannot be opened: {why}"));
+        }
+        Ok(inner)
     }
 
-    pub(crate) fn exists(&self, key: &str) -> bool {
-        self.shared.lock().map.contains_key(key)
+    pub(crate) fn get(&self, key: &str) -> Result<Option<Vec<u8>>, String> {
+        Ok(self.open()?.map.get(key).cloned())
+    }
+
+    pub(crate) fn exists(&self, key: &str) -> Result<bool, String> {
+        Ok(self.open()?.map.contains_key(key))
     }
 
     /// Returns when the value is kept as safely as the durability says, or after
@@ -256,13 +270,13 @@ impl Bucket {
         value: Vec<u8>,
         patience: Duration,
     ) -> Result<(), String> {
-        let mut inner = self.shared.lock();
+        let mut inner = self.open()?;
         inner.set(&self.shared.config, key, value)?;
         self.kept(inner, patience)
     }
 
     pub(crate) fn delete(&self, key: &str, patience: Duration) -> Result<(), String> {
-        let mut inner = self.shared.lock();
+        let mut inner = self.open()?;
         inner.delete(key)?;
         self.kept(inner, patience)
     }
@@ -274,7 +288,7 @@ impl Bucket {
         delta: u64,
         patience: Duration,
     ) -> Result<u64, String> {
-        let mut inner = self.shared.lock();
+        let mut inner = self.open()?;
         let old = match inner.map.get(&key) {
             None => 0,
             Some(bytes) => std::str::from_utf8(bytes)
@@ -290,8 +304,8 @@ impl Bucket {
         Ok(new)
     }
 
-    pub(crate) fn list(&self, cursor: Option<u64>) -> Page {
-        let inner = self.shared.lock();
+    pub(crate) fn list(&self, cursor: Option<u64>) -> Result<Page, String> {
+        let inner = self.open()?;
         let start = usize::try_from(cursor.unwrap_or(0)).unwrap_or(usize::MAX);
         let keys: Vec<String> = inner
             .map
@@ -302,7 +316,7 @@ impl Bucket {
             .collect();
         let end = start.saturating_add(keys.len());
         let next = (end < inner.map.len()).then_some(end as u64);
-        Page { keys, next }
+        Ok(Page { keys, next })
     }
 
     /// Everything in it.
@@ -316,18 +330,21 @@ impl Bucket {
         entries: BTreeMap<String, Vec<u8>>,
         patience: Duration,
     ) -> Result<(), String> {
-        let mut inner = self.shared.lock();
+        let mut inner = self.open()?;
         inner.writable()?;
         let mut new = Inner::default();
         for (key, value) in &entries {
             new.set(&self.shared.config, key.clone(), value.clone())?;
         }
         let gone = inner.map.keys().filter(|k| !entries.contains_key(*k));
-        let gone: Vec<_> = gone.map(|key| (key.clone(), None)).collect();
-        inner.changes.extend(gone);
-        inner.changes.extend(new.changes);
-        inner.changed += 1;
-        (inner.map, inner.bytes) = (entries, new.bytes);
+        let gone: Vec<_> = gone.cloned().collect();
+        for key in gone {
+            inner.note(key, None);
+        }
+        for (key, value) in entries {
+            inner.note(key, Some(value));
+        }
+        (inner.map, inner.bytes) = (new.map, new.bytes);
         self.kept(inner, patience)
     }
 
@@ -348,14 +365,16 @@ impl Bucket {
             bytes: inner.bytes,
             on_disk: inner.on_disk,
             commits: inner.commits,
-            failure: inner.failure.clone(),
+            failure: inner.failure.clone().or_else(|| {
+                let closed = inner.closed.as_ref()?;
+                Some(closed.why.clone())
+            }),
         }
     }
 
     /// Waits until the change just made is on the disk, if that was promised.
     fn kept(&self, mut inner: MutexGuard<'_, Inner>, patience: Duration) -> Result<(), String> {
         if !inner.on_disk {
-            inner.changes.clear();
             return Ok(());
         }
         let file = inner.file.take();
@@ -493,6 +512,30 @@ impl Shared {
 }
 
 impl Inner {
+    /// Takes in what a file has, or notes why that is not known.
+    fn read(&mut self, path: PathBuf) {
+        match disk::File::open(path.clone()) {
+            Ok((file, map)) => {
+                self.bytes = map.iter().map(|(k, v)| size(k, v)).sum();
+                self.map = map;
+                self.file = Some(file);
+                self.on_disk = true;
+            }
+            Err(why) => {
+                let tried = Instant::now();
+                self.closed = Some(Closed { path, why, tried });
+            }
+        }
+    }
+
+    /// Notes a change for the file, if there is one; none = deleted.
+    fn note(&mut self, key: String, value: Option<Vec<u8>>) {
+        if self.on_disk {
+            self.changed += 1;
+            self.changes.insert(key, value);
+        }
+    }
+
     /// While the disk refuses, nothing is taken that could not be kept.
     fn writable(&self) -> Result<(), String> {
         match &self.failure {
@@ -528,8 +571,7 @@ impl Inner {
         let bytes = self.bytes - old.unwrap_or(0) + size(&key, &value);
         over("bytes of state", bytes, config.bytes, "bytes")?;
         self.bytes = bytes;
-        self.changed += 1;
-        self.changes.insert(key.clone(), Some(value.clone()));
+        self.note(key.clone(), Some(value.clone()));
         self.map.insert(key, value);
         Ok(())
     }
@@ -538,8 +580,7 @@ impl Inner {
         self.writable()?;
         if let Some(old) = self.map.remove(key) {
             self.bytes -= size(key, &old);
-            self.changed += 1;
-            self.changes.insert(key.to_string(), None);
+            self.note(key.to_string(), None);
         }
         Ok(())
     }
