@@ -45,7 +45,8 @@ impl Room {
         }
         if !all_well {
             // Whatever the folder has is a better guess than an older generation.
-            history.write(|record| record.files.clear());
+            // What cannot be written is in the log, and the folder is looked at all the same.
+            let _ = history.write(|record| record.files.clear());
         }
         if self.history.set(history).is_err() {
             tracing::error!("the policies were recalled twice");
@@ -186,17 +187,23 @@ impl Room {
         }
     }
 
-    /// Writes down who serves what; returns when it is on the disk.
-    pub fn remember(&self) {
-        let Some(history) = self.history.get() else {
-            return;
-        };
-        history.write(|record| {
+    /// Writes down who serves what; returns when it is on the disk, or says why it is not.
+    pub fn remember(&self) -> Option<String> {
+        let written = self.history.get()?.write(|record| {
             let books = self.books();
             let table = self.table.load();
             let of = |hook: Hook| books[hook as usize].record(&table, hook);
             record.hooks = Hook::ALL.map(|hook| (hook, of(hook))).into();
         });
+        written.err()
+    }
+
+    /// As [`Self::remember`]; where it cannot be written what was `done`, the hook's last
+    /// attempt says so.
+    pub fn remember_that(&self, hook: Hook, policy: &str, done: &str) {
+        if let Some(warning) = self.remember() {
+            self.note(&[hook], policy, true, &format!("{done}, but {warning}"));
+        }
     }
 
     /// Keeps a component for the next life, before it serves. Says why it could not.
@@ -221,9 +228,7 @@ impl Room {
             let table = self.table.load();
             for hook in Hook::ALL {
                 let record = books[hook as usize].record(&table, hook);
-                let entries = record.active.into_iter().chain(record.kept);
-                needed.extend(entries.map(|entry| entry.policy.digest));
-                needed.extend(record.trial.map(|trial| trial.policy.digest));
+                needed.extend(record.components().cloned());
             }
         }
         history.sweep(&needed);
@@ -237,7 +242,8 @@ impl Room {
     /// Writes down what the folder holds.
     pub fn remember_files(&self, files: BTreeMap<String, FileRecord>) {
         if let Some(history) = self.history.get() {
-            history.write(|record| record.files = files);
+            // The next look writes them again.
+            let _ = history.write(|record| record.files = files);
         }
     }
 }

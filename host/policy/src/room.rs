@@ -296,7 +296,7 @@ impl PolicyRoom {
     pub fn unload(&self, hook: Hook) -> SlotStatus {
         self.room.books()[hook as usize].unloaded = true;
         self.room.set(&[hook], None);
-        self.room.remember();
+        self.room.remember_that(hook, "", "unloaded");
         self.room.status(hook)
     }
 
@@ -535,7 +535,7 @@ impl Room {
         let started = Instant::now();
         report.generations = self.set(&free, Some(&policy));
         report.swap_micros = Some(micros_since(started));
-        self.remember();
+        report.warnings.extend(self.remember());
         Ok(report)
     }
 
@@ -564,7 +564,7 @@ impl Room {
                 let started = Instant::now();
                 report.generations = self.set(&report.hooks, Some(&policy));
                 report.swap_micros = Some(micros_since(started));
-                self.remember();
+                report.warnings.extend(self.remember());
                 self.forget_components();
                 let text = format!("admitted in {} ms", report.compile_micros / 1000);
                 self.note(&report.hooks, &report.policy, true, &text);
@@ -700,9 +700,9 @@ impl Room {
             }
             self.exchange(table);
         }
-        self.remember();
         let text = format!("rolled back to generation {number}");
         self.note(&[hook], kept.name(), true, &text);
+        self.remember_that(hook, kept.name(), &text);
         Ok(self.status(hook))
     }
 

@@ -360,7 +360,7 @@ impl Room {
         self.check_free(hook)?;
         let policy = self.admit_candidate(offer)?;
         let status = self.begin_shadow(hook, policy)?;
-        self.remember();
+        self.remember_that(hook, &status.policy, "its shadow runs");
         Ok(status)
     }
 
@@ -406,7 +406,7 @@ impl Room {
             }
         };
         let status = self.begin_canary(hook, policy, config)?;
-        self.remember();
+        self.remember_that(hook, &status.policy, "its canary runs");
         Ok(status)
     }
 
@@ -482,7 +482,9 @@ impl Room {
         let _one = self.one_admission();
         let (policy, report) = self.admit(offer, Admitted::Tried)?;
         migrate::take_over(&policy, &self.state)?;
-        self.keep_component(&policy);
+        if let Some(warning) = self.keep_component(&policy) {
+            self.note(&report.hooks, policy.name(), true, &warning);
+        }
         Ok(self.accept_revision((policy, report))?.0)
     }
 
@@ -520,10 +522,11 @@ impl Room {
             return Err(none);
         }
         self.end_trial(&mut books, hook, how, "by the operator".into());
-        let ended = books[hook as usize].last_trial.clone();
+        let ended = books[hook as usize].last_trial.clone().ok_or(none)?;
         drop(books);
-        self.remember();
-        ended.ok_or(none)
+        let done = format!("its {} was {}", mode.as_str(), how.as_str());
+        self.remember_that(hook, &ended.policy, &done);
+        Ok(ended)
     }
 
     /// The trial that runs at a hook, or the last one that ran.

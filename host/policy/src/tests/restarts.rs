@@ -92,6 +92,30 @@ fn what_was_put_serves_after_a_restart_and_can_be_rolled_back_to() {
     assert!(stored <= 3, "{stored} components are stored");
 }
 
+#[test]
+fn a_swap_that_a_restart_will_not_know_says_so() {
+    let lives = Lives::new();
+    let room = lives.begin();
+    put_router(&room, "one");
+    // The disk takes components and no record.
+    let in_the_way = lives.path("state/active.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let report = room.put(offer("two", guests::router("two"))).unwrap();
+    let told = |text: &str| text.contains("a restart begins with what was active before");
+    assert!(report.warnings.iter().any(|w| told(w)), "{report:?}");
+    assert_eq!(routed(&room), "two");
+    let attempt = |status: crate::SlotStatus| status.last_attempt.unwrap().text;
+    let text = attempt(room.rollback(Hook::Route).unwrap());
+    assert!(text.contains("rolled back") && told(&text), "{text}");
+    let text = attempt(room.unload(Hook::Route));
+    assert!(text.contains("unloaded") && told(&text), "{text}");
+    room.put(offer("three", guests::router("three"))).unwrap();
+    drop(room);
+    std::fs::remove_dir(&in_the_way).unwrap();
+    let room = lives.begin();
+    assert_eq!(routed(&room), "one", "what the record names is still there");
+}
+
 /// The trial at `route`, if one runs: how, whose, and the canary's share.
 fn trial(room: &PolicyRoom) -> Option<(TrialMode, String, Option<f64>)> {
     let trial = room.trial(Hook::Route).filter(|t| t.ended.is_none())?;
