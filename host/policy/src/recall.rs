@@ -16,7 +16,7 @@ use homeostat_hooks::Hook;
 use crate::admit::Kind;
 use crate::call::Policy;
 use crate::history::{Entry, FileRecord, History, HookRecord, Stored};
-use crate::room::Room;
+use crate::room::{NothingKept, Room};
 
 /// Policies that were admitted again, so that one which served several hooks is one.
 type Revived = Vec<(Stored, Arc<Policy>)>;
@@ -38,6 +38,7 @@ impl Room {
                 return;
             }
         };
+        let _one = self.one_admission();
         let mut revived = Revived::new();
         let mut all_well = true;
         for (hook, was) in &record.hooks {
@@ -116,6 +117,7 @@ impl Room {
         let Some(history) = self.history.get() else {
             return;
         };
+        let _one = self.one_admission();
         for hook in Hook::ALL {
             let Some(was) = self.books()[hook as usize].to_resume.take() else {
                 continue;
@@ -139,6 +141,7 @@ impl Room {
         self.remember();
     }
 
+    /// Admits a stored policy again. Only inside an admission.
     fn revive(
         &self,
         history: &History,
@@ -151,7 +154,6 @@ impl Room {
         let offer = history
             .read(stored)
             .map_err(|error| format!("its stored component: {error}"))?;
-        let _one = self.one_admission();
         let (policy, _) = self
             .admit(&offer, Kind::Tried)
             .map_err(|refusal| refusal.to_string())?;
@@ -160,31 +162,56 @@ impl Room {
         Ok(policy)
     }
 
-    /// A generation of the life before that still passes admission: the newest, or the one
-    /// with this number. Compiles.
-    pub fn revive_kept(&self, hook: Hook, asked: Option<u64>) -> Option<(Arc<Policy>, u64)> {
-        let history = self.history.get()?;
-        loop {
-            let (entry, embedded) = {
-                let mut books = self.books();
-                let book = &mut books[hook as usize];
-                let place = match asked {
-                    None => book.stored.len().checked_sub(1)?,
-                    Some(asked) => book.stored.iter().position(|e| e.generation == asked)?,
-                };
-                (book.stored.remove(place)?, book.embedded.clone())
-            };
-            if entry.policy.embedded {
-                match embedded {
-                    Some(policy) => return Some((policy, entry.generation)),
-                    None => continue,
+    /// Back to the newest generation of the life before, or to the one with this number, if it
+    /// still passes admission; else it stays kept. Compiles; only inside an admission, which
+    /// keeps its component from being forgotten until it serves.
+    pub fn back_to_stored(
+        &self,
+        hook: Hook,
+        to: Option<u64>,
+    ) -> Result<(Arc<Policy>, u64), NothingKept> {
+        let (entry, embedded, others) = {
+            let books = self.books();
+            let book = &books[hook as usize];
+            let kept = book.numbers_kept();
+            let entry = match to {
+                None => book.stored.back().ok_or(NothingKept::None(hook)),
+                Some(asked) => {
+                    let none = NothingKept::NotThis {
+                        hook,
+                        asked,
+                        kept: kept.clone(),
+                    };
+                    book.stored
+                        .iter()
+                        .find(|e| e.generation == asked)
+                        .ok_or(none)
                 }
-            }
-            match self.revive(history, &entry.policy, &mut Vec::new()) {
-                Ok(policy) => return Some((policy, entry.generation)),
-                Err(text) => tracing::warn!(policy = entry.policy.name, "not restored: {text}"),
-            }
-        }
+            };
+            let entry = entry?.clone();
+            let others = kept.into_iter().filter(|n| *n != entry.generation);
+            let others = others.collect();
+            (entry, book.embedded.clone(), others)
+        };
+        let revived = if entry.policy.embedded {
+            embedded.ok_or_else(|| "it came with a host that this one replaced".to_string())
+        } else {
+            let closed = "the state folder is closed".to_string();
+            let history = self.history.get().ok_or(closed);
+            history.and_then(|history| self.revive(history, &entry.policy, &mut Vec::new()))
+        };
+        let generation = entry.generation;
+        let policy = revived.map_err(|why| NothingKept::CannotServe {
+            hook,
+            generation,
+            why,
+            others,
+        })?;
+        let mut books = self.books();
+        let book = &mut books[hook as usize];
+        book.stored.retain(|e| e.generation != generation);
+        self.set_back(&mut books, hook, &policy, to.is_some());
+        Ok((policy, generation))
     }
 
     /// Writes down who serves what; returns when it is on the disk, or says why it is not.

@@ -70,6 +70,19 @@ pub enum NothingKept {
         /// The numbers that are kept, oldest first.
         kept: Vec<u64>,
     },
+    /// It is kept over a restart and did not pass admission now; it stays kept.
+    #[error("generation {generation} of {} is kept and cannot serve now: {why}; the others that \
+             are kept: {others:?}", hook.as_str())]
+    CannotServe {
+        /// Where.
+        hook: Hook,
+        /// Its number.
+        generation: u64,
+        /// Why not.
+        why: String,
+        /// The numbers of the others, oldest first.
+        others: Vec<u64>,
+    },
 }
 
 /// All policies of a host.
@@ -231,16 +244,16 @@ impl PolicyRoom {
     /// call goes further back.
     ///
     /// # Errors
-    /// Nothing is kept.
+    /// Nothing is kept, or the latest cannot serve now.
     pub fn rollback(&self, hook: Hook) -> Result<SlotStatus, NothingKept> {
         self.room.rollback(hook, None)
     }
 
-    /// Makes the kept generation with this number active again, at once, under a new
-    /// number. The present one is kept.
+    /// Makes the kept generation with this number active again, as [`Self::rollback`] does,
+    /// under a new number. The present one is kept.
     ///
     /// # Errors
-    /// It is not kept.
+    /// It is not kept, or cannot serve now.
     pub fn rollback_to(&self, hook: Hook, generation: u64) -> Result<SlotStatus, NothingKept> {
         self.room.rollback(hook, Some(generation))
     }
@@ -632,8 +645,9 @@ impl Room {
             let book = &mut books[*hook as usize];
             book.unloaded &= policy.is_none();
             let old = table.get(*hook).map(Arc::clone);
+            let previous = old.as_ref().map(|old| Arc::clone(&old.policy));
             let generation =
-                policy.map(|policy| self.generation(*hook, policy, old.as_ref(), book, false));
+                policy.map(|policy| self.generation(*hook, policy, previous, book, false));
             numbers.extend(generation.as_ref().map(|g| g.number));
             table.set(*hook, generation);
             if let Some(old) = old {
@@ -668,7 +682,7 @@ impl Room {
         &self,
         hook: Hook,
         policy: &Arc<Policy>,
-        old: Option<&Arc<Generation>>,
+        previous: Option<Arc<Policy>>,
         book: &mut Book,
         candidate: bool,
     ) -> Arc<Generation> {
@@ -677,7 +691,7 @@ impl Room {
             hook,
             number: book.next_number,
             policy: Arc::clone(policy),
-            previous: old.map(|g| Arc::clone(&g.policy)),
+            previous,
             breaker: Breaker::new(self.config.breaker),
             counters: Counters::default(),
             candidate,
@@ -685,53 +699,52 @@ impl Room {
     }
 
     fn rollback(&self, hook: Hook, to: Option<u64>) -> Result<SlotStatus, NothingKept> {
-        let (kept, number) = self.take_kept(hook, to)?;
-        {
-            let mut books = self.books();
-            let mut table = Table::clone(&self.table.load());
-            self.trial_loses_its_ground(&mut books, &mut table, hook);
-            let book = &mut books[hook as usize];
-            book.unloaded = false;
-            let old = table.get(hook).map(Arc::clone);
-            let generation = self.generation(hook, &kept, old.as_ref(), book, false);
-            table.set(hook, Some(generation));
-            if let Some(old) = old.filter(|_| to.is_some()) {
-                book.keep(old, self.config.keep_generations);
+        let (policy, number) = match self.back_to_kept(hook, to) {
+            Some(back) => back,
+            None => {
+                // Nobody forgets a stored component meanwhile, and who had the lock may have
+                // put something that is kept since.
+                let _one = self.one_admission();
+                let back = self.back_to_kept(hook, to);
+                back.map_or_else(|| self.back_to_stored(hook, to), Ok)?
             }
-            self.exchange(table);
-        }
+        };
         let text = format!("rolled back to generation {number}");
-        self.note(&[hook], kept.name(), true, &text);
-        self.remember_that(hook, kept.name(), &text);
+        self.note(&[hook], policy.name(), true, &text);
+        self.remember_that(hook, policy.name(), &text);
         Ok(self.status(hook))
     }
 
-    /// Takes a generation out of those that are kept: the latest, or this one. Those of the
-    /// life before are compiled.
-    fn take_kept(&self, hook: Hook, asked: Option<u64>) -> Result<(Arc<Policy>, u64), NothingKept> {
-        {
-            let mut books = self.books();
-            let kept = &mut books[hook as usize].kept;
-            let place = match asked {
-                None => kept.len().checked_sub(1),
-                Some(asked) => kept.iter().position(|g| g.number == asked),
-            };
-            if let Some(generation) = place.and_then(|place| kept.remove(place)) {
-                return Ok((Arc::clone(&generation.policy), generation.number));
-            }
+    /// Back to the latest generation of this life, or to the one with this number.
+    fn back_to_kept(&self, hook: Hook, to: Option<u64>) -> Option<(Arc<Policy>, u64)> {
+        let mut books = self.books();
+        let kept = &mut books[hook as usize].kept;
+        let place = match to {
+            None => kept.len().checked_sub(1)?,
+            Some(to) => kept.iter().position(|g| g.number == to)?,
+        };
+        let back = kept.remove(place)?;
+        self.set_back(&mut books, hook, &back.policy, to.is_some());
+        Some((Arc::clone(&back.policy), back.number))
+    }
+
+    /// Makes a policy active that was so before; what is active is kept if it `stays`.
+    pub fn set_back(&self, books: &mut [Book; 3], hook: Hook, policy: &Arc<Policy>, stays: bool) {
+        let mut table = Table::clone(&self.table.load());
+        self.trial_loses_its_ground(books, &mut table, hook);
+        let book = &mut books[hook as usize];
+        book.unloaded = false;
+        // Whoever is rolled back is no help to who takes its place.
+        let others = book.kept.iter().rev().map(|g| &g.policy);
+        let mut others = others.filter(|other| !Arc::ptr_eq(other, policy));
+        let previous = others.next().map(Arc::clone);
+        let generation = self.generation(hook, policy, previous, book, false);
+        let old = table.get(hook).map(Arc::clone);
+        table.set(hook, Some(generation));
+        if let Some(old) = old.filter(|_| stays) {
+            book.keep(old, self.config.keep_generations);
         }
-        if let Some(found) = self.revive_kept(hook, asked) {
-            return Ok(found);
-        }
-        let books = self.books();
-        Err(match asked {
-            None => NothingKept::None(hook),
-            Some(asked) => NothingKept::NotThis {
-                hook,
-                asked,
-                kept: books[hook as usize].numbers_kept(),
-            },
-        })
+        self.exchange(table);
     }
 
     /// What the hook would have without the folder: the embedded policy, or none.

@@ -632,6 +632,37 @@ fn the_generation_before_answers_when_so_configured() {
 }
 
 #[test]
+fn after_a_rollback_nobody_falls_back_to_what_was_rolled_back() {
+    let room = room();
+    let fails = |len| guests::classifier_when(len, "", "", "unreachable");
+    let fallback = |room: &PolicyRoom, len| match classify(room, len).by {
+        AnsweredBy::Fallback { fallback, .. } => fallback,
+        other => panic!("{other:?}"),
+    };
+    room.put(with_fallback("a", fails(7), Fallback::Previous))
+        .unwrap();
+    room.put(with_fallback("b", fails(8), Fallback::Previous))
+        .unwrap();
+    room.put(with_fallback("c", fails(9), Fallback::Previous))
+        .unwrap();
+    assert_eq!(fallback(&room, 9), "previous: b");
+    room.rollback(Hook::Classify).unwrap();
+    assert_eq!(fallback(&room, 8), "previous: a");
+    room.rollback(Hook::Classify).unwrap();
+    assert_eq!(fallback(&room, 7), "built-in");
+    room.rollback_to(Hook::Classify, 4).unwrap_err();
+    room.put(with_fallback("b", fails(8), Fallback::Previous))
+        .unwrap();
+    let kept = room.status()[0].kept[0].generation;
+    room.rollback_to(Hook::Classify, kept).unwrap();
+    assert_eq!(
+        fallback(&room, 7),
+        "built-in",
+        "b was kept, and rolled back"
+    );
+}
+
+#[test]
 fn a_validator_may_fail_closed_and_nobody_else_may() {
     let room = room();
     room.put(with_fallback("v", guests::validator(), Fallback::Reject))

@@ -429,14 +429,10 @@ impl Room {
     ) -> Result<TrialStatus, TrialError> {
         let mut books = self.books();
         self.check_free(hook)?;
-        let active = self.table.load().get(hook).map(Arc::clone);
-        let candidate = self.generation(
-            hook,
-            &policy,
-            active.as_ref(),
-            &mut books[hook as usize],
-            true,
-        );
+        let active = self.table.load();
+        let active = active.get(hook).map(|active| Arc::clone(&active.policy));
+        let book = &mut books[hook as usize];
+        let candidate = self.generation(hook, &policy, active, book, true);
         let canary = Canary::new(candidate, config);
         Ok(self.begin_trial(&mut books, hook, policy, Kind::Canary(Box::new(canary))))
     }

@@ -1,7 +1,7 @@
 //! What a host finds again after it has ended, and engines that know nothing of each other.
 
 use super::*;
-use crate::{CanaryChanges, TrialMode};
+use crate::{CanaryChanges, NothingKept, TrialMode};
 
 /// Two folders that outlive rooms: policies and state.
 struct Lives {
@@ -114,6 +114,67 @@ fn a_swap_that_a_restart_will_not_know_says_so() {
     std::fs::remove_dir(&in_the_way).unwrap();
     let room = lives.begin();
     assert_eq!(routed(&room), "one", "what the record names is still there");
+}
+
+#[test]
+fn a_kept_generation_that_cannot_serve_now_stays_kept_and_says_why() {
+    let lives = Lives::new();
+    let room = lives.begin();
+    for text in ["one", "two", "three"] {
+        put_router(&room, text);
+    }
+    let before = history(&room);
+    drop(room);
+    let room = lives.begin();
+    let (_, number, digest) = before[1].clone();
+    let component = lives.path("state/sha256").join(digest);
+    // A disk that fails for a while.
+    let away = component.with_extension("away");
+    std::fs::rename(&component, &away).unwrap();
+    for to in [None, Some(number)] {
+        let refused = match to {
+            None => room.rollback(Hook::Route),
+            Some(number) => room.rollback_to(Hook::Route, number),
+        };
+        match refused.unwrap_err() {
+            NothingKept::CannotServe {
+                generation, why, ..
+            } => {
+                assert_eq!(generation, number);
+                assert!(why.contains("stored component"), "{why}");
+            }
+            other => panic!("{other}"),
+        }
+        assert_eq!(history(&room), before, "it is kept as it was");
+    }
+    std::fs::rename(&away, &component).unwrap();
+    room.rollback(Hook::Route).unwrap();
+    assert_eq!(routed(&room), "two");
+}
+
+#[test]
+fn a_rollback_over_a_restart_waits_for_the_put_that_would_forget_its_component() {
+    let lives = Lives::new();
+    let room = lives.begin();
+    put_router(&room, "one");
+    put_router(&room, "two");
+    drop(room);
+    let room = Arc::new(lives.begin());
+    let busy = room.hold_admission();
+    let back = {
+        let room = Arc::clone(&room);
+        std::thread::spawn(move || room.rollback(Hook::Route))
+    };
+    let one = || history(&room).iter().any(|(name, ..)| name == "one");
+    for _ in 0..1000 {
+        assert!(one(), "whoever has the lock would forget its component");
+        std::thread::yield_now();
+    }
+    drop(busy);
+    back.join().unwrap().unwrap();
+    assert_eq!(routed(&room), "one");
+    drop(room);
+    assert_eq!(routed(&lives.begin()), "one");
 }
 
 /// The trial at `route`, if one runs: how, whose, and the canary's share.
