@@ -169,6 +169,7 @@ impl Room {
         &self,
         hook: Hook,
         to: Option<u64>,
+        ticket: u64,
     ) -> Result<(Arc<Policy>, u64), NothingKept> {
         let (entry, embedded, others) = {
             let books = self.books();
@@ -210,6 +211,7 @@ impl Room {
         let mut books = self.books();
         let book = &mut books[hook as usize];
         book.stored.retain(|e| e.generation != generation);
+        book.ticket = book.ticket.max(ticket);
         self.set_back(&mut books, hook, &policy, to.is_some());
         Ok((policy, generation))
     }

@@ -70,6 +70,9 @@ pub enum NothingKept {
         /// The numbers that are kept, oldest first.
         kept: Vec<u64>,
     },
+    /// Something else was put there while this waited for its turn.
+    #[error("{} was given to another policy meanwhile, which stays", .0.as_str())]
+    Overtaken(Hook),
     /// It is kept over a restart and did not pass admission now; it stays kept.
     #[error("generation {generation} of {} is kept and cannot serve now: {why}; the others that \
              are kept: {others:?}", hook.as_str())]
@@ -307,10 +310,7 @@ impl PolicyRoom {
     /// Takes the policy from a hook; its built-in answer is used. It is kept for
     /// [`Self::rollback`].
     pub fn unload(&self, hook: Hook) -> SlotStatus {
-        self.room.books()[hook as usize].unloaded = true;
-        self.room.set(&[hook], None);
-        self.room.remember_that(hook, "", "unloaded");
-        self.room.status(hook)
+        self.room.unload(hook)
     }
 
     /// Reads the folder of the config now, and watches it from now on. What is wrong with
@@ -389,6 +389,11 @@ impl PolicyRoom {
     /// Keeps every admission waiting.
     pub(crate) fn hold_admission(&self) -> MutexGuard<'_, ()> {
         self.room.one_admission()
+    }
+
+    /// What was asked for since the start.
+    pub(crate) fn tickets(&self) -> u64 {
+        self.room.tickets.load(Relaxed)
     }
 
     /// The newest component that came for this hook, counted from 1.
@@ -552,9 +557,14 @@ impl Room {
         Ok(report)
     }
 
+    /// Counts what operators want, in the order in which they said it.
+    pub fn ticket(&self) -> u64 {
+        self.tickets.fetch_add(1, Relaxed) + 1
+    }
+
     pub fn put(&self, offer: &Offer) -> Result<Report, AdmissionError> {
         let asked: &[Hook] = offer.hooks.as_deref().unwrap_or_default();
-        let ticket = self.tickets.fetch_add(1, Relaxed) + 1;
+        let ticket = self.ticket();
         for hook in asked {
             self.newest[*hook as usize].fetch_max(ticket, Relaxed);
         }
@@ -566,17 +576,11 @@ impl Room {
                 "a newer component for the same hook came before this one was compiled",
             ))
         } else {
-            self.admit(offer, Kind::Put).and_then(|(policy, report)| {
-                migrate::take_over(&policy, &self.state)?;
-                self.accept_revision((policy, report))
-            })
+            self.admit(offer, Kind::Put)
+                .and_then(|(policy, report)| self.swap_in(&policy, report, ticket))
         };
         match outcome {
-            Ok((policy, mut report)) => {
-                report.warnings.extend(self.keep_component(&policy));
-                let started = Instant::now();
-                report.generations = self.set(&report.hooks, Some(&policy));
-                report.swap_micros = Some(micros_since(started));
+            Ok(mut report) => {
                 report.warnings.extend(self.remember());
                 self.forget_components();
                 let text = format!("admitted in {} ms", report.compile_micros / 1000);
@@ -593,6 +597,57 @@ impl Room {
                 Err(refusal)
             }
         }
+    }
+
+    /// Swaps an admitted policy in, with the state of the version before it. Where somebody
+    /// put, rolled back, unloaded or promoted at one of its hooks since the ticket was drawn,
+    /// that stays.
+    fn swap_in(
+        &self,
+        policy: &Arc<Policy>,
+        report: Report,
+        ticket: u64,
+    ) -> Result<Report, AdmissionError> {
+        migrate::take_over(policy, &self.state)?;
+        let (policy, mut report) = self.accept_revision((policy, report))?;
+        report.warnings.extend(self.keep_component(policy));
+        let started = Instant::now();
+        let mut books = self.books();
+        let changed_since = |hook: &Hook| books[*hook as usize].ticket > ticket;
+        let (late, free): (Vec<Hook>, Vec<Hook>) =
+            report.hooks.iter().copied().partition(changed_since);
+        if free.is_empty() {
+            return Err(AdmissionError::new(
+                Stage::Superseded,
+                "its hook was rolled back, unloaded or given to another policy while this one \
+                 was admitted",
+            ));
+        }
+        for hook in &free {
+            books[*hook as usize].ticket = ticket;
+        }
+        let table = Table::clone(&self.table.load());
+        report.generations = self.set_in(&mut books, table, &free, Some(policy));
+        report.swap_micros = Some(micros_since(started));
+        report.warnings.extend(late.iter().map(|hook| {
+            let hook = hook.as_str();
+            format!("it does not serve {hook}, which was changed while it was admitted")
+        }));
+        report.hooks = free;
+        Ok(report)
+    }
+
+    fn unload(&self, hook: Hook) -> SlotStatus {
+        {
+            let mut books = self.books();
+            let book = &mut books[hook as usize];
+            book.unloaded = true;
+            book.ticket = self.ticket();
+            let table = Table::clone(&self.table.load());
+            self.set_in(&mut books, table, &[hook], None);
+        }
+        self.remember_that(hook, "", "unloaded");
+        self.status(hook)
     }
 
     /// Writes the revision of a signed policy down before it serves: a host that dies in
@@ -699,14 +754,18 @@ impl Room {
     }
 
     fn rollback(&self, hook: Hook, to: Option<u64>) -> Result<SlotStatus, NothingKept> {
-        let (policy, number) = match self.back_to_kept(hook, to) {
+        let ticket = self.ticket();
+        let (policy, number) = match self.back_to_kept(hook, to, ticket) {
             Some(back) => back,
             None => {
                 // Nobody forgets a stored component meanwhile, and who had the lock may have
                 // put something that is kept since.
                 let _one = self.one_admission();
-                let back = self.back_to_kept(hook, to);
-                back.map_or_else(|| self.back_to_stored(hook, to), Ok)?
+                if self.books()[hook as usize].ticket > ticket {
+                    return Err(NothingKept::Overtaken(hook));
+                }
+                let back = self.back_to_kept(hook, to, ticket);
+                back.map_or_else(|| self.back_to_stored(hook, to, ticket), Ok)?
             }
         };
         let text = format!("rolled back to generation {number}");
@@ -716,14 +775,16 @@ impl Room {
     }
 
     /// Back to the latest generation of this life, or to the one with this number.
-    fn back_to_kept(&self, hook: Hook, to: Option<u64>) -> Option<(Arc<Policy>, u64)> {
+    fn back_to_kept(&self, hook: Hook, to: Option<u64>, ticket: u64) -> Option<(Arc<Policy>, u64)> {
         let mut books = self.books();
-        let kept = &mut books[hook as usize].kept;
+        let book = &mut books[hook as usize];
+        let kept = &mut book.kept;
         let place = match to {
             None => kept.len().checked_sub(1)?,
             Some(to) => kept.iter().position(|g| g.number == to)?,
         };
         let back = kept.remove(place)?;
+        book.ticket = book.ticket.max(ticket);
         self.set_back(&mut books, hook, &back.policy, to.is_some());
         Some((Arc::clone(&back.policy), back.number))
     }

@@ -102,6 +102,9 @@ impl Table {
 #[derive(Default)]
 pub(crate) struct Book {
     pub next_number: u64,
+    /// Of whoever last changed by hand what serves: a put that began earlier and ends later
+    /// does not undo it.
+    pub ticket: u64,
     pub kept: VecDeque<Arc<Generation>>,
     /// Older than `kept`: of the host's life before, not compiled in this one. The oldest
     /// first.

@@ -517,6 +517,9 @@ impl Room {
         if running != Some(mode) {
             return Err(none);
         }
+        if how == TrialEnding::Promoted {
+            books[hook as usize].ticket = self.ticket();
+        }
         self.end_trial(&mut books, hook, how, "by the operator".into());
         let ended = books[hook as usize].last_trial.clone().ok_or(none)?;
         drop(books);

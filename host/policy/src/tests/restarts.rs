@@ -1,7 +1,7 @@
 //! What a host finds again after it has ended, and engines that know nothing of each other.
 
 use super::*;
-use crate::{CanaryChanges, NothingKept, TrialMode};
+use crate::{CanaryChanges, NothingKept};
 
 /// Two folders that outlive rooms: policies and state.
 struct Lives {
