@@ -118,6 +118,9 @@ pub(crate) struct TrialRecord {
     pub policy: Stored,
     /// What a canary was started with.
     pub changes: CanaryChanges,
+    /// The number of a canary's generation.
+    #[serde(default)]
+    pub generation: Option<u64>,
 }
 
 /// One file of the watched folder.

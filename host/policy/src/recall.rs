@@ -87,15 +87,17 @@ impl Room {
             }
         }
         let number = match &serving {
-            Some((_, generation)) if as_it_was => *generation,
-            _ => was.numbers + 1,
+            Some((_, generation)) if as_it_was => Some(*generation),
+            _ => None,
         };
         {
             let mut books = self.books();
             let book = &mut books[hook as usize];
             book.stored = kept;
             book.unloaded = was.unloaded;
-            book.next_number = number.saturating_sub(1);
+            // Those that are no longer active, or were a canary's, are not given out again.
+            book.last_number = was.numbers.max(number.unwrap_or(0));
+            book.recalled_number = number;
             // Against another policy it would be another trial.
             book.to_resume = was.trial.clone().filter(|_| as_it_was);
         }
@@ -104,7 +106,7 @@ impl Room {
             tracing::info!(
                 policy = policy.name(),
                 hook = hook.as_str(),
-                generation = number,
+                generation = self.active(hook),
                 "recalled"
             );
         }
@@ -119,9 +121,13 @@ impl Room {
         };
         let _one = self.one_admission();
         for hook in Hook::ALL {
-            let Some(was) = self.books()[hook as usize].to_resume.take() else {
-                continue;
+            let was = {
+                let book = &mut self.books()[hook as usize];
+                // Who had it and did not come back has taken it along.
+                book.recalled_number = None;
+                book.to_resume.take()
             };
+            let Some(was) = was else { continue };
             let resumed = self
                 .revive(history, &was.policy, &mut Vec::new())
                 .and_then(|policy| {

@@ -741,10 +741,9 @@ impl Room {
         book: &mut Book,
         candidate: bool,
     ) -> Arc<Generation> {
-        book.next_number += 1;
         Arc::new(Generation {
             hook,
-            number: book.next_number,
+            number: book.number(),
             policy: Arc::clone(policy),
             previous,
             breaker: Breaker::new(self.config.breaker),

@@ -187,17 +187,21 @@ impl Trial {
 
     /// How it goes on after a restart.
     pub fn record(&self) -> TrialRecord {
-        let changes = match &self.kind {
-            Kind::Shadow(_) => CanaryChanges::default(),
-            Kind::Canary(canary) => CanaryChanges {
-                share: Some(canary.config.share),
-                stick_to: Some(canary.config.stick_to),
-            },
+        let (changes, generation) = match &self.kind {
+            Kind::Shadow(_) => (CanaryChanges::default(), None),
+            Kind::Canary(canary) => {
+                let changes = CanaryChanges {
+                    share: Some(canary.config.share),
+                    stick_to: Some(canary.config.stick_to),
+                };
+                (changes, Some(canary.candidate.number))
+            }
         };
         TrialRecord {
             mode: self.mode(),
             policy: Stored::clone(&self.policy.stored),
             changes,
+            generation,
         }
     }
 
@@ -405,7 +409,7 @@ impl Room {
                 shadow
             }
         };
-        let status = self.begin_canary(hook, policy, config)?;
+        let status = self.begin_canary(hook, policy, config, None)?;
         self.remember_that(hook, &status.policy, "its canary runs");
         Ok(status)
     }
@@ -426,12 +430,14 @@ impl Room {
         hook: Hook,
         policy: Arc<Policy>,
         config: CanaryConfig,
+        number: Option<u64>,
     ) -> Result<TrialStatus, TrialError> {
         let mut books = self.books();
         self.check_free(hook)?;
         let active = self.table.load();
         let active = active.get(hook).map(|active| Arc::clone(&active.policy));
         let book = &mut books[hook as usize];
+        book.recalled_number = number;
         let candidate = self.generation(hook, &policy, active, book, true);
         let canary = Canary::new(candidate, config);
         Ok(self.begin_trial(&mut books, hook, policy, Kind::Canary(Box::new(canary))))
@@ -448,7 +454,8 @@ impl Room {
             TrialMode::Shadow => self.begin_shadow(hook, policy),
             TrialMode::Canary => {
                 let config = self.canary_config(was.changes)?;
-                self.begin_canary(hook, policy, config)
+                // Its number decides whose requests are its.
+                self.begin_canary(hook, policy, config, was.generation)
             }
         }
         .map(|_| ())

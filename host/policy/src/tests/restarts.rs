@@ -215,6 +215,36 @@ fn a_trial_goes_on_after_a_restart_against_the_policy_that_it_was_measured_again
 }
 
 #[test]
+fn no_number_is_given_twice_and_a_canary_keeps_its_own_over_restarts() {
+    let lives = Lives::new();
+    let room = lives.begin();
+    put_router(&room, "one");
+    let canary = |room: &PolicyRoom| {
+        let candidate = offer("candidate", guests::router("candidate"));
+        let started = room.start_canary(Hook::Route, Some(candidate), CanaryChanges::default());
+        started.unwrap().canary.unwrap().generation
+    };
+    let (active, first) = (generation(&room), canary(&room));
+    room.stop_trial(Hook::Route, TrialMode::Canary).unwrap();
+    let second = canary(&room);
+    assert!(active < first && first < second);
+    drop(room);
+    for _ in 0..2 {
+        let room = lives.begin();
+        let status = room.trial(Hook::Route).unwrap();
+        assert_eq!(status.canary.unwrap().generation, second);
+        assert_eq!(generation(&room), active);
+    }
+    let room = lives.begin();
+    room.stop_trial(Hook::Route, TrialMode::Canary).unwrap();
+    drop(room);
+    let room = lives.begin();
+    assert_eq!(generation(&room), active);
+    put_router(&room, "two");
+    assert!(generation(&room) > second, "{} again", generation(&room));
+}
+
+#[test]
 fn a_trial_does_not_go_on_against_another_policy_or_with_changed_bytes() {
     let lives = Lives::new();
     let room = lives.begin();
