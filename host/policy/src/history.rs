@@ -196,7 +196,7 @@ impl History {
         Ok((history, record))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Record> {
+    pub fn lock(&self) -> MutexGuard<'_, Record> {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -121,6 +122,8 @@ pub(crate) struct Room {
     tickets: AtomicU64,
     swaps: Histogram,
     refused: AtomicU64,
+    /// Threads that do what no request should wait for.
+    asides: Mutex<Vec<JoinHandle<()>>>,
     clock: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
@@ -190,6 +193,7 @@ impl PolicyRoom {
             tickets: AtomicU64::new(0),
             swaps: Histogram::default(),
             refused: AtomicU64::new(0),
+            asides: Mutex::default(),
             clock,
             config,
         };
@@ -333,15 +337,21 @@ impl PolicyRoom {
         self.room.state.status()
     }
 
-    /// All that a policy keeps, in its newest version; none where nothing is known of it.
+    /// All that a policy keeps: in the version that serves, or else in the newest that has
+    /// something. None where nothing is known of it.
     pub fn export_state(&self, policy: &str) -> Option<StateExport> {
-        self.room.state.export(policy)
+        let table = self.room.table.load();
+        let mut serving = Hook::ALL.iter().filter_map(|hook| table.get(*hook));
+        let serving = serving.find(|generation| generation.policy.name() == policy);
+        let version = serving.map(|generation| generation.policy.powers.bucket.version());
+        self.room.state.export(policy, version)
     }
 
     /// Puts these entries in place of all that the policy keeps in that version.
     ///
     /// # Errors
-    /// What is wrong with them, or why they could not be kept; nothing has changed then.
+    /// What is wrong with them, and nothing has changed; or why they are not on the disk: they
+    /// are in memory then, and written when the disk takes them again.
     pub fn import_state(&self, state: &StateExport) -> Result<StateStatus, String> {
         self.room.state.import(state)
     }
@@ -371,6 +381,18 @@ impl PolicyRoom {
     }
 }
 
+impl Drop for PolicyRoom {
+    /// What was begun aside is on the disk when the room is gone.
+    fn drop(&mut self) {
+        let asides = std::mem::take(&mut *self.room.asides());
+        for thread in asides {
+            if thread.join().is_err() {
+                tracing::error!("the end of a trial was not carried out");
+            }
+        }
+    }
+}
+
 /// A trial is of one hook, whatever else the component exports.
 fn for_hook(hook: Hook, offer: Offer) -> Offer {
     Offer {
@@ -389,6 +411,11 @@ impl PolicyRoom {
     /// Keeps every admission waiting.
     pub(crate) fn hold_admission(&self) -> MutexGuard<'_, ()> {
         self.room.one_admission()
+    }
+
+    /// Keeps whoever writes down who serves waiting.
+    pub(crate) fn hold_record(&self) -> MutexGuard<'_, crate::history::Record> {
+        self.room.history.get().expect("it was recalled").lock()
     }
 
     /// What was asked for since the start.
@@ -416,6 +443,28 @@ impl Room {
     pub fn books(&self) -> MutexGuard<'_, [Book; 3]> {
         // Books are changed by assignments that do not panic halfway.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn asides(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.asides.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does this on a thread of its own; answers whether there is one.
+    pub fn aside(self: &Arc<Self>, work: impl FnOnce(&Self) + Send + 'static) -> bool {
+        let room = Arc::clone(self);
+        let thread = std::thread::Builder::new()
+            .name("policy-aside".into())
+            .spawn(move || work(&room));
+        let mut asides = self.asides();
+        asides.retain(|thread| !thread.is_finished());
+        match thread {
+            Ok(thread) => asides.push(thread),
+            Err(error) => {
+                tracing::error!("no thread for the end of a trial: {error}");
+                return false;
+            }
+        }
+        true
     }
 
     pub fn one_admission(&self) -> MutexGuard<'_, ()> {
@@ -608,8 +657,8 @@ impl Room {
         report: Report,
         ticket: u64,
     ) -> Result<Report, AdmissionError> {
-        migrate::take_over(policy, &self.state)?;
         let (policy, mut report) = self.accept_revision((policy, report))?;
+        let state = migrate::take_over(policy, &self.state, &self.table.load())?;
         report.warnings.extend(self.keep_component(policy));
         let started = Instant::now();
         let mut books = self.books();
@@ -628,6 +677,7 @@ impl Room {
         }
         let table = Table::clone(&self.table.load());
         report.generations = self.set_in(&mut books, table, &free, Some(policy));
+        state.keep();
         report.swap_micros = Some(micros_since(started));
         report.warnings.extend(late.iter().map(|hook| {
             let hook = hook.as_str();
@@ -741,6 +791,9 @@ impl Room {
         book: &mut Book,
         candidate: bool,
     ) -> Arc<Generation> {
+        if !candidate {
+            migrate::with_members(policy).for_each(|p| p.powers.bucket.reclaim());
+        }
         Arc::new(Generation {
             hook,
             number: book.number(),

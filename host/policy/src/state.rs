@@ -76,6 +76,8 @@ struct Inner {
     on_disk: bool,
     /// There should be a file, and it could not be opened.
     closed: Option<Closed>,
+    /// What is in it is a candidate's alone: the file has none of it.
+    lent: bool,
     changes: disk::Changes,
     /// Counts changes; those up to `durable` are on the disk.
     changed: u64,
@@ -162,13 +164,14 @@ impl StateStore {
 
     /// Whether there is state of this version.
     pub fn has(&self, policy: &str, version: u32) -> bool {
-        if let Some(bucket) = self.lock().get(&(policy.to_string(), version)) {
-            return !bucket.shared.lock().map.is_empty();
-        }
-        self.dir.as_ref().is_some_and(|dir| {
-            let path = dir.join(file_name(policy, version));
-            path.exists() || path.with_extension("state").exists()
-        })
+        let known = || self.lock().contains_key(&(policy.to_string(), version));
+        let found = || {
+            self.dir.as_ref().is_some_and(|dir| {
+                let path = dir.join(file_name(policy, version));
+                path.exists() || path.with_extension("state").exists()
+            })
+        };
+        (known() || found()) && !self.bucket(policy, version).is_vacant()
     }
 
     /// All buckets that were asked for since the start, by name.
@@ -178,12 +181,15 @@ impl StateStore {
         all
     }
 
-    /// The newest version of a policy that was asked for since the start.
-    pub fn export(&self, policy: &str) -> Option<StateExport> {
+    /// This version of a policy, or the newest that has something; of those that were asked
+    /// for since the start and can be opened.
+    pub fn export(&self, policy: &str, version: Option<u32>) -> Option<StateExport> {
         let buckets = self.lock();
-        let of_it = buckets.iter().filter(|((name, _), _)| name == policy);
-        let (_, bucket) = of_it.max_by_key(|((_, version), _)| *version)?;
-        let entries = bucket.entries();
+        let of_it = buckets.values().filter(|b| {
+            b.shared.name == policy && version.is_none_or(|version| b.version == version)
+        });
+        let bucket = of_it.max_by_key(|b| (!b.is_vacant(), b.version))?;
+        let entries = bucket.open().ok()?.map.clone();
         Some(StateExport {
             policy: policy.to_string(),
             version: bucket.version,
@@ -324,7 +330,8 @@ impl Bucket {
         self.shared.lock().map.clone()
     }
 
-    /// Puts these entries in place of all that is there, or changes nothing.
+    /// Puts these entries in place of all that is there. What is too much changes nothing;
+    /// what cannot be written is in memory, as with [`Self::set`].
     pub(crate) fn replace(
         &self,
         entries: BTreeMap<String, Vec<u8>>,
@@ -336,6 +343,7 @@ impl Bucket {
         for (key, value) in &entries {
             new.set(&self.shared.config, key.clone(), value.clone())?;
         }
+        inner.lent = false;
         let gone = inner.map.keys().filter(|k| !entries.contains_key(*k));
         let gone: Vec<_> = gone.cloned().collect();
         for key in gone {
@@ -348,8 +356,44 @@ impl Bucket {
         self.kept(inner, patience)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.shared.lock().map.is_empty()
+    /// Nothing is in it that somebody has to keep; not where that is unknown.
+    pub(crate) fn is_vacant(&self) -> bool {
+        let inner = self.open();
+        inner.is_ok_and(|inner| inner.map.is_empty() || inner.lent)
+    }
+
+    /// Why it cannot be read or written now, if its file could not be opened.
+    pub(crate) fn check_open(&self) -> Result<(), String> {
+        self.open().map(drop)
+    }
+
+    /// Lets a candidate have a vacant bucket with these entries: in memory alone, until
+    /// [`Self::replace`] fills it for whoever serves.
+    pub(crate) fn lend(&self, entries: BTreeMap<String, Vec<u8>>) {
+        let mut inner = self.shared.lock();
+        inner.lent = true;
+        inner.bytes = entries.iter().map(|(k, v)| size(k, v)).sum();
+        inner.map = entries;
+    }
+
+    /// Makes it vacant again: what [`Self::replace`] has put into it serves nobody.
+    pub(crate) fn discard(&self) {
+        let mut inner = self.shared.lock();
+        for key in std::mem::take(&mut inner.map).into_keys() {
+            inner.note(key, None);
+        }
+        inner.bytes = 0;
+        inner.lent = true;
+        self.shared.wanted.notify_one();
+    }
+
+    /// For who serves from now on: whatever a candidate has left is gone.
+    pub(crate) fn reclaim(&self) {
+        let mut inner = self.shared.lock();
+        if std::mem::take(&mut inner.lent) {
+            inner.map.clear();
+            inner.bytes = 0;
+        }
     }
 
     pub(crate) fn version(&self) -> u32 {
@@ -363,7 +407,7 @@ impl Bucket {
             version: self.version,
             keys: inner.map.len(),
             bytes: inner.bytes,
-            on_disk: inner.on_disk,
+            on_disk: inner.on_disk && !inner.lent,
             commits: inner.commits,
             failure: inner.failure.clone().or_else(|| {
                 let closed = inner.closed.as_ref()?;
@@ -374,7 +418,7 @@ impl Bucket {
 
     /// Waits until the change just made is on the disk, if that was promised.
     fn kept(&self, mut inner: MutexGuard<'_, Inner>, patience: Duration) -> Result<(), String> {
-        if !inner.on_disk {
+        if !inner.on_disk || inner.lent {
             return Ok(());
         }
         let file = inner.file.take();
@@ -530,7 +574,7 @@ impl Inner {
 
     /// Notes a change for the file, if there is one; none = deleted.
     fn note(&mut self, key: String, value: Option<Vec<u8>>) {
-        if self.on_disk {
+        if self.on_disk && !self.lent {
             self.changed += 1;
             self.changes.insert(key, value);
         }

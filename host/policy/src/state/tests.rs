@@ -178,11 +178,11 @@ fn an_import_that_changes_nothing_waits_for_nothing() {
 #[test]
 fn an_export_can_be_imported_elsewhere_and_a_bad_one_is_refused() {
     let here = StateStore::new(None, StateConfig::default());
-    assert_eq!(here.export("p"), None);
+    assert_eq!(here.export("p", None), None);
     let bucket = here.bucket("p", 0);
     bucket.set("n".into(), b"7".to_vec(), PATIENT).unwrap();
     bucket.set("raw".into(), vec![0, 255], PATIENT).unwrap();
-    let mut export = here.export("p").unwrap();
+    let mut export = here.export("p", None).unwrap();
     let there = StateStore::new(None, StateConfig::default());
     assert_eq!(there.import(&export).map(|s| s.keys), Ok(2));
     assert_eq!(there.bucket("p", 0).entries(), bucket.entries());
@@ -205,11 +205,46 @@ fn versions_of_a_state_stand_side_by_side() {
     set(0).unwrap();
     set(2).unwrap();
     assert_eq!(first.newest_below("p", 2), Some(0));
-    assert_eq!(first.export("p").map(|e| e.version), Some(2));
+    assert_eq!(first.export("p", None).map(|e| e.version), Some(2));
     drop(first);
     let again = store(dir.path(), Durability::Sync);
     assert_eq!(again.newest_below("p", 9), Some(2), "found on the disk");
     assert_eq!(again.bucket("p", 0).get("v"), Ok(Some(vec![0])));
+}
+
+#[test]
+fn what_is_lent_to_a_candidate_or_discarded_is_in_no_file_and_does_not_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = store(dir.path(), Durability::Sync);
+    let entries = |n: u8| BTreeMap::from([("n".to_string(), vec![n])]);
+    let (old, new) = (first.bucket("p", 0), first.bucket("p", 2));
+    old.set("n".into(), vec![1], PATIENT).unwrap();
+    new.lend(entries(2));
+    new.set("m".into(), vec![2], PATIENT).unwrap();
+    assert!(new.is_vacant() && !first.has("p", 2) && !new.status().on_disk);
+    assert_eq!(new.get("m"), Ok(Some(vec![2])), "the candidate has it");
+    assert_eq!(first.export("p", None).map(|e| e.version), Some(0));
+    assert_eq!(first.export("p", Some(0)).unwrap().entries.len(), 1);
+    assert!(!dir.path().join("p_v2.redb").exists());
+
+    new.replace(entries(3), PATIENT).unwrap();
+    assert!(first.has("p", 2) && new.status().on_disk);
+    assert_eq!(new.entries(), entries(3), "nothing of the candidate");
+    new.discard();
+    assert!(!first.has("p", 2));
+    drop((old, new, first));
+    let again = store(dir.path(), Durability::Sync);
+    assert_eq!(
+        again.newest_below("p", 9),
+        Some(0),
+        "v2 has a file with nothing in it"
+    );
+    let new = again.bucket("p", 2);
+    new.lend(entries(4));
+    new.reclaim();
+    assert!(new.entries().is_empty());
+    new.set("n".into(), vec![5], PATIENT).unwrap();
+    assert!(again.has("p", 2) && new.status().on_disk);
 }
 
 #[test]
