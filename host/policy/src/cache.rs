@@ -26,6 +26,7 @@ use wasmtime::Engine;
 use wasmtime::component::Component;
 
 use crate::config::CacheConfig;
+use crate::state::disk::sync_folder;
 
 /// Counted up when admission begins to check what it did not: older code is made again.
 const VALIDATION_VERSION: u32 = 1;
@@ -350,19 +351,25 @@ fn read_or_make_key(path: &Path) -> Result<Vec<u8>, String> {
         .ok_or_else(|| format!("{shown} is no key; remove it and a new one is made"))
 }
 
+/// A new key, under its name only when it is whole: half a key would be none for every
+/// start to come. Of hosts that begin together, one makes it.
 fn write_key(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut key = vec![0; KEY_BYTES];
+    if path.try_exists()? {
+        return Err(std::io::ErrorKind::AlreadyExists.into());
+    }
+    let mut random = [0; KEY_BYTES + 8];
     SystemRandom::new()
-        .fill(&mut key)
+        .fill(&mut random)
         .map_err(|_| std::io::Error::other("the system gives no random numbers"))?;
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(path)?;
-    file.write_all(hex(&key).as_bytes())?;
-    file.sync_all()?;
-    Ok(key)
+    let (key, name) = random.split_at(KEY_BYTES);
+    let fresh = path.with_extension(format!("{}.new", hex(name)));
+    let written = write_whole(&fresh, &[hex(key).as_bytes()])
+        // Unlike a rename, a link takes nobody's place.
+        .and_then(|()| fs::hard_link(&fresh, path))
+        .and_then(|()| sync_folder(path));
+    // Nobody has heard of this name, so one that stays is only in the way of the eye.
+    let _ = fs::remove_file(&fresh);
+    written.map(|()| key.to_vec())
 }
 
 /// A new file with these parts, on the disk when this returns.

@@ -39,8 +39,6 @@ pub(crate) struct Policy {
     pub cost: Cost,
     /// How it can be admitted again after a restart.
     pub stored: Arc<Stored>,
-    /// The version of state that it takes over when it is put.
-    pub takes_over: Option<u32>,
     /// Who answers together with it.
     pub ensemble: Option<Ensemble>,
 }
@@ -100,7 +98,6 @@ impl Policy {
             fuel: self.fuel,
             cost: Cost::default(),
             stored: Arc::clone(&self.stored),
-            takes_over: self.takes_over,
             ensemble: None,
         }
     }

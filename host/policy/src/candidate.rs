@@ -82,7 +82,7 @@ impl Candidate<'_> {
         let compiled = self.compile(engine)?;
         self.check_resources(&compiled.component)?;
         let mut policy = self.link(engine, &compiled.component)?;
-        let state = migrate::prepare(&mut policy, self.with.state, self.shape)?;
+        let state = migrate::prepare(&mut policy, self.with.state, self.with.table, self.shape)?;
         let scratch = self.scratch(&policy, &state);
         let findings = probe::probe(&scratch, self.hooks)?;
         Ok(Tried {
@@ -167,7 +167,6 @@ impl Candidate<'_> {
             pre,
             powers: self.powers(self.limits, self.with.state.bucket(self.name, 0)),
             stored: Arc::default(),
-            takes_over: None,
             imports: self.shape.imports.clone().into(),
             fuel: engine.metered.then_some(FUEL_MAX),
             cost: Cost::default(),

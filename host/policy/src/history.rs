@@ -111,6 +111,16 @@ pub(crate) struct HookRecord {
     pub trial: Option<TrialRecord>,
 }
 
+impl HookRecord {
+    /// Digests of the components that it names.
+    pub fn components(&self) -> impl Iterator<Item = &String> {
+        let entries = self.active.iter().chain(&self.kept).map(|e| &e.policy);
+        let trial = self.trial.iter().map(|trial| &trial.policy);
+        let policies = entries.chain(trial);
+        policies.flat_map(|policy| policy.parts().map(|part| &part.digest))
+    }
+}
+
 /// A trial that runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TrialRecord {
@@ -118,6 +128,9 @@ pub(crate) struct TrialRecord {
     pub policy: Stored,
     /// What a canary was started with.
     pub changes: CanaryChanges,
+    /// The number of a canary's generation.
+    #[serde(default)]
+    pub generation: Option<u64>,
 }
 
 /// One file of the watched folder.
@@ -193,28 +206,35 @@ impl History {
         Ok((history, record))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Record> {
+    pub fn lock(&self) -> MutexGuard<'_, Record> {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes what `change` makes of the record, if it makes a difference. It runs while
     /// nobody else writes, so the latest writer has seen the latest table.
-    pub fn write(&self, change: impl FnOnce(&mut Record)) {
+    ///
+    /// # Errors
+    /// What the operator should know: the record on the disk is the one before.
+    pub fn write(&self, change: impl FnOnce(&mut Record)) -> Result<(), String> {
         let mut written = self.lock();
         let mut record = written.clone();
         change(&mut record);
         if record == *written {
-            return;
+            return Ok(());
         }
         let path = self.dir.join("active.json");
         let text = serde_json::to_vec_pretty(&record).map_err(io::Error::other);
-        match text.and_then(|text| replace(&path, &text)) {
-            Ok(()) => *written = record,
-            Err(error) => tracing::error!(
-                "{} cannot be written, a restart begins with what was active before: {error}",
-                path.display()
-            ),
-        }
+        text.and_then(|text| replace(&path, &text))
+            .map_err(|error| {
+                let text = format!(
+                    "{} cannot be written, a restart begins with what was active before: {error}",
+                    path.display()
+                );
+                tracing::error!("{text}");
+                text
+            })?;
+        *written = record;
+        Ok(())
     }
 
     /// The files of the watched folder, as last written.
@@ -225,7 +245,7 @@ impl History {
     /// Puts a component where [`Self::read`] finds it.
     pub fn store(&self, digest: &str, bytes: &[u8]) -> io::Result<()> {
         let path = self.component(digest);
-        if fs::metadata(&path).is_ok_and(|m| m.len() == bytes.len() as u64) {
+        if fs::read(&path).is_ok_and(|stored| stored == bytes) {
             return Ok(());
         }
         replace(&path, bytes)
@@ -258,16 +278,23 @@ impl History {
         })
     }
 
-    /// Removes components that nobody `needs`, by their digests. Only while no other is
-    /// between [`Self::store`] and its swap.
+    /// Removes components that nobody `needs`, by their digests, and halves that a killed
+    /// host left. What the record on the disk names stays: where that could not be written,
+    /// it is what the next life begins with. Only while no other component is between
+    /// [`Self::store`] and its swap.
     pub fn sweep(&self, needs: &BTreeSet<String>) {
+        let written: BTreeSet<String> = {
+            let record = self.lock();
+            let hooks = record.hooks.values();
+            hooks.flat_map(HookRecord::components).cloned().collect()
+        };
         let Ok(files) = fs::read_dir(self.dir.join("sha256")) else {
             return;
         };
         for path in files.flatten().map(|f| f.path()) {
             let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
-            if name.len() == 64
-                && !needs.contains(name)
+            let component = name.len() == 64 && !needs.contains(name) && !written.contains(name);
+            if (component || name.ends_with(".new"))
                 && let Err(error) = fs::remove_file(&path)
             {
                 tracing::warn!("{} is not needed and stays: {error}", path.display());
@@ -326,14 +353,54 @@ mod tests {
         let (old, new) = (stored(b"old"), stored(b"new"));
         for (policy, bytes) in [(&old, b"old"), (&new, b"new")] {
             history.store(&policy.digest, bytes).unwrap();
-            history.write(|record| *record = active(policy.clone()));
+            history
+                .write(|record| *record = active(policy.clone()))
+                .unwrap();
         }
+        // What a host left that was killed while it stored something.
+        let half = dir.path().join("sha256").join("0".repeat(64) + ".new");
+        fs::write(&half, "ne").unwrap();
         history.sweep(&BTreeSet::from([new.digest.clone()]));
+        assert!(!half.exists());
         assert!(history.read(&old).is_err());
         assert_eq!(history.read(&new).unwrap().bytes, b"new");
         drop(history);
         let (_, record) = History::open(dir.path()).unwrap();
         assert_eq!(record, active(new));
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_is_told_and_what_the_old_one_names_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (history, _) = History::open(dir.path()).unwrap();
+        let (old, new) = (stored(b"old"), stored(b"new"));
+        history.store(&old.digest, b"old").unwrap();
+        let serves = |policy: &Stored| {
+            let policy = policy.clone();
+            history.write(|record| *record = active(policy))
+        };
+        serves(&old).unwrap();
+        history.store(&new.digest, b"new").unwrap();
+        fs::create_dir(dir.path().join("active.new")).unwrap();
+        let told = serves(&new).unwrap_err();
+        assert!(told.contains("active before"), "{told}");
+        history.sweep(&BTreeSet::from([new.digest.clone()]));
+        assert!(history.read(&old).is_ok(), "a restart would not find it");
+        fs::remove_dir(dir.path().join("active.new")).unwrap();
+        serves(&new).unwrap();
+        history.sweep(&BTreeSet::from([new.digest.clone()]));
+        assert!(history.read(&old).is_err() && history.read(&new).is_ok());
+    }
+
+    #[test]
+    fn a_stored_component_of_the_right_length_and_wrong_bytes_is_stored_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let policy = stored(b"good");
+        let (history, _) = History::open(dir.path()).unwrap();
+        let path = dir.path().join("sha256").join(&policy.digest);
+        fs::write(path, "evil").unwrap();
+        history.store(&policy.digest, b"good").unwrap();
+        assert_eq!(history.read(&policy).unwrap().bytes, b"good");
     }
 
     #[test]
@@ -352,7 +419,9 @@ mod tests {
         let policy = stored(b"good");
         let (history, _) = History::open(dir.path()).unwrap();
         history.store(&policy.digest, b"good").unwrap();
-        history.write(|record| *record = active(policy.clone()));
+        history
+            .write(|record| *record = active(policy.clone()))
+            .unwrap();
         let path = dir.path().join("sha256").join(&policy.digest);
         fs::write(&path, "evil").unwrap();
         let refused = history.read(&policy).unwrap_err();
@@ -377,7 +446,9 @@ mod tests {
         fs::write(component.with_extension("new"), "go").unwrap();
         fs::write(dir.path().join("active.new"), "{").unwrap();
         history.store(&policy.digest, b"good").unwrap();
-        history.write(|record| *record = active(policy.clone()));
+        history
+            .write(|record| *record = active(policy.clone()))
+            .unwrap();
         assert_eq!(history.read(&policy).unwrap().bytes, b"good");
     }
 }

@@ -519,12 +519,7 @@ impl HostState {
 impl keyvalue::store::HostBucket for HostState {
     fn get(&mut self, bucket: Resource<BucketHandle>, key: String) -> KvResult<Option<Vec<u8>>> {
         let args = self.noted(|| key.clone());
-        self.on_bucket(
-            "wasi:keyvalue/store#get",
-            &bucket,
-            args,
-            |b| Ok(b.get(&key)),
-        )
+        self.on_bucket("wasi:keyvalue/store#get", &bucket, args, |b| b.get(&key))
     }
 
     fn set(&mut self, bucket: Resource<BucketHandle>, key: String, value: Vec<u8>) -> KvResult<()> {
@@ -546,7 +541,7 @@ impl keyvalue::store::HostBucket for HostState {
     fn exists(&mut self, bucket: Resource<BucketHandle>, key: String) -> KvResult<bool> {
         let args = self.noted(|| key.clone());
         self.on_bucket("wasi:keyvalue/store#exists", &bucket, args, |b| {
-            Ok(b.exists(&key))
+            b.exists(&key)
         })
     }
 
@@ -560,7 +555,7 @@ impl keyvalue::store::HostBucket for HostState {
             &bucket,
             Some(cursor),
             |b| {
-                let page = b.list(cursor);
+                let page = b.list(cursor)?;
                 Ok(keyvalue::store::KeyResponse {
                     keys: page.keys,
                     cursor: page.next,

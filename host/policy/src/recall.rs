@@ -16,7 +16,7 @@ use homeostat_hooks::Hook;
 use crate::admit::Kind;
 use crate::call::Policy;
 use crate::history::{Entry, FileRecord, History, HookRecord, Stored};
-use crate::room::Room;
+use crate::room::{NothingKept, Room};
 
 /// Policies that were admitted again, so that one which served several hooks is one.
 type Revived = Vec<(Stored, Arc<Policy>)>;
@@ -38,6 +38,7 @@ impl Room {
                 return;
             }
         };
+        let _one = self.one_admission();
         let mut revived = Revived::new();
         let mut all_well = true;
         for (hook, was) in &record.hooks {
@@ -45,7 +46,8 @@ impl Room {
         }
         if !all_well {
             // Whatever the folder has is a better guess than an older generation.
-            history.write(|record| record.files.clear());
+            // What cannot be written is in the log, and the folder is looked at all the same.
+            let _ = history.write(|record| record.files.clear());
         }
         if self.history.set(history).is_err() {
             tracing::error!("the policies were recalled twice");
@@ -85,15 +87,17 @@ impl Room {
             }
         }
         let number = match &serving {
-            Some((_, generation)) if as_it_was => *generation,
-            _ => was.numbers + 1,
+            Some((_, generation)) if as_it_was => Some(*generation),
+            _ => None,
         };
         {
             let mut books = self.books();
             let book = &mut books[hook as usize];
             book.stored = kept;
             book.unloaded = was.unloaded;
-            book.next_number = number.saturating_sub(1);
+            // Those that are no longer active, or were a canary's, are not given out again.
+            book.last_number = was.numbers.max(number.unwrap_or(0));
+            book.recalled_number = number;
             // Against another policy it would be another trial.
             book.to_resume = was.trial.clone().filter(|_| as_it_was);
         }
@@ -102,7 +106,7 @@ impl Room {
             tracing::info!(
                 policy = policy.name(),
                 hook = hook.as_str(),
-                generation = number,
+                generation = self.active(hook),
                 "recalled"
             );
         }
@@ -115,10 +119,15 @@ impl Room {
         let Some(history) = self.history.get() else {
             return;
         };
+        let _one = self.one_admission();
         for hook in Hook::ALL {
-            let Some(was) = self.books()[hook as usize].to_resume.take() else {
-                continue;
+            let was = {
+                let book = &mut self.books()[hook as usize];
+                // Who had it and did not come back has taken it along.
+                book.recalled_number = None;
+                book.to_resume.take()
             };
+            let Some(was) = was else { continue };
             let resumed = self
                 .revive(history, &was.policy, &mut Vec::new())
                 .and_then(|policy| {
@@ -138,6 +147,7 @@ impl Room {
         self.remember();
     }
 
+    /// Admits a stored policy again. Only inside an admission.
     fn revive(
         &self,
         history: &History,
@@ -150,7 +160,6 @@ impl Room {
         let offer = history
             .read(stored)
             .map_err(|error| format!("its stored component: {error}"))?;
-        let _one = self.one_admission();
         let (policy, _) = self
             .admit(&offer, Kind::Tried)
             .map_err(|refusal| refusal.to_string())?;
@@ -163,44 +172,77 @@ impl Room {
         Ok(policy)
     }
 
-    /// A generation of the life before that still passes admission: the newest, or the one
-    /// with this number. Compiles.
-    pub fn revive_kept(&self, hook: Hook, asked: Option<u64>) -> Option<(Arc<Policy>, u64)> {
-        let history = self.history.get()?;
-        loop {
-            let (entry, embedded) = {
-                let mut books = self.books();
-                let book = &mut books[hook as usize];
-                let place = match asked {
-                    None => book.stored.len().checked_sub(1)?,
-                    Some(asked) => book.stored.iter().position(|e| e.generation == asked)?,
-                };
-                (book.stored.remove(place)?, book.embedded.clone())
-            };
-            if entry.policy.embedded {
-                match embedded {
-                    Some(policy) => return Some((policy, entry.generation)),
-                    None => continue,
+    /// Back to the newest generation of the life before, or to the one with this number, if it
+    /// still passes admission; else it stays kept. Compiles; only inside an admission, which
+    /// keeps its component from being forgotten until it serves.
+    pub fn back_to_stored(
+        &self,
+        hook: Hook,
+        to: Option<u64>,
+        ticket: u64,
+    ) -> Result<(Arc<Policy>, u64), NothingKept> {
+        let (entry, embedded, others) = {
+            let books = self.books();
+            let book = &books[hook as usize];
+            let kept = book.numbers_kept();
+            let entry = match to {
+                None => book.stored.back().ok_or(NothingKept::None(hook)),
+                Some(asked) => {
+                    let none = NothingKept::NotThis {
+                        hook,
+                        asked,
+                        kept: kept.clone(),
+                    };
+                    book.stored
+                        .iter()
+                        .find(|e| e.generation == asked)
+                        .ok_or(none)
                 }
-            }
-            match self.revive(history, &entry.policy, &mut Vec::new()) {
-                Ok(policy) => return Some((policy, entry.generation)),
-                Err(text) => tracing::warn!(policy = entry.policy.name, "not restored: {text}"),
-            }
-        }
+            };
+            let entry = entry?.clone();
+            let others = kept.into_iter().filter(|n| *n != entry.generation);
+            let others = others.collect();
+            (entry, book.embedded.clone(), others)
+        };
+        let revived = if entry.policy.embedded {
+            embedded.ok_or_else(|| "it came with a host that this one replaced".to_string())
+        } else {
+            let closed = "the state folder is closed".to_string();
+            let history = self.history.get().ok_or(closed);
+            history.and_then(|history| self.revive(history, &entry.policy, &mut Vec::new()))
+        };
+        let generation = entry.generation;
+        let policy = revived.map_err(|why| NothingKept::CannotServe {
+            hook,
+            generation,
+            why,
+            others,
+        })?;
+        let mut books = self.books();
+        let book = &mut books[hook as usize];
+        book.stored.retain(|e| e.generation != generation);
+        book.ticket = book.ticket.max(ticket);
+        self.set_back(&mut books, hook, &policy, to.is_some());
+        Ok((policy, generation))
     }
 
-    /// Writes down who serves what; returns when it is on the disk.
-    pub fn remember(&self) {
-        let Some(history) = self.history.get() else {
-            return;
-        };
-        history.write(|record| {
+    /// Writes down who serves what; returns when it is on the disk, or says why it is not.
+    pub fn remember(&self) -> Option<String> {
+        let written = self.history.get()?.write(|record| {
             let books = self.books();
             let table = self.table.load();
             let of = |hook: Hook| books[hook as usize].record(&table, hook);
             record.hooks = Hook::ALL.map(|hook| (hook, of(hook))).into();
         });
+        written.err()
+    }
+
+    /// As [`Self::remember`]; where it cannot be written what was `done`, the hook's last
+    /// attempt says so.
+    pub fn remember_that(&self, hook: Hook, policy: &str, done: &str) {
+        if let Some(warning) = self.remember() {
+            self.note(&[hook], policy, true, &format!("{done}, but {warning}"));
+        }
     }
 
     /// Keeps a component for the next life, before it serves. Says why it could not.
@@ -228,11 +270,7 @@ impl Room {
             let table = self.table.load();
             for hook in Hook::ALL {
                 let record = books[hook as usize].record(&table, hook);
-                let entries = record.active.into_iter().chain(record.kept);
-                let trial = record.trial.into_iter().map(|trial| trial.policy);
-                for policy in entries.map(|entry| entry.policy).chain(trial) {
-                    needed.extend(policy.parts().map(|part| part.digest.clone()));
-                }
+                needed.extend(record.components().cloned());
             }
         }
         history.sweep(&needed);
@@ -246,7 +284,8 @@ impl Room {
     /// Writes down what the folder holds.
     pub fn remember_files(&self, files: BTreeMap<String, FileRecord>) {
         if let Some(history) = self.history.get() {
-            history.write(|record| record.files = files);
+            // The next look writes them again.
+            let _ = history.write(|record| record.files = files);
         }
     }
 }

@@ -293,7 +293,6 @@ impl Replayer {
             fuel: Some(FUEL_MAX),
             cost: Cost::default(),
             stored: Arc::default(),
-            takes_over: None,
             ensemble: None,
         }))
     }

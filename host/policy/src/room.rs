@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::path::Component;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -72,6 +73,22 @@ pub enum NothingKept {
         /// The numbers that are kept, oldest first.
         kept: Vec<u64>,
     },
+    /// Something else was put there while this waited for its turn.
+    #[error("{} was given to another policy meanwhile, which stays", .0.as_str())]
+    Overtaken(Hook),
+    /// It is kept over a restart and did not pass admission now; it stays kept.
+    #[error("generation {generation} of {} is kept and cannot serve now: {why}; the others that \
+             are kept: {others:?}", hook.as_str())]
+    CannotServe {
+        /// Where.
+        hook: Hook,
+        /// Its number.
+        generation: u64,
+        /// Why not.
+        why: String,
+        /// The numbers of the others, oldest first.
+        others: Vec<u64>,
+    },
 }
 
 /// All policies of a host.
@@ -107,6 +124,8 @@ pub(crate) struct Room {
     tickets: AtomicU64,
     swaps: Histogram,
     refused: AtomicU64,
+    /// Threads that do what no request should wait for.
+    asides: Mutex<Vec<JoinHandle<()>>>,
     clock: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
@@ -160,6 +179,7 @@ impl PolicyRoom {
             tickets: AtomicU64::new(0),
             swaps: Histogram::default(),
             refused: AtomicU64::new(0),
+            asides: Mutex::default(),
             clock,
             config,
         };
@@ -217,16 +237,16 @@ impl PolicyRoom {
     /// call goes further back.
     ///
     /// # Errors
-    /// Nothing is kept.
+    /// Nothing is kept, or the latest cannot serve now.
     pub fn rollback(&self, hook: Hook) -> Result<SlotStatus, NothingKept> {
         self.room.rollback(hook, None)
     }
 
-    /// Makes the kept generation with this number active again, at once, under a new
-    /// number. The present one is kept.
+    /// Makes the kept generation with this number active again, as [`Self::rollback`] does,
+    /// under a new number. The present one is kept.
     ///
     /// # Errors
-    /// It is not kept.
+    /// It is not kept, or cannot serve now.
     pub fn rollback_to(&self, hook: Hook, generation: u64) -> Result<SlotStatus, NothingKept> {
         self.room.rollback(hook, Some(generation))
     }
@@ -280,10 +300,7 @@ impl PolicyRoom {
     /// Takes the policy from a hook; its built-in answer is used. It is kept for
     /// [`Self::rollback`].
     pub fn unload(&self, hook: Hook) -> SlotStatus {
-        self.room.books()[hook as usize].unloaded = true;
-        self.room.set(&[hook], None);
-        self.room.remember();
-        self.room.status(hook)
+        self.room.unload(hook)
     }
 
     /// Reads the folder of the config now, and watches it from now on. What is wrong with
@@ -306,15 +323,21 @@ impl PolicyRoom {
         self.room.state.status()
     }
 
-    /// All that a policy keeps, in its newest version; none where nothing is known of it.
+    /// All that a policy keeps: in the version that serves, or else in the newest that has
+    /// something. None where nothing is known of it.
     pub fn export_state(&self, policy: &str) -> Option<StateExport> {
-        self.room.state.export(policy)
+        let table = self.room.table.load();
+        let mut serving = Hook::ALL.iter().filter_map(|hook| table.get(*hook));
+        let serving = serving.find(|generation| generation.policy.name() == policy);
+        let version = serving.map(|generation| generation.policy.powers.bucket.version());
+        self.room.state.export(policy, version)
     }
 
     /// Puts these entries in place of all that the policy keeps in that version.
     ///
     /// # Errors
-    /// What is wrong with them, or why they could not be kept; nothing has changed then.
+    /// What is wrong with them, and nothing has changed; or why they are not on the disk: they
+    /// are in memory then, and written when the disk takes them again.
     pub fn import_state(&self, state: &StateExport) -> Result<StateStatus, String> {
         self.room.state.import(state)
     }
@@ -385,6 +408,18 @@ fn check_config(config: &RoomConfig) -> Result<(), RoomError> {
     Ok(())
 }
 
+impl Drop for PolicyRoom {
+    /// What was begun aside is on the disk when the room is gone.
+    fn drop(&mut self) {
+        let asides = std::mem::take(&mut *self.room.asides());
+        for thread in asides {
+            if thread.join().is_err() {
+                tracing::error!("the end of a trial was not carried out");
+            }
+        }
+    }
+}
+
 /// A trial is of one hook, whatever else the component exports.
 fn for_hook(hook: Hook, offer: Offer) -> Offer {
     Offer {
@@ -410,6 +445,16 @@ impl PolicyRoom {
         *self.watch.lock().expect("nobody panicked") = None;
     }
 
+    /// Keeps whoever writes down who serves waiting.
+    pub(crate) fn hold_record(&self) -> MutexGuard<'_, crate::history::Record> {
+        self.room.history.get().expect("it was recalled").lock()
+    }
+
+    /// What was asked for since the start.
+    pub(crate) fn tickets(&self) -> u64 {
+        self.room.tickets.load(Relaxed)
+    }
+
     /// The newest component that came for this hook, counted from 1.
     pub(crate) fn newest_ticket(&self, hook: Hook) -> u64 {
         self.room.newest[hook as usize].load(Relaxed)
@@ -430,6 +475,28 @@ impl Room {
     pub fn books(&self) -> MutexGuard<'_, [Book; 3]> {
         // Books are changed by assignments that do not panic halfway.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn asides(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.asides.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does this on a thread of its own; answers whether there is one.
+    pub fn aside(self: &Arc<Self>, work: impl FnOnce(&Self) + Send + 'static) -> bool {
+        let room = Arc::clone(self);
+        let thread = std::thread::Builder::new()
+            .name("policy-aside".into())
+            .spawn(move || work(&room));
+        let mut asides = self.asides();
+        asides.retain(|thread| !thread.is_finished());
+        match thread {
+            Ok(thread) => asides.push(thread),
+            Err(error) => {
+                tracing::error!("no thread for the end of a trial: {error}");
+                return false;
+            }
+        }
+        true
     }
 
     pub fn one_admission(&self) -> MutexGuard<'_, ()> {
@@ -608,13 +675,18 @@ impl Room {
         let started = Instant::now();
         report.generations = self.set(&free, Some(&policy));
         report.swap_micros = Some(micros_since(started));
-        self.remember();
+        report.warnings.extend(self.remember());
         Ok(report)
+    }
+
+    /// Counts what operators want, in the order in which they said it.
+    pub fn ticket(&self) -> u64 {
+        self.tickets.fetch_add(1, Relaxed) + 1
     }
 
     pub fn put(&self, offer: &Offer) -> Result<Report, AdmissionError> {
         let asked: &[Hook] = offer.hooks.as_deref().unwrap_or_default();
-        let ticket = self.tickets.fetch_add(1, Relaxed) + 1;
+        let ticket = self.ticket();
         for hook in asked {
             self.newest[*hook as usize].fetch_max(ticket, Relaxed);
         }
@@ -626,18 +698,12 @@ impl Room {
                 "a newer component for the same hook came before this one was compiled",
             ))
         } else {
-            self.admit(offer, Kind::Put).and_then(|(policy, report)| {
-                migrate::take_over(&policy, &self.state)?;
-                self.accept_revision((policy, report))
-            })
+            self.admit(offer, Kind::Put)
+                .and_then(|(policy, report)| self.swap_in(&policy, report, ticket))
         };
         match outcome {
-            Ok((policy, mut report)) => {
-                report.warnings.extend(self.keep_component(&policy));
-                let started = Instant::now();
-                report.generations = self.set(&report.hooks, Some(&policy));
-                report.swap_micros = Some(micros_since(started));
-                self.remember();
+            Ok(mut report) => {
+                report.warnings.extend(self.remember());
                 self.forget_components();
                 let text = format!("admitted in {} ms", report.compile_micros / 1000);
                 self.note(&report.hooks, &report.policy, true, &text);
@@ -653,6 +719,58 @@ impl Room {
                 Err(refusal)
             }
         }
+    }
+
+    /// Swaps an admitted policy in, with the state of the version before it. Where somebody
+    /// put, rolled back, unloaded or promoted at one of its hooks since the ticket was drawn,
+    /// that stays.
+    fn swap_in(
+        &self,
+        policy: &Arc<Policy>,
+        report: Report,
+        ticket: u64,
+    ) -> Result<Report, AdmissionError> {
+        let (policy, mut report) = self.accept_revision((policy, report))?;
+        let state = migrate::take_over(policy, &self.state, &self.table.load())?;
+        report.warnings.extend(self.keep_component(policy));
+        let started = Instant::now();
+        let mut books = self.books();
+        let changed_since = |hook: &Hook| books[*hook as usize].ticket > ticket;
+        let (late, free): (Vec<Hook>, Vec<Hook>) =
+            report.hooks.iter().copied().partition(changed_since);
+        if free.is_empty() {
+            return Err(AdmissionError::new(
+                Stage::Superseded,
+                "its hook was rolled back, unloaded or given to another policy while this one \
+                 was admitted",
+            ));
+        }
+        for hook in &free {
+            books[*hook as usize].ticket = ticket;
+        }
+        let table = Table::clone(&self.table.load());
+        report.generations = self.set_in(&mut books, table, &free, Some(policy));
+        state.keep();
+        report.swap_micros = Some(micros_since(started));
+        report.warnings.extend(late.iter().map(|hook| {
+            let hook = hook.as_str();
+            format!("it does not serve {hook}, which was changed while it was admitted")
+        }));
+        report.hooks = free;
+        Ok(report)
+    }
+
+    fn unload(&self, hook: Hook) -> SlotStatus {
+        {
+            let mut books = self.books();
+            let book = &mut books[hook as usize];
+            book.unloaded = true;
+            book.ticket = self.ticket();
+            let table = Table::clone(&self.table.load());
+            self.set_in(&mut books, table, &[hook], None);
+        }
+        self.remember_that(hook, "", "unloaded");
+        self.status(hook)
     }
 
     /// Writes the revisions of a signed policy and its members down before they serve: a
@@ -703,8 +821,9 @@ impl Room {
             let book = &mut books[*hook as usize];
             book.unloaded &= policy.is_none();
             let old = table.get(*hook).map(Arc::clone);
+            let previous = old.as_ref().map(|old| Arc::clone(&old.policy));
             let generation =
-                policy.map(|policy| self.generation(*hook, policy, old.as_ref(), book, false));
+                policy.map(|policy| self.generation(*hook, policy, previous, book, false));
             numbers.extend(generation.as_ref().map(|g| g.number));
             table.set(*hook, generation);
             if let Some(old) = old {
@@ -739,16 +858,18 @@ impl Room {
         &self,
         hook: Hook,
         policy: &Arc<Policy>,
-        old: Option<&Arc<Generation>>,
+        previous: Option<Arc<Policy>>,
         book: &mut Book,
         candidate: bool,
     ) -> Arc<Generation> {
-        book.next_number += 1;
+        if !candidate {
+            migrate::with_members(policy).for_each(|p| p.powers.bucket.reclaim());
+        }
         Arc::new(Generation {
             hook,
-            number: book.next_number,
+            number: book.number(),
             policy: Arc::clone(policy),
-            previous: old.map(|g| Arc::clone(&g.policy)),
+            previous,
             breaker: Breaker::new(self.config.breaker),
             counters: Counters::default(),
             candidate,
@@ -756,53 +877,58 @@ impl Room {
     }
 
     fn rollback(&self, hook: Hook, to: Option<u64>) -> Result<SlotStatus, NothingKept> {
-        let (kept, number) = self.take_kept(hook, to)?;
-        {
-            let mut books = self.books();
-            let mut table = Table::clone(&self.table.load());
-            self.trial_loses_its_ground(&mut books, &mut table, hook);
-            let book = &mut books[hook as usize];
-            book.unloaded = false;
-            let old = table.get(hook).map(Arc::clone);
-            let generation = self.generation(hook, &kept, old.as_ref(), book, false);
-            table.set(hook, Some(generation));
-            if let Some(old) = old.filter(|_| to.is_some()) {
-                book.keep(old, self.config.keep_generations);
+        let ticket = self.ticket();
+        let (policy, number) = match self.back_to_kept(hook, to, ticket) {
+            Some(back) => back,
+            None => {
+                // Nobody forgets a stored component meanwhile, and who had the lock may have
+                // put something that is kept since.
+                let _one = self.one_admission();
+                if self.books()[hook as usize].ticket > ticket {
+                    return Err(NothingKept::Overtaken(hook));
+                }
+                let back = self.back_to_kept(hook, to, ticket);
+                back.map_or_else(|| self.back_to_stored(hook, to, ticket), Ok)?
             }
-            self.exchange(table);
-        }
-        self.remember();
+        };
         let text = format!("rolled back to generation {number}");
-        self.note(&[hook], kept.name(), true, &text);
+        self.note(&[hook], policy.name(), true, &text);
+        self.remember_that(hook, policy.name(), &text);
         Ok(self.status(hook))
     }
 
-    /// Takes a generation out of those that are kept: the latest, or this one. Those of the
-    /// life before are compiled.
-    fn take_kept(&self, hook: Hook, asked: Option<u64>) -> Result<(Arc<Policy>, u64), NothingKept> {
-        {
-            let mut books = self.books();
-            let kept = &mut books[hook as usize].kept;
-            let place = match asked {
-                None => kept.len().checked_sub(1),
-                Some(asked) => kept.iter().position(|g| g.number == asked),
-            };
-            if let Some(generation) = place.and_then(|place| kept.remove(place)) {
-                return Ok((Arc::clone(&generation.policy), generation.number));
-            }
+    /// Back to the latest generation of this life, or to the one with this number.
+    fn back_to_kept(&self, hook: Hook, to: Option<u64>, ticket: u64) -> Option<(Arc<Policy>, u64)> {
+        let mut books = self.books();
+        let book = &mut books[hook as usize];
+        let kept = &mut book.kept;
+        let place = match to {
+            None => kept.len().checked_sub(1)?,
+            Some(to) => kept.iter().position(|g| g.number == to)?,
+        };
+        let back = kept.remove(place)?;
+        book.ticket = book.ticket.max(ticket);
+        self.set_back(&mut books, hook, &back.policy, to.is_some());
+        Some((Arc::clone(&back.policy), back.number))
+    }
+
+    /// Makes a policy active that was so before; what is active is kept if it `stays`.
+    pub fn set_back(&self, books: &mut [Book; 3], hook: Hook, policy: &Arc<Policy>, stays: bool) {
+        let mut table = Table::clone(&self.table.load());
+        self.trial_loses_its_ground(books, &mut table, hook);
+        let book = &mut books[hook as usize];
+        book.unloaded = false;
+        // Whoever is rolled back is no help to who takes its place.
+        let others = book.kept.iter().rev().map(|g| &g.policy);
+        let mut others = others.filter(|other| !Arc::ptr_eq(other, policy));
+        let previous = others.next().map(Arc::clone);
+        let generation = self.generation(hook, policy, previous, book, false);
+        let old = table.get(hook).map(Arc::clone);
+        table.set(hook, Some(generation));
+        if let Some(old) = old.filter(|_| stays) {
+            book.keep(old, self.config.keep_generations);
         }
-        if let Some(found) = self.revive_kept(hook, asked) {
-            return Ok(found);
-        }
-        let books = self.books();
-        Err(match asked {
-            None => NothingKept::None(hook),
-            Some(asked) => NothingKept::NotThis {
-                hook,
-                asked,
-                kept: books[hook as usize].numbers_kept(),
-            },
-        })
+        self.exchange(table);
     }
 
     /// What the hook would have without the folder: the embedded policy, or none.

@@ -10,6 +10,8 @@
 //! A write whose commit fails or outlasts the call's deadline ends as an error, which says
 //! that it may or may not be kept. A read may see what is not on the disk yet; whoever
 //! then writes is acknowledged after it, since commits keep the order of the changes.
+//! Where a folder is named and a file in it cannot be opened, nothing is known of that state:
+//! reads and writes are errors, and the file is tried again.
 //!
 //! A policy that changes the form of its state counts [versions](StateStore::bucket):
 //! each has a bucket of its own, so an upgrade destroys nothing and a rollback finds what
@@ -73,6 +75,10 @@ struct Inner {
     /// The file, until its thread takes it; never there for a bucket in memory.
     file: Option<disk::File>,
     on_disk: bool,
+    /// There should be a file, and it could not be opened.
+    closed: Option<Closed>,
+    /// What is in it is a candidate's alone: the file has none of it.
+    lent: bool,
     changes: disk::Changes,
     /// Counts changes; those up to `durable` are on the disk.
     changed: u64,
@@ -82,6 +88,14 @@ struct Inner {
     failure: Option<String>,
     failures: u64,
     end: bool,
+}
+
+/// A file that could not be opened.
+#[derive(Debug)]
+struct Closed {
+    path: PathBuf,
+    why: String,
+    tried: Instant,
 }
 
 /// How much a policy keeps, and where.
@@ -99,21 +113,13 @@ pub struct StateStatus {
     pub on_disk: bool,
     /// Transactions written since the start.
     pub commits: u64,
-    /// Why it cannot be written now.
+    /// Why it cannot be opened or written now.
     pub failure: Option<String>,
 }
 
 impl StateStore {
     /// A store in this folder, or in memory without one.
     pub fn new(dir: Option<PathBuf>, config: StateConfig) -> Self {
-        let dir = dir.filter(|dir| match std::fs::create_dir_all(dir) {
-            Ok(()) => true,
-            Err(error) => {
-                let dir = dir.display();
-                tracing::warn!("state is kept in memory only: {dir} cannot be used: {error}");
-                false
-            }
-        });
         Self {
             dir,
             config,
@@ -130,14 +136,9 @@ impl StateStore {
         }
         let mut inner = Inner::default();
         if let Some(dir) = &self.dir {
-            match disk::File::open(dir.join(file_name(policy, version))) {
-                Ok((file, map)) => {
-                    inner.bytes = map.iter().map(|(k, v)| size(k, v)).sum();
-                    inner.map = map;
-                    inner.file = Some(file);
-                    inner.on_disk = true;
-                }
-                Err(error) => tracing::warn!(policy, "its state is kept in memory only: {error}"),
+            inner.read(dir.join(file_name(policy, version)));
+            if let Some(Closed { why, .. }) = &inner.closed {
+                tracing::warn!(policy, "its state cannot be opened, trying again: {why}");
             }
         }
         let bucket = Arc::new(Bucket::new(policy, version, self.config, inner));
@@ -164,13 +165,14 @@ impl StateStore {
 
     /// Whether there is state of this version.
     pub fn has(&self, policy: &str, version: u32) -> bool {
-        if let Some(bucket) = self.lock().get(&(policy.to_string(), version)) {
-            return !bucket.shared.lock().map.is_empty();
-        }
-        self.dir.as_ref().is_some_and(|dir| {
-            let path = dir.join(file_name(policy, version));
-            path.exists() || path.with_extension("state").exists()
-        })
+        let known = || self.lock().contains_key(&(policy.to_string(), version));
+        let found = || {
+            self.dir.as_ref().is_some_and(|dir| {
+                let path = dir.join(file_name(policy, version));
+                path.exists() || path.with_extension("state").exists()
+            })
+        };
+        (known() || found()) && !self.bucket(policy, version).is_vacant()
     }
 
     /// All buckets that were asked for since the start, by name.
@@ -180,12 +182,15 @@ impl StateStore {
         all
     }
 
-    /// The newest version of a policy that was asked for since the start.
-    pub fn export(&self, policy: &str) -> Option<StateExport> {
+    /// This version of a policy, or the newest that has something; of those that were asked
+    /// for since the start and can be opened.
+    pub fn export(&self, policy: &str, version: Option<u32>) -> Option<StateExport> {
         let buckets = self.lock();
-        let of_it = buckets.iter().filter(|((name, _), _)| name == policy);
-        let (_, bucket) = of_it.max_by_key(|((_, version), _)| *version)?;
-        let entries = bucket.entries();
+        let of_it = buckets.values().filter(|b| {
+            b.shared.name == policy && version.is_none_or(|version| b.version == version)
+        });
+        let bucket = of_it.max_by_key(|b| (!b.is_vacant(), b.version))?;
+        let entries = bucket.open().ok()?.map.clone();
         Some(StateExport {
             policy: policy.to_string(),
             version: bucket.version,
@@ -241,12 +246,27 @@ impl Bucket {
         }
     }
 
-    pub(crate) fn get(&self, key: &str) -> Option<Vec<u8>> {
-        self.shared.lock().map.get(key).cloned()
+    /// The entries, if they are known: a file that could not be opened is tried again.
+    fn open(&self) -> Result<MutexGuard<'_, Inner>, String> {
+        let mut inner = self.shared.lock();
+        if let Some(closed) = inner.closed.take_if(|c| c.tried.elapsed() >= GATHER) {
+            inner.read(closed.path);
+            if inner.closed.is_none() {
+                tracing::info!(policy = self.shared.name, "its state was opened");
+            }
+        }
+        if let Some(Closed { why, .. }) = &inner.closed {
+            return Err(format!("state cannot be opened: {why}"));
+        }
+        Ok(inner)
     }
 
-    pub(crate) fn exists(&self, key: &str) -> bool {
-        self.shared.lock().map.contains_key(key)
+    pub(crate) fn get(&self, key: &str) -> Result<Option<Vec<u8>>, String> {
+        Ok(self.open()?.map.get(key).cloned())
+    }
+
+    pub(crate) fn exists(&self, key: &str) -> Result<bool, String> {
+        Ok(self.open()?.map.contains_key(key))
     }
 
     /// Returns when the value is kept as safely as the durability says, or after
@@ -257,13 +277,13 @@ impl Bucket {
         value: Vec<u8>,
         patience: Duration,
     ) -> Result<(), String> {
-        let mut inner = self.shared.lock();
+        let mut inner = self.open()?;
         inner.set(&self.shared.config, key, value)?;
         self.kept(inner, patience)
     }
 
     pub(crate) fn delete(&self, key: &str, patience: Duration) -> Result<(), String> {
-        let mut inner = self.shared.lock();
+        let mut inner = self.open()?;
         inner.delete(key)?;
         self.kept(inner, patience)
     }
@@ -275,7 +295,7 @@ impl Bucket {
         delta: u64,
         patience: Duration,
     ) -> Result<u64, String> {
-        let mut inner = self.shared.lock();
+        let mut inner = self.open()?;
         let old = match inner.map.get(&key) {
             None => 0,
             Some(bytes) => std::str::from_utf8(bytes)
@@ -291,8 +311,8 @@ impl Bucket {
         Ok(new)
     }
 
-    pub(crate) fn list(&self, cursor: Option<u64>) -> Page {
-        let inner = self.shared.lock();
+    pub(crate) fn list(&self, cursor: Option<u64>) -> Result<Page, String> {
+        let inner = self.open()?;
         let start = usize::try_from(cursor.unwrap_or(0)).unwrap_or(usize::MAX);
         let keys: Vec<String> = inner
             .map
@@ -303,7 +323,7 @@ impl Bucket {
             .collect();
         let end = start.saturating_add(keys.len());
         let next = (end < inner.map.len()).then_some(end as u64);
-        Page { keys, next }
+        Ok(Page { keys, next })
     }
 
     /// Everything in it.
@@ -311,29 +331,70 @@ impl Bucket {
         self.shared.lock().map.clone()
     }
 
-    /// Puts these entries in place of all that is there, or changes nothing.
+    /// Puts these entries in place of all that is there. What is too much changes nothing;
+    /// what cannot be written is in memory, as with [`Self::set`].
     pub(crate) fn replace(
         &self,
         entries: BTreeMap<String, Vec<u8>>,
         patience: Duration,
     ) -> Result<(), String> {
-        let mut inner = self.shared.lock();
+        let mut inner = self.open()?;
         inner.writable()?;
         let mut new = Inner::default();
         for (key, value) in &entries {
             new.set(&self.shared.config, key.clone(), value.clone())?;
         }
+        inner.lent = false;
         let gone = inner.map.keys().filter(|k| !entries.contains_key(*k));
-        let gone: Vec<_> = gone.map(|key| (key.clone(), None)).collect();
-        inner.changes.extend(gone);
-        inner.changes.extend(new.changes);
-        inner.changed += 1;
-        (inner.map, inner.bytes) = (entries, new.bytes);
+        let gone: Vec<_> = gone.cloned().collect();
+        for key in gone {
+            inner.note(key, None);
+        }
+        for (key, value) in entries {
+            inner.note(key, Some(value));
+        }
+        (inner.map, inner.bytes) = (new.map, new.bytes);
         self.kept(inner, patience)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.shared.lock().map.is_empty()
+    /// Nothing is in it that somebody has to keep; not where that is unknown.
+    pub(crate) fn is_vacant(&self) -> bool {
+        let inner = self.open();
+        inner.is_ok_and(|inner| inner.map.is_empty() || inner.lent)
+    }
+
+    /// Why it cannot be read or written now, if its file could not be opened.
+    pub(crate) fn check_open(&self) -> Result<(), String> {
+        self.open().map(drop)
+    }
+
+    /// Lets a candidate have a vacant bucket with these entries: in memory alone, until
+    /// [`Self::replace`] fills it for whoever serves.
+    pub(crate) fn lend(&self, entries: BTreeMap<String, Vec<u8>>) {
+        let mut inner = self.shared.lock();
+        inner.lent = true;
+        inner.bytes = entries.iter().map(|(k, v)| size(k, v)).sum();
+        inner.map = entries;
+    }
+
+    /// Makes it vacant again: what [`Self::replace`] has put into it serves nobody.
+    pub(crate) fn discard(&self) {
+        let mut inner = self.shared.lock();
+        for key in std::mem::take(&mut inner.map).into_keys() {
+            inner.note(key, None);
+        }
+        inner.bytes = 0;
+        inner.lent = true;
+        self.shared.wanted.notify_one();
+    }
+
+    /// For who serves from now on: whatever a candidate has left is gone.
+    pub(crate) fn reclaim(&self) {
+        let mut inner = self.shared.lock();
+        if std::mem::take(&mut inner.lent) {
+            inner.map.clear();
+            inner.bytes = 0;
+        }
     }
 
     pub(crate) fn version(&self) -> u32 {
@@ -347,16 +408,18 @@ impl Bucket {
             version: self.version,
             keys: inner.map.len(),
             bytes: inner.bytes,
-            on_disk: inner.on_disk,
+            on_disk: inner.on_disk && !inner.lent,
             commits: inner.commits,
-            failure: inner.failure.clone(),
+            failure: inner.failure.clone().or_else(|| {
+                let closed = inner.closed.as_ref()?;
+                Some(closed.why.clone())
+            }),
         }
     }
 
     /// Waits until the change just made is on the disk, if that was promised.
     fn kept(&self, mut inner: MutexGuard<'_, Inner>, patience: Duration) -> Result<(), String> {
-        if !inner.on_disk {
-            inner.changes.clear();
+        if !inner.on_disk || inner.lent {
             return Ok(());
         }
         let file = inner.file.take();
@@ -494,6 +557,30 @@ impl Shared {
 }
 
 impl Inner {
+    /// Takes in what a file has, or notes why that is not known.
+    fn read(&mut self, path: PathBuf) {
+        match disk::File::open(path.clone()) {
+            Ok((file, map)) => {
+                self.bytes = map.iter().map(|(k, v)| size(k, v)).sum();
+                self.map = map;
+                self.file = Some(file);
+                self.on_disk = true;
+            }
+            Err(why) => {
+                let tried = Instant::now();
+                self.closed = Some(Closed { path, why, tried });
+            }
+        }
+    }
+
+    /// Notes a change for the file, if there is one; none = deleted.
+    fn note(&mut self, key: String, value: Option<Vec<u8>>) {
+        if self.on_disk && !self.lent {
+            self.changed += 1;
+            self.changes.insert(key, value);
+        }
+    }
+
     /// While the disk refuses, nothing is taken that could not be kept.
     fn writable(&self) -> Result<(), String> {
         match &self.failure {
@@ -529,8 +616,7 @@ impl Inner {
         let bytes = self.bytes - old.unwrap_or(0) + size(&key, &value);
         over("bytes of state", bytes, config.bytes, "bytes")?;
         self.bytes = bytes;
-        self.changed += 1;
-        self.changes.insert(key.clone(), Some(value.clone()));
+        self.note(key.clone(), Some(value.clone()));
         self.map.insert(key, value);
         Ok(())
     }
@@ -539,8 +625,7 @@ impl Inner {
         self.writable()?;
         if let Some(old) = self.map.remove(key) {
             self.bytes -= size(key, &old);
-            self.changed += 1;
-            self.changes.insert(key.to_string(), None);
+            self.note(key.to_string(), None);
         }
         Ok(())
     }

@@ -101,7 +101,13 @@ impl Table {
 /// What the room remembers about one hook besides the table.
 #[derive(Default)]
 pub(crate) struct Book {
-    pub next_number: u64,
+    /// The last generation number that was given out, in this life or before.
+    pub last_number: u64,
+    /// The number that the next generation had in the life before: it is that one again.
+    pub recalled_number: Option<u64>,
+    /// Of whoever last changed by hand what serves: a put that began earlier and ends later
+    /// does not undo it.
+    pub ticket: u64,
     pub kept: VecDeque<Arc<Generation>>,
     /// Older than `kept`: of the host's life before, not compiled in this one. The oldest
     /// first.
@@ -118,6 +124,14 @@ pub(crate) struct Book {
 }
 
 impl Book {
+    /// The number of a generation that is being made.
+    pub fn number(&mut self) -> u64 {
+        self.recalled_number.take().unwrap_or_else(|| {
+            self.last_number += 1;
+            self.last_number
+        })
+    }
+
     /// Keeps a generation that is no longer active, and forgets the oldest.
     pub fn keep(&mut self, generation: Arc<Generation>, at_most: usize) {
         self.kept.push_back(generation);
@@ -148,7 +162,7 @@ impl Book {
             }
         };
         HookRecord {
-            numbers: self.next_number,
+            numbers: self.last_number,
             active: table.get(hook).map(entry),
             kept: self
                 .stored

@@ -19,7 +19,7 @@ mod upgrades;
 use crate::guests::{self, FakeModels, request};
 use crate::{
     AdmissionError, BreakerConfig, Deny, Fallback, Grant, LimitChanges, Offer, PolicyOptions,
-    PolicyRoom, RoomConfig, Stage,
+    PolicyRoom, RoomConfig, Stage, TrialMode,
 };
 
 fn room_with(config: RoomConfig) -> PolicyRoom {
@@ -654,6 +654,37 @@ fn the_generation_before_answers_when_so_configured() {
 }
 
 #[test]
+fn after_a_rollback_nobody_falls_back_to_what_was_rolled_back() {
+    let room = room();
+    let fails = |len| guests::classifier_when(len, "", "", "unreachable");
+    let fallback = |room: &PolicyRoom, len| match classify(room, len).by {
+        AnsweredBy::Fallback { fallback, .. } => fallback,
+        other => panic!("{other:?}"),
+    };
+    room.put(with_fallback("a", fails(7), Fallback::Previous))
+        .unwrap();
+    room.put(with_fallback("b", fails(8), Fallback::Previous))
+        .unwrap();
+    room.put(with_fallback("c", fails(9), Fallback::Previous))
+        .unwrap();
+    assert_eq!(fallback(&room, 9), "previous: b");
+    room.rollback(Hook::Classify).unwrap();
+    assert_eq!(fallback(&room, 8), "previous: a");
+    room.rollback(Hook::Classify).unwrap();
+    assert_eq!(fallback(&room, 7), "built-in");
+    room.rollback_to(Hook::Classify, 4).unwrap_err();
+    room.put(with_fallback("b", fails(8), Fallback::Previous))
+        .unwrap();
+    let kept = room.status()[0].kept[0].generation;
+    room.rollback_to(Hook::Classify, kept).unwrap();
+    assert_eq!(
+        fallback(&room, 7),
+        "built-in",
+        "b was kept, and rolled back"
+    );
+}
+
+#[test]
 fn a_validator_may_fail_closed_and_nobody_else_may() {
     let room = room();
     room.put(with_fallback("v", guests::validator(), Fallback::Reject))
@@ -1077,6 +1108,69 @@ fn of_two_components_that_come_while_one_is_admitted_the_newer_wins() {
     assert_eq!(older.join().unwrap().unwrap_err().stage, Stage::Superseded);
     assert!(newer.join().unwrap().is_ok());
     assert_eq!(routed(&room), "newer");
+}
+
+#[test]
+fn what_somebody_does_while_a_component_is_admitted_is_not_undone_by_it() {
+    type Deed = fn(&PolicyRoom);
+    let deeds: [(&str, Deed); 3] = [
+        ("a", |room| drop(room.rollback(Hook::Route).unwrap())),
+        ("", |room| drop(room.unload(Hook::Route))),
+        ("tried", |room| {
+            drop(room.promote_trial(Hook::Route, TrialMode::Shadow).unwrap());
+        }),
+    ];
+    for (serves, deed) in deeds {
+        let room = Arc::new(room());
+        room.put(offer("a", guests::router("a"))).unwrap();
+        room.put(offer("b", guests::router("b"))).unwrap();
+        room.start_shadow(Hook::Route, offer("tried", guests::router("tried")))
+            .unwrap();
+        let busy = room.hold_admission();
+        let begun = room.tickets();
+        let put = {
+            let room = Arc::clone(&room);
+            std::thread::spawn(move || room.put(offer("all", guests::all_hooks())))
+        };
+        while room.tickets() == begun {
+            std::thread::yield_now();
+        }
+        deed(&room);
+        drop(busy);
+        let report = put.join().unwrap().unwrap();
+        assert_eq!(report.hooks, [Hook::Classify, Hook::Validate], "{serves}");
+        assert_eq!(report.generations.len(), 2);
+        let said = |w: &String| w.contains("does not serve route");
+        assert!(report.warnings.iter().any(said), "{:?}", report.warnings);
+        let active = room.status()[1].active.clone();
+        assert_eq!(active.map_or(String::new(), |g| g.policy), serves);
+        // Who comes later is not late.
+        put_one(&room, "later");
+        assert_eq!(routed(&room), "later");
+    }
+}
+
+#[test]
+fn a_component_whose_only_hook_was_changed_meanwhile_is_superseded() {
+    let room = Arc::new(room());
+    put_one(&room, "a");
+    let busy = room.hold_admission();
+    let begun = room.tickets();
+    let put = {
+        let room = Arc::clone(&room);
+        std::thread::spawn(move || room.put(offer("b", guests::router("b"))))
+    };
+    while room.tickets() == begun {
+        std::thread::yield_now();
+    }
+    room.unload(Hook::Route);
+    drop(busy);
+    assert_eq!(put.join().unwrap().unwrap_err().stage, Stage::Superseded);
+    assert_eq!(room.status()[1].active, None);
+}
+
+fn put_one(room: &PolicyRoom, text: &str) {
+    room.put(offer(text, guests::router(text))).unwrap();
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! about the next. What it found is kept until the hook's next trial.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use homeostat_hooks::{Hook, Models, Outcome};
@@ -20,6 +21,7 @@ use crate::host::{Asked, Powers};
 use crate::migrate;
 use crate::room::Room;
 use crate::shadow::{Question, Shadow, ShadowStatus};
+use crate::state::Bucket;
 use crate::swap::{Book, Generation, Table};
 
 /// How a candidate is tried.
@@ -163,6 +165,8 @@ pub(crate) struct Trial {
     pub policy: Arc<Policy>,
     pub kind: Kind,
     since_unix_ms: u64,
+    /// It is about to be promoted, when its state is taken over.
+    promoting: AtomicBool,
 }
 
 pub(crate) enum Kind {
@@ -187,17 +191,21 @@ impl Trial {
 
     /// How it goes on after a restart.
     pub fn record(&self) -> TrialRecord {
-        let changes = match &self.kind {
-            Kind::Shadow(_) => CanaryChanges::default(),
-            Kind::Canary(canary) => CanaryChanges {
-                share: Some(canary.config.share),
-                stick_to: Some(canary.config.stick_to),
-            },
+        let (changes, generation) = match &self.kind {
+            Kind::Shadow(_) => (CanaryChanges::default(), None),
+            Kind::Canary(canary) => {
+                let changes = CanaryChanges {
+                    share: Some(canary.config.share),
+                    stick_to: Some(canary.config.stick_to),
+                };
+                (changes, Some(canary.candidate.number))
+            }
         };
         TrialRecord {
             mode: self.mode(),
             policy: Stored::clone(&self.policy.stored),
             changes,
+            generation,
         }
     }
 
@@ -250,7 +258,7 @@ pub(crate) struct Heard<'a> {
 impl Room {
     /// A call was answered while this trial ran.
     pub fn heard(
-        &self,
+        self: &Arc<Self>,
         trial: &Arc<Trial>,
         heard: &Heard<'_>,
         kind: impl FnOnce() -> String,
@@ -277,7 +285,7 @@ impl Room {
     }
 
     /// A request has ended; canaries weigh what became of it.
-    pub fn request_ended(&self, table: &Table, outcome: &Outcome) {
+    pub fn request_ended(self: &Arc<Self>, table: &Table, outcome: &Outcome) {
         for hook in Hook::ALL {
             let Some(trial) = table.trial(hook) else {
                 continue;
@@ -290,20 +298,80 @@ impl Room {
         }
     }
 
-    fn conclude(&self, hook: Hook, trial: &Arc<Trial>, judgement: Judgement) {
-        let mut books = self.books();
-        let table = self.table.load();
-        // Of several requests that reach the judgement together, the first acts on it.
-        if !table.trial(hook).is_some_and(|t| Arc::ptr_eq(t, trial)) {
-            return;
-        }
+    /// Ends a trial as it has shown. The request that has shown it waits neither for a disk
+    /// nor for a migration.
+    fn conclude(self: &Arc<Self>, hook: Hook, trial: &Arc<Trial>, judgement: Judgement) {
         let (how, reason) = match judgement {
             Judgement::Promote(reason) => (TrialEnding::Promoted, reason),
             Judgement::RollBack(reason) => (TrialEnding::RolledBack, reason),
         };
-        self.end_trial(&mut books, hook, how, reason);
-        drop(books);
-        self.remember();
+        if how == TrialEnding::Promoted
+            && migrate::is_due(&trial.policy, &self.state, &self.table.load())
+        {
+            if !trial.promoting.swap(true, Relaxed) {
+                let own = Arc::clone(trial);
+                let begun = self.aside(move |room| room.promote_or_roll_back(hook, &own, reason));
+                // The next judgement tries again.
+                trial.promoting.store(begun, Relaxed);
+            }
+            return;
+        }
+        let mut books = self.books();
+        // Of several requests that reach the judgement together, the first acts on it.
+        if self.runs(hook, trial) {
+            self.end_trial(&mut books, hook, how, reason);
+            drop(books);
+            let name = trial.policy.name().to_string();
+            let done = format!("its {} was {}", trial.mode().as_str(), how.as_str());
+            self.aside(move |room| room.remember_that(hook, &name, &done));
+        }
+    }
+
+    fn promote_or_roll_back(&self, hook: Hook, trial: &Arc<Trial>, reason: String) {
+        let name = trial.policy.name();
+        let how = match self.promote(hook, trial, reason, 0) {
+            Ok(()) => TrialEnding::Promoted,
+            Err(TrialError::Refused(refusal)) => {
+                let mut books = self.books();
+                if self.runs(hook, trial) {
+                    let reason = refusal.to_string();
+                    self.end_trial(&mut books, hook, TrialEnding::RolledBack, reason);
+                }
+                TrialEnding::RolledBack
+            }
+            // It has ended otherwise meanwhile.
+            Err(_) => return,
+        };
+        let done = format!("its {} was {}", trial.mode().as_str(), how.as_str());
+        self.remember_that(hook, name, &done);
+    }
+
+    /// Whether this very trial runs.
+    fn runs(&self, hook: Hook, trial: &Arc<Trial>) -> bool {
+        let table = self.table.load();
+        table.trial(hook).is_some_and(|t| Arc::ptr_eq(t, trial))
+    }
+
+    /// Lets a candidate serve, with what the older version of its state has learned by now.
+    fn promote(
+        &self,
+        hook: Hook,
+        trial: &Arc<Trial>,
+        reason: String,
+        ticket: u64,
+    ) -> Result<(), TrialError> {
+        let due = migrate::is_due(&trial.policy, &self.state, &self.table.load());
+        let _one = due.then(|| self.one_admission());
+        let state = migrate::take_over(&trial.policy, &self.state, &self.table.load())?;
+        let mut books = self.books();
+        if !self.runs(hook, trial) {
+            return Err(TrialError::NoneRuns(hook, trial.mode()));
+        }
+        let book = &mut books[hook as usize];
+        book.ticket = book.ticket.max(ticket);
+        self.end_trial(&mut books, hook, TrialEnding::Promoted, reason);
+        state.keep();
+        Ok(())
     }
 
     /// Takes a hook's trial out of the table; a promotion is the same exchange that any
@@ -358,18 +426,21 @@ impl Room {
             return Err(parameter("policies.shadow.share", config.share, "1"));
         }
         self.check_free(hook)?;
+        let one = self.one_admission();
         let policy = self.admit_candidate(offer)?;
         let status = self.begin_shadow(hook, policy)?;
-        self.remember();
+        drop(one);
+        self.remember_that(hook, &status.policy, "its shadow runs");
         Ok(status)
     }
 
     fn begin_shadow(&self, hook: Hook, policy: Arc<Policy>) -> Result<TrialStatus, TrialError> {
+        let state = migrate::copy(&policy, &self.state, &self.table.load())?;
         let mut books = self.books();
         self.check_free(hook)?;
         let shadow = Shadow::start(
             &policy.powers.models,
-            |models| self.harmless(&policy, models),
+            |models| harmless(&policy, state, models),
             &self.config.shadow,
             Arc::clone(&self.spare),
         )
@@ -386,27 +457,23 @@ impl Room {
         changes: CanaryChanges,
     ) -> Result<TrialStatus, TrialError> {
         let config = self.canary_config(changes)?;
+        if offer.is_some() {
+            self.check_free(hook)?;
+        }
+        // Until it stands in the table, its component could be forgotten.
+        let one = self.one_admission();
         let policy = match offer {
-            Some(offer) => {
-                self.check_free(hook)?;
-                self.admit_candidate(offer)?
-            }
+            Some(offer) => self.admit_candidate(offer)?,
             None => {
-                let mut books = self.books();
-                let mut table = Table::clone(&self.table.load());
-                let shadow = table
-                    .trial(hook)
-                    .filter(|t| t.mode() == TrialMode::Shadow)
-                    .map(|t| Arc::clone(&t.policy))
-                    .ok_or(TrialError::NoneRuns(hook, TrialMode::Shadow))?;
-                let reason = "it goes on as a canary".to_string();
-                self.close_trial(&mut books, &mut table, hook, TrialEnding::Stopped, reason);
-                self.show(table);
-                shadow
+                let table = self.table.load();
+                let shadow = table.trial(hook).filter(|t| t.mode() == TrialMode::Shadow);
+                let shadow = shadow.ok_or(TrialError::NoneRuns(hook, TrialMode::Shadow))?;
+                Arc::clone(&shadow.policy)
             }
         };
-        let status = self.begin_canary(hook, policy, config)?;
-        self.remember();
+        let status = self.begin_canary(hook, policy, config, None)?;
+        drop(one);
+        self.remember_that(hook, &status.policy, "its canary runs");
         Ok(status)
     }
 
@@ -426,17 +493,23 @@ impl Room {
         hook: Hook,
         policy: Arc<Policy>,
         config: CanaryConfig,
+        number: Option<u64>,
     ) -> Result<TrialStatus, TrialError> {
+        migrate::lend(&policy, &self.state, &self.table.load())?;
         let mut books = self.books();
+        let mut table = Table::clone(&self.table.load());
+        let own_shadow = |t: &Arc<Trial>| Arc::ptr_eq(&t.policy, &policy);
+        if table.trial(hook).is_some_and(own_shadow) {
+            let reason = "it goes on as a canary".to_string();
+            self.close_trial(&mut books, &mut table, hook, TrialEnding::Stopped, reason);
+            self.show(table);
+        }
         self.check_free(hook)?;
-        let active = self.table.load().get(hook).map(Arc::clone);
-        let candidate = self.generation(
-            hook,
-            &policy,
-            active.as_ref(),
-            &mut books[hook as usize],
-            true,
-        );
+        let active = self.table.load();
+        let active = active.get(hook).map(|active| Arc::clone(&active.policy));
+        let book = &mut books[hook as usize];
+        book.recalled_number = number;
+        let candidate = self.generation(hook, &policy, active, book, true);
         let canary = Canary::new(candidate, config);
         Ok(self.begin_trial(&mut books, hook, policy, Kind::Canary(Box::new(canary))))
     }
@@ -452,7 +525,8 @@ impl Room {
             TrialMode::Shadow => self.begin_shadow(hook, policy),
             TrialMode::Canary => {
                 let config = self.canary_config(was.changes)?;
-                self.begin_canary(hook, policy, config)
+                // Its number decides whose requests are its.
+                self.begin_canary(hook, policy, config, was.generation)
             }
         }
         .map(|_| ())
@@ -469,6 +543,7 @@ impl Room {
             policy,
             kind,
             since_unix_ms: unix_ms(),
+            promoting: AtomicBool::new(false),
         });
         let status = trial.status(hook, None);
         books[hook as usize].last_trial = None;
@@ -478,11 +553,12 @@ impl Room {
         status
     }
 
+    /// Only inside an admission.
     fn admit_candidate(&self, offer: &Offer) -> Result<Arc<Policy>, TrialError> {
-        let _one = self.one_admission();
         let (policy, report) = self.admit(offer, Admitted::Tried)?;
-        migrate::take_over(&policy, &self.state)?;
-        self.keep_component(&policy);
+        if let Some(warning) = self.keep_component(&policy) {
+            self.note(&report.hooks, policy.name(), true, &warning);
+        }
         Ok(self.accept_revision((policy, report))?.0)
     }
 
@@ -497,15 +573,6 @@ impl Room {
         }
     }
 
-    /// The same code on a copy of its state and with these models.
-    fn harmless(&self, policy: &Policy, models: Arc<dyn Models>) -> Arc<Policy> {
-        let copy = self.state.scratch(&policy.powers.bucket);
-        Arc::new(policy.with_powers(Arc::new(Powers {
-            models,
-            ..policy.powers.on(copy)
-        })))
-    }
-
     /// The operator's end of a trial: its candidate serves, or goes.
     pub fn finish_trial(
         &self,
@@ -514,16 +581,23 @@ impl Room {
         how: TrialEnding,
     ) -> Result<TrialStatus, TrialError> {
         let none = TrialError::NoneRuns(hook, mode);
-        let mut books = self.books();
-        let running = self.table.load().trial(hook).map(|t| t.mode());
-        if running != Some(mode) {
-            return Err(none);
+        let table = self.table.load_full();
+        let running = table.trial(hook).filter(|trial| trial.mode() == mode);
+        let trial = running.ok_or(none.clone())?;
+        let reason = "by the operator".to_string();
+        if how == TrialEnding::Promoted {
+            self.promote(hook, trial, reason, self.ticket())?;
+        } else {
+            let mut books = self.books();
+            if !self.runs(hook, trial) {
+                return Err(none);
+            }
+            self.end_trial(&mut books, hook, how, reason);
         }
-        self.end_trial(&mut books, hook, how, "by the operator".into());
-        let ended = books[hook as usize].last_trial.clone();
-        drop(books);
-        self.remember();
-        ended.ok_or(none)
+        let ended = self.books()[hook as usize].last_trial.clone().ok_or(none)?;
+        let done = format!("its {} was {}", mode.as_str(), how.as_str());
+        self.remember_that(hook, &ended.policy, &done);
+        Ok(ended)
     }
 
     /// The trial that runs at a hook, or the last one that ran.
@@ -537,6 +611,14 @@ impl Room {
         let running = table.trial(hook).map(|t| t.status(hook, None));
         running.or_else(|| book.last_trial.clone())
     }
+}
+
+/// The same code on a copy of its state and with these models.
+fn harmless(policy: &Policy, copy: Arc<Bucket>, models: Arc<dyn Models>) -> Arc<Policy> {
+    Arc::new(policy.with_powers(Arc::new(Powers {
+        models,
+        ..policy.powers.on(copy)
+    })))
 }
 
 fn arm_of(canary: &Canary, by: Option<&Arc<Generation>>) -> Arm {

@@ -104,6 +104,8 @@ fn check_policy(
     let models = HostModels::new(Vec::new(), Vec::new(), None).map_err(Failure::failed)?;
     let limits = RoomConfig {
         record: RecordConfig::default(),
+        // A host may be running on that folder.
+        state_dir: None,
         ..serve::room_config(config)
     };
     let room =

@@ -633,6 +633,9 @@ fn fails_to_migrate() {
     let calls = count().classify.value.attributes;
     assert_eq!(calls, [("calls".to_owned(), Value::Integer(4))]);
     assert!(before.is_some_and(|b| b.entries.len() == 1));
+    let after = room.export_state("guest");
+    let after = after.expect("what serves is exported");
+    assert_eq!((after.version, after.entries.len()), (0, 1));
     // Where there is no older state, there is nothing to fail at.
     let mut other = scene::limited("other", &newer, patient());
     other.hooks = Some(vec![Hook::Route]);

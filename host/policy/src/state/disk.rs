@@ -47,7 +47,8 @@ enum Unopened {
 }
 
 impl File {
-    /// Opens what is there. A damaged file is set aside and told in the log.
+    /// Opens what is there, and makes the folder. A damaged file is set aside and told in the
+    /// log.
     ///
     /// # Errors
     /// The folder cannot be used, or another process has the file.
@@ -56,6 +57,10 @@ impl File {
             path,
             database: None,
         };
+        if let Some(dir) = file.path.parent() {
+            let cannot = |e| format!("the folder {} cannot be used: {e}", dir.display());
+            fs::create_dir_all(dir).map_err(cannot)?;
+        }
         match file.path.try_exists() {
             Ok(true) => {}
             Ok(false) => {

@@ -30,8 +30,8 @@ fn state_survives_a_restart_in_both_classes() {
         drop((bucket, first));
 
         let again = store(dir.path(), durability).bucket("Route/x", 0);
-        assert_eq!(again.get("k"), Some(vec![1, 2]));
-        assert!(!again.exists("gone"));
+        assert_eq!(again.get("k"), Ok(Some(vec![1, 2])));
+        assert_eq!(again.exists("gone"), Ok(false));
         assert_eq!(again.increment("n".into(), 2, PATIENT), Ok(7));
         assert!(again.status().on_disk);
     }
@@ -70,7 +70,7 @@ fn many_writers_lose_nothing_and_share_commits() {
             });
         }
     });
-    assert_eq!(bucket.get("n"), Some(b"400".to_vec()));
+    assert_eq!(bucket.get("n"), Ok(Some(b"400".to_vec())));
     let status = bucket.status();
     assert_eq!(status.keys, 401);
     println!("800 writes of 8 threads in {} commits", status.commits);
@@ -87,7 +87,7 @@ fn increments_refuse_what_is_no_number_and_what_would_overflow() {
     assert!(bucket.increment("n".into(), u64::MAX, PATIENT).is_err());
     bucket.set("t".into(), b"text".to_vec(), PATIENT).unwrap();
     assert!(bucket.increment("t".into(), 1, PATIENT).is_err());
-    assert_eq!(bucket.get("n"), Some(b"1".to_vec()));
+    assert_eq!(bucket.get("n"), Ok(Some(b"1".to_vec())));
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn quotas_refuse_by_name_and_change_nothing() {
         set("more", config.value_bytes as usize),
         "policies.state.bytes",
     );
-    assert!(!bucket.exists("more"));
+    assert_eq!(bucket.exists("more"), Ok(false));
 
     let bucket = in_memory();
     for i in 0..config.keys {
@@ -135,7 +135,7 @@ fn keys_come_in_pages_that_cover_all_once() {
     }
     let (mut seen, mut cursor) = (Vec::new(), None);
     loop {
-        let page = bucket.list(cursor);
+        let page = bucket.list(cursor).unwrap();
         seen.extend(page.keys);
         cursor = page.next;
         if cursor.is_none() {
@@ -143,7 +143,7 @@ fn keys_come_in_pages_that_cover_all_once() {
         }
     }
     assert_eq!(seen.len(), 600);
-    assert!(bucket.list(Some(u64::MAX)).keys.is_empty());
+    assert!(bucket.list(Some(u64::MAX)).unwrap().keys.is_empty());
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn an_import_replaces_everything_or_nothing() {
     bucket.set("old".into(), vec![1], PATIENT).unwrap();
     let too_many: BTreeMap<_, _> = (0..10_000).map(|i| (i.to_string(), vec![])).collect();
     assert!(bucket.replace(too_many, PATIENT).is_err());
-    assert_eq!(bucket.get("old"), Some(vec![1]));
+    assert_eq!(bucket.get("old"), Ok(Some(vec![1])));
     let new = BTreeMap::from([("new".to_string(), vec![2]), ("n".into(), b"3".to_vec())]);
     bucket.replace(new.clone(), PATIENT).unwrap();
     assert_eq!(bucket.entries(), new);
@@ -164,13 +164,25 @@ fn an_import_replaces_everything_or_nothing() {
 }
 
 #[test]
+fn an_import_that_changes_nothing_waits_for_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), Durability::Sync);
+    let bucket = store.bucket("p", 2);
+    // Whoever waited for a commit would hear of the deadline.
+    assert_eq!(bucket.replace(BTreeMap::new(), Duration::ZERO), Ok(()));
+    bucket.set("k".into(), vec![1], PATIENT).unwrap();
+    bucket.replace(BTreeMap::new(), PATIENT).unwrap();
+    assert_eq!(bucket.replace(BTreeMap::new(), Duration::ZERO), Ok(()));
+}
+
+#[test]
 fn an_export_can_be_imported_elsewhere_and_a_bad_one_is_refused() {
     let here = StateStore::new(None, StateConfig::default());
-    assert_eq!(here.export("p"), None);
+    assert_eq!(here.export("p", None), None);
     let bucket = here.bucket("p", 0);
     bucket.set("n".into(), b"7".to_vec(), PATIENT).unwrap();
     bucket.set("raw".into(), vec![0, 255], PATIENT).unwrap();
-    let mut export = here.export("p").unwrap();
+    let mut export = here.export("p", None).unwrap();
     let there = StateStore::new(None, StateConfig::default());
     assert_eq!(there.import(&export).map(|s| s.keys), Ok(2));
     assert_eq!(there.bucket("p", 0).entries(), bucket.entries());
@@ -193,22 +205,66 @@ fn versions_of_a_state_stand_side_by_side() {
     set(0).unwrap();
     set(2).unwrap();
     assert_eq!(first.newest_below("p", 2), Some(0));
-    assert_eq!(first.export("p").map(|e| e.version), Some(2));
+    assert_eq!(first.export("p", None).map(|e| e.version), Some(2));
     drop(first);
     let again = store(dir.path(), Durability::Sync);
     assert_eq!(again.newest_below("p", 9), Some(2), "found on the disk");
-    assert_eq!(again.bucket("p", 0).get("v"), Some(vec![0]));
+    assert_eq!(again.bucket("p", 0).get("v"), Ok(Some(vec![0])));
 }
 
 #[test]
-fn a_folder_that_is_none_works_in_memory() {
+fn what_is_lent_to_a_candidate_or_discarded_is_in_no_file_and_does_not_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = store(dir.path(), Durability::Sync);
+    let entries = |n: u8| BTreeMap::from([("n".to_string(), vec![n])]);
+    let (old, new) = (first.bucket("p", 0), first.bucket("p", 2));
+    old.set("n".into(), vec![1], PATIENT).unwrap();
+    new.lend(entries(2));
+    new.set("m".into(), vec![2], PATIENT).unwrap();
+    assert!(new.is_vacant() && !first.has("p", 2) && !new.status().on_disk);
+    assert_eq!(new.get("m"), Ok(Some(vec![2])), "the candidate has it");
+    assert_eq!(first.export("p", None).map(|e| e.version), Some(0));
+    assert_eq!(first.export("p", Some(0)).unwrap().entries.len(), 1);
+    assert!(!dir.path().join("p_v2.redb").exists());
+
+    new.replace(entries(3), PATIENT).unwrap();
+    assert!(first.has("p", 2) && new.status().on_disk);
+    assert_eq!(new.entries(), entries(3), "nothing of the candidate");
+    new.discard();
+    assert!(!first.has("p", 2));
+    drop((old, new, first));
+    let again = store(dir.path(), Durability::Sync);
+    assert_eq!(
+        again.newest_below("p", 9),
+        Some(0),
+        "v2 has a file with nothing in it"
+    );
+    let new = again.bucket("p", 2);
+    new.lend(entries(4));
+    new.reclaim();
+    assert!(new.entries().is_empty());
+    new.set("n".into(), vec![5], PATIENT).unwrap();
+    assert!(again.has("p", 2) && new.status().on_disk);
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_an_error_for_everybody_until_it_can() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     std::fs::write(&file, "in the way").unwrap();
-    let bucket = store(&file.join("state"), Durability::Sync).bucket("p", 0);
-    bucket.set("k".into(), vec![1], PATIENT).unwrap();
-    assert_eq!(bucket.get("k"), Some(vec![1]));
-    assert!(!bucket.status().on_disk);
+    let store = store(&file.join("state"), Durability::Sync);
+    let bucket = store.bucket("p", 0);
+    let refused = bucket.set("k".into(), vec![1], PATIENT).unwrap_err();
+    assert!(refused.contains("cannot be used"), "{refused}");
+    assert_eq!(bucket.get("k").unwrap_err(), refused, "nothing is known");
+    assert!(!bucket.status().on_disk && bucket.status().failure.is_some());
+    std::fs::remove_file(&file).unwrap();
+    while bucket.set("k".into(), vec![1], PATIENT).is_err() {
+        std::thread::sleep(GATHER);
+    }
+    drop((bucket, store));
+    let (_, map) = disk::File::open(file.join("state/p.redb")).unwrap();
+    assert_eq!(map["k"], [1]);
 }
 
 #[test]
@@ -223,7 +279,7 @@ fn a_disk_that_refuses_is_an_error_for_who_writes_and_is_tried_again() {
     assert!(refused.contains("may be lost"), "{refused}");
     let refused = bucket.set("l".into(), vec![1], PATIENT).unwrap_err();
     assert!(refused.contains("cannot be written"), "{refused}");
-    assert!(!bucket.exists("l"), "nothing is taken meanwhile");
+    assert_eq!(bucket.exists("l"), Ok(false), "nothing is taken meanwhile");
     std::fs::create_dir(&state).unwrap();
     while bucket.status().failure.is_some() {
         std::thread::sleep(Duration::from_millis(10));
@@ -244,16 +300,26 @@ fn without_patience_a_write_is_not_acknowledged() {
 }
 
 #[test]
-fn a_second_host_on_the_same_folder_works_in_memory() {
+fn what_another_host_holds_is_unknown_and_not_empty_until_that_host_has_ended() {
     let dir = tempfile::tempdir().unwrap();
     let (one, two) = (
         store(dir.path(), Durability::Sync),
         store(dir.path(), Durability::Sync),
     );
-    one.bucket("p", 0)
-        .set("k".into(), vec![1], PATIENT)
-        .unwrap();
-    assert!(!two.bucket("p", 0).status().on_disk);
+    let count = |store: &StateStore| store.bucket("p", 0).increment("n".into(), 1, PATIENT);
+    assert_eq!(count(&one), Ok(1));
+    let refused = count(&two).unwrap_err();
+    assert!(refused.contains("another host"), "{refused}");
+    let bucket = two.bucket("p", 0);
+    assert!(bucket.get("n").is_err() && bucket.exists("n").is_err() && bucket.list(None).is_err());
+    assert!(bucket.delete("n", PATIENT).is_err());
+    assert!(bucket.replace(BTreeMap::new(), PATIENT).is_err());
+    assert!(two.status()[0].failure.is_some());
+    drop(one);
+    while count(&two).is_err() {
+        std::thread::sleep(GATHER);
+    }
+    assert_eq!(count(&two), Ok(3), "what the first host had is counted on");
 }
 
 /// Prints what an acknowledged write costs: `cargo test --release -p homeostat-policy

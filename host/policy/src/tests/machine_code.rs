@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::CacheConfig;
-use crate::cache::Id;
+use crate::cache::{CompileCache, Id};
 use crate::engine::{Engines, PolicyEngine};
 
 fn with_cache(dir: &Path, change: impl FnOnce(&mut RoomConfig)) -> PolicyRoom {
@@ -55,6 +55,34 @@ fn a_restart_loads_what_was_compiled_before() {
     drop(room);
     let room = with_cache(dir.path(), |config| config.pooling = false);
     assert!(put(&room, "a"));
+}
+
+#[test]
+fn hosts_that_begin_together_have_one_whole_key() {
+    for _ in 0..20 {
+        let dir = tempfile::tempdir().unwrap();
+        let config = CacheConfig {
+            dir: Some(dir.path().join("compiled")),
+            ..CacheConfig::default()
+        };
+        std::thread::scope(|scope| {
+            let opened: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| CompileCache::open(&config).map(|_| ())))
+                .collect();
+            for host in opened {
+                assert_eq!(host.join().unwrap(), Ok(()));
+            }
+        });
+        // What a host leaves that is killed before its key has its name.
+        let key = dir.path().join("compiled/key");
+        assert_eq!(fs::read(&key).unwrap().len(), 64);
+        assert_eq!(
+            fs::read_dir(dir.path().join("compiled")).unwrap().count(),
+            1
+        );
+        fs::rename(&key, dir.path().join("compiled/key.0.new")).unwrap();
+        assert!(CompileCache::open(&config).is_ok_and(|cache| cache.is_some()));
+    }
 }
 
 #[test]

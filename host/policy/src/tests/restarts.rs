@@ -1,7 +1,7 @@
 //! What a host finds again after it has ended, and engines that know nothing of each other.
 
 use super::*;
-use crate::{CanaryChanges, TrialMode};
+use crate::{CanaryChanges, NothingKept};
 
 /// Two folders that outlive rooms: policies and state.
 struct Lives {
@@ -92,6 +92,91 @@ fn what_was_put_serves_after_a_restart_and_can_be_rolled_back_to() {
     assert!(stored <= 3, "{stored} components are stored");
 }
 
+#[test]
+fn a_swap_that_a_restart_will_not_know_says_so() {
+    let lives = Lives::new();
+    let room = lives.begin();
+    put_router(&room, "one");
+    // The disk takes components and no record.
+    let in_the_way = lives.path("state/active.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let report = room.put(offer("two", guests::router("two"))).unwrap();
+    let told = |text: &str| text.contains("a restart begins with what was active before");
+    assert!(report.warnings.iter().any(|w| told(w)), "{report:?}");
+    assert_eq!(routed(&room), "two");
+    let attempt = |status: crate::SlotStatus| status.last_attempt.unwrap().text;
+    let text = attempt(room.rollback(Hook::Route).unwrap());
+    assert!(text.contains("rolled back") && told(&text), "{text}");
+    let text = attempt(room.unload(Hook::Route));
+    assert!(text.contains("unloaded") && told(&text), "{text}");
+    room.put(offer("three", guests::router("three"))).unwrap();
+    drop(room);
+    std::fs::remove_dir(&in_the_way).unwrap();
+    let room = lives.begin();
+    assert_eq!(routed(&room), "one", "what the record names is still there");
+}
+
+#[test]
+fn a_kept_generation_that_cannot_serve_now_stays_kept_and_says_why() {
+    let lives = Lives::new();
+    let room = lives.begin();
+    for text in ["one", "two", "three"] {
+        put_router(&room, text);
+    }
+    let before = history(&room);
+    drop(room);
+    let room = lives.begin();
+    let (_, number, digest) = before[1].clone();
+    let component = lives.path("state/sha256").join(digest);
+    // A disk that fails for a while.
+    let away = component.with_extension("away");
+    std::fs::rename(&component, &away).unwrap();
+    for to in [None, Some(number)] {
+        let refused = match to {
+            None => room.rollback(Hook::Route),
+            Some(number) => room.rollback_to(Hook::Route, number),
+        };
+        match refused.unwrap_err() {
+            NothingKept::CannotServe {
+                generation, why, ..
+            } => {
+                assert_eq!(generation, number);
+                assert!(why.contains("stored component"), "{why}");
+            }
+            other => panic!("{other}"),
+        }
+        assert_eq!(history(&room), before, "it is kept as it was");
+    }
+    std::fs::rename(&away, &component).unwrap();
+    room.rollback(Hook::Route).unwrap();
+    assert_eq!(routed(&room), "two");
+}
+
+#[test]
+fn a_rollback_over_a_restart_waits_for_the_put_that_would_forget_its_component() {
+    let lives = Lives::new();
+    let room = lives.begin();
+    put_router(&room, "one");
+    put_router(&room, "two");
+    drop(room);
+    let room = Arc::new(lives.begin());
+    let busy = room.hold_admission();
+    let back = {
+        let room = Arc::clone(&room);
+        std::thread::spawn(move || room.rollback(Hook::Route))
+    };
+    let one = || history(&room).iter().any(|(name, ..)| name == "one");
+    for _ in 0..1000 {
+        assert!(one(), "whoever has the lock would forget its component");
+        std::thread::yield_now();
+    }
+    drop(busy);
+    back.join().unwrap().unwrap();
+    assert_eq!(routed(&room), "one");
+    drop(room);
+    assert_eq!(routed(&lives.begin()), "one");
+}
+
 /// The trial at `route`, if one runs: how, whose, and the canary's share.
 fn trial(room: &PolicyRoom) -> Option<(TrialMode, String, Option<f64>)> {
     let trial = room.trial(Hook::Route).filter(|t| t.ended.is_none())?;
@@ -127,6 +212,36 @@ fn a_trial_goes_on_after_a_restart_against_the_policy_that_it_was_measured_again
     drop(room);
     let room = lives.begin();
     assert_eq!((routed(&room), trial(&room)), ("candidate".into(), None));
+}
+
+#[test]
+fn no_number_is_given_twice_and_a_canary_keeps_its_own_over_restarts() {
+    let lives = Lives::new();
+    let room = lives.begin();
+    put_router(&room, "one");
+    let canary = |room: &PolicyRoom| {
+        let candidate = offer("candidate", guests::router("candidate"));
+        let started = room.start_canary(Hook::Route, Some(candidate), CanaryChanges::default());
+        started.unwrap().canary.unwrap().generation
+    };
+    let (active, first) = (generation(&room), canary(&room));
+    room.stop_trial(Hook::Route, TrialMode::Canary).unwrap();
+    let second = canary(&room);
+    assert!(active < first && first < second);
+    drop(room);
+    for _ in 0..2 {
+        let room = lives.begin();
+        let status = room.trial(Hook::Route).unwrap();
+        assert_eq!(status.canary.unwrap().generation, second);
+        assert_eq!(generation(&room), active);
+    }
+    let room = lives.begin();
+    room.stop_trial(Hook::Route, TrialMode::Canary).unwrap();
+    drop(room);
+    let room = lives.begin();
+    assert_eq!(generation(&room), active);
+    put_router(&room, "two");
+    assert!(generation(&room) > second, "{} again", generation(&room));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A policy whose state has another form than the one before it.
 
 use super::*;
+use crate::{CanaryChanges, StickTo, TrialEnding};
 
 /// [`counting`] with a state of form `version`: what it takes over is larger by 10 and the
 /// older version.
@@ -65,12 +66,164 @@ fn a_check_migrates_nothing() {
     room.put(granted("p", counting(), &[Grant::Keyvalue]))
         .unwrap();
     classify(&room, 7);
+    let before = room.export_state("p").unwrap();
     room.check(&granted("p", migrating(1), &[Grant::Keyvalue]))
         .unwrap();
+    assert_eq!(room.export_state("p"), Some(before), "what serves");
     assert_eq!(room.state_status().iter().map(|s| s.keys).max(), Some(1));
     assert_eq!(room.state_status()[1].keys, 0);
     let refusal = room
         .put(granted("p", migrating(0), &[Grant::Keyvalue]))
         .unwrap_err();
     assert_eq!(refusal.stage, Stage::Migrate, "{refusal}");
+}
+
+/// Request number `n`: whether the candidate answered it, and what was counted.
+fn asked(room: &PolicyRoom, n: u32) -> (bool, u32) {
+    let asked = homeostat_hooks::Request {
+        id: format!("{n:07}"),
+        ..(*request(7)).clone()
+    };
+    let mut session = room.begin(Arc::new(asked), Arc::new(Snapshot::default()));
+    let reply = session.classify();
+    session.learn(&Outcome {
+        tier: Some("small".into()),
+        steps_tried: 1,
+        ttft_ms: Some(20),
+        ..Outcome::default()
+    });
+    assert!(reply.fault.is_none(), "{:?}", reply.fault);
+    let candidate = matches!(reply.by, AnsweredBy::Component { candidate, .. } if candidate);
+    (candidate, (reply.value.confidence * 100.0).round() as u32)
+}
+
+fn candidate() -> Offer {
+    granted("p", migrating(1), &[Grant::Keyvalue])
+}
+
+fn canary(room: &PolicyRoom, share: f64) {
+    let changes = CanaryChanges {
+        share: Some(share),
+        stick_to: Some(StickTo::Request),
+    };
+    room.start_canary(Hook::Classify, Some(candidate()), changes)
+        .unwrap();
+}
+
+/// Keys of version 1, and whether they are on the disk.
+fn version_1(room: &PolicyRoom) -> (usize, bool) {
+    let of_it = |s: &crate::StateStatus| s.version == 1;
+    let status = room.state_status().into_iter().find(of_it).unwrap();
+    (status.keys, status.on_disk)
+}
+
+#[test]
+fn a_shadow_fills_no_state_and_takes_it_over_when_it_is_promoted() {
+    let dir = tempfile::tempdir().unwrap();
+    let room = room_that_keeps(dir.path());
+    room.put(granted("p", counting(), &[Grant::Keyvalue]))
+        .unwrap();
+    assert_eq!(count(&room), 1);
+    room.start_shadow(Hook::Classify, candidate()).unwrap();
+    assert_eq!((count(&room), count(&room)), (2, 3));
+    assert_eq!(version_1(&room).0, 0);
+    room.promote_trial(Hook::Classify, TrialMode::Shadow)
+        .unwrap();
+    assert_eq!(version_1(&room), (1, true));
+    assert_eq!(count(&room), 3 + 10 + 1, "what was counted meanwhile");
+}
+
+#[test]
+fn what_a_canary_has_counted_goes_with_it_however_it_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let room = room_that_keeps(dir.path());
+    room.put(granted("p", counting(), &[Grant::Keyvalue]))
+        .unwrap();
+    let mut old = count(&room);
+    let mut numbers = 0..;
+    for promoted in [false, true] {
+        canary(&room, 0.5);
+        let (old_before, mut new) = (old, old + 10);
+        for n in numbers.by_ref().take(20) {
+            let (candidate, counted) = asked(&room, n);
+            let expected = if candidate { &mut new } else { &mut old };
+            *expected += 1;
+            assert_eq!(counted, *expected);
+        }
+        assert!(new > old_before + 10 && old > old_before, "both were asked");
+        assert!(!version_1(&room).1, "in memory");
+        assert_eq!(room.export_state("p").unwrap().version, 0, "what serves");
+        if promoted {
+            room.promote_trial(Hook::Classify, TrialMode::Canary)
+                .unwrap();
+        } else {
+            room.stop_trial(Hook::Classify, TrialMode::Canary).unwrap();
+        }
+    }
+    assert_eq!(count(&room), old + 10 + 1);
+    drop(room);
+    let room = room_that_keeps(dir.path());
+    room.put(candidate()).unwrap();
+    assert_eq!(count(&room), old + 10 + 2, "it goes on with its own");
+}
+
+#[test]
+fn a_canary_that_promotes_itself_takes_over_what_was_counted_until_then() {
+    let room = room_with(RoomConfig {
+        limits: crate::Limits {
+            deadline_ms: 60_000,
+            ..crate::Limits::default()
+        },
+        canary: crate::CanaryConfig {
+            slow_ms: 60_000.0,
+            ..crate::CanaryConfig::default()
+        },
+        ..RoomConfig::default()
+    });
+    room.put(granted("p", counting(), &[Grant::Keyvalue]))
+        .unwrap();
+    count(&room);
+    canary(&room, 0.25);
+    let mut old = 0;
+    for n in 0.. {
+        let (candidate, counted) = asked(&room, n);
+        let trial = room.trial(Hook::Classify).unwrap();
+        if let Some(ended) = trial.ended {
+            assert_eq!(ended.how, TrialEnding::Promoted, "{}", ended.reason);
+            break;
+        }
+        if !candidate {
+            old = counted;
+        }
+        assert!(n < 20_000, "{trial:?}");
+    }
+    // A few are lost that the old one has counted since its state was read; the candidate
+    // itself has counted a third as many.
+    let now = count(&room);
+    assert!(now > old * 3 / 4, "{now}, {old} before");
+}
+
+#[test]
+fn a_component_that_was_overtaken_leaves_no_state_for_the_next() {
+    let room = Arc::new(room());
+    room.put(granted("p", counting(), &[Grant::Keyvalue]))
+        .unwrap();
+    assert_eq!(count(&room), 1);
+    let busy = room.hold_admission();
+    let begun = room.tickets();
+    let put = {
+        let room = Arc::clone(&room);
+        std::thread::spawn(move || room.put(candidate()))
+    };
+    while room.tickets() == begun {
+        std::thread::yield_now();
+    }
+    room.unload(Hook::Classify);
+    drop(busy);
+    assert_eq!(put.join().unwrap().unwrap_err().stage, Stage::Superseded);
+    assert_eq!(version_1(&room).0, 0);
+    room.rollback(Hook::Classify).unwrap();
+    assert_eq!((count(&room), count(&room)), (2, 3));
+    room.put(candidate()).unwrap();
+    assert_eq!(count(&room), 3 + 10 + 1);
 }

@@ -242,6 +242,37 @@ fn a_candidate_that_its_breaker_gives_up_on_is_rolled_back_at_once() {
 }
 
 #[test]
+fn the_request_that_decides_waits_for_no_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let begin = || {
+        let room = room_with(RoomConfig {
+            state_dir: Some(dir.path().to_path_buf()),
+            ..config()
+        });
+        room.recall();
+        room.resume_trials();
+        room
+    };
+    let room = begin();
+    room.put(offer("good", good())).unwrap();
+    canary(&room, "bad", guests::classifier("", "", "unreachable"));
+    let disk = room.hold_record();
+    let mut requests = 0;
+    while status(&room).ended.is_none() {
+        serve(&room, requests);
+        requests += 1;
+    }
+    assert_eq!(status(&room).ended.unwrap().how, TrialEnding::RolledBack);
+    drop(disk);
+    drop(room);
+    assert_eq!(
+        begin().trial(Hook::Classify),
+        None,
+        "it is written all the same"
+    );
+}
+
+#[test]
 fn a_conversation_keeps_its_policy_and_both_policies_have_conversations() {
     let room = room();
     room.put(offer("old", good())).unwrap();

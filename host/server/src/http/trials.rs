@@ -89,7 +89,11 @@ async fn promote(
     Path(word): Path<String>,
 ) -> Answer {
     let hook: Hook = admin::hook(&word)?;
-    answer(house.policies.promote_trial(hook, mode))
+    let policies = house.policies.clone();
+    // Where it takes over state, an admission that runs is waited for.
+    let ended = tokio::task::spawn_blocking(move || policies.promote_trial(hook, mode)).await;
+    let ended = ended.map_err(|e| ApiError::host(format!("the promotion failed: {e}")))?;
+    answer(ended)
 }
 
 /// `share` and `stick_to` of a query.
