@@ -2,6 +2,7 @@
 into a running host that takes signed policies only, a changed decision, its explanation, and
 the way back."""
 
+import json
 import pathlib
 
 import pytest
@@ -9,8 +10,14 @@ import pytest
 import settings
 from homeostat_process import ADMIN_TOKEN, ROOT, TARGET, Homeostat, run_cli, wait_until
 
-LANGUAGES = ["rust", "js", "python", "c"]
-SOURCE = {"rust": "src/lib.rs", "js": "policy.js", "python": "policy.py", "c": "policy.c"}
+LANGUAGES = ["rust", "js", "ts", "python", "c"]
+SOURCE = {
+    "rust": "src/lib.rs",
+    "js": "policy.js",
+    "ts": "policy.ts",
+    "python": "policy.py",
+    "c": "policy.c",
+}
 THERMAL = ROOT / "plugins" / "route-thermal"
 
 
@@ -120,7 +127,7 @@ def at(server) -> list[str]:
     return ["--host", server.url, "--token", ADMIN_TOKEN]
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("language", ["rust", "js", "python", "c"])
 def test_one_router_decides_alike_in_all_languages(language):
     folder = THERMAL / language
     if language == "rust":
@@ -136,6 +143,7 @@ def test_one_router_decides_alike_in_all_languages(language):
         ("rust", "classify"),
         ("rust", "validate"),
         ("js", "classify"),
+        ("ts", "validate"),
         ("python", "validate"),
         ("c", "classify"),
         ("c", "validate"),
@@ -184,3 +192,41 @@ def test_a_build_that_cannot_be_says_what_to_do(tmp_path):
     (folder / "world.wit").unlink()
     worldless = run_cli("policy", "build", folder, check=False)
     assert worldless.returncode == 1 and "world.wit" in worldless.stderr
+
+
+def test_a_mistake_of_types_is_shown_and_makes_no_component(tmp_path):
+    folder = new(tmp_path, "ts", "route")
+    source = folder / "policy.ts"
+    text = source.read_text()
+    source.write_text(text.replace("[tier.id]", "[tier.rank]") + "fetch('elsewhere');\n")
+    component = tmp_path / "wrong.wasm"
+    wrong = run_cli("policy", "build", folder, "-o", component, check=False)
+    assert wrong.returncode == 1 and not component.exists(), wrong.stderr
+    assert "policy.ts(8,18): error TS2322" in wrong.stderr, wrong.stderr
+    assert "Cannot find name 'fetch'" in wrong.stderr, wrong.stderr
+    assert "tsc failed" in wrong.stderr, wrong.stderr
+
+
+def test_packages_of_npm_and_modules_of_ones_own_are_built_in(tmp_path):
+    folder = new(tmp_path, "ts", "route")
+    package = folder / "node_modules" / "tiny" / "build"
+    package.mkdir(parents=True)
+    manifest = {"name": "tiny", "version": "1.0.0", "type": "module", "exports": "./build/a.js"}
+    (package.parent / "package.json").write_text(json.dumps(manifest))
+    (package / "a.js").write_text("export const most = 9;\n")
+    (package / "a.d.ts").write_text("export const most: number;\n")
+    (folder / "words.ts").write_text("export const first: string = 'the smallest of ';\n")
+    source = folder / "policy.ts"
+    text = source.read_text().replace("'always the smallest'", "first + most")
+    imports = "import { most } from 'tiny';\nimport { first } from './words.js';\n"
+    source.write_text(imports + text)
+    assert_reason(folder, "the smallest of 9")
+
+
+def assert_reason(folder: pathlib.Path, reason: str):
+    """The template's first case, with one more fact."""
+    cases = folder / "cases.toml"
+    told = f'expect = ["kind is plan", "reason is {reason}", '
+    cases.write_text(cases.read_text().replace('expect = ["kind is plan", ', told, 1))
+    tested = run_cli("policy", "test", folder)
+    assert "all hold" in tested.stdout, tested.stdout

@@ -445,7 +445,7 @@ pub fn hook(word: &str) -> Result<Hook, String> {
 
 fn language(word: &str) -> Result<Language, String> {
     let known = Language::ALL.into_iter().find(|l| l.as_str() == word);
-    known.ok_or_else(|| "expected rust, js, python or c".into())
+    known.ok_or_else(|| "expected rust, js, ts, python or c".into())
 }
 
 fn assignment(word: &str) -> Result<(String, String), String> {

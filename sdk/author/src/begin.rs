@@ -41,31 +41,15 @@ pub fn begin(folder: &Path, language: Language, hook: Hook) -> Result<(), Error>
     }
     let named =
         |file: &str, text: &str| write(&folder.join(file), &text.replace(TEMPLATE_NAME, name));
-    let template = format!("sdk/{}/template", language.as_str());
-    match language {
-        Language::Rust => {
-            let cargo = text("sdk/rust/template/Cargo.toml");
-            named("Cargo.toml", &away_from_checkout(cargo))?;
-            // The versions that this host was built with; cargo drops what is not needed.
-            write(&folder.join("Cargo.lock"), text("Cargo.lock"))?;
-            write_rust_sdk(&folder.join(SDK_FOLDER))?;
-        }
-        Language::Js => {
-            named("package.json", text("sdk/js/template/package.json"))?;
-            write_below("sdk/js/homeostat", &folder.join(SDK_FOLDER))?;
-        }
-        Language::Python => {
-            named("pyproject.toml", text("sdk/python/template/pyproject.toml"))?;
-            write_below("sdk/python/homeostat", &folder.join(SDK_FOLDER))?;
-        }
-        Language::C => write_below("sdk/c/homeostat", &folder.join(SDK_FOLDER))?,
-    }
+    let template = format!("sdk/{}/template", language.sdk());
     let (source, ending) = match language {
         Language::Rust => ("src/lib.rs", "rs"),
         Language::Js => ("policy.js", "js"),
+        Language::Ts => ("policy.ts", "ts"),
         Language::Python => ("policy.py", "py"),
         Language::C => ("policy.c", "c"),
     };
+    manifest(folder, language, source, &named)?;
     // Rust's router is a crate of its own, so that it is compiled and tested here.
     let from = match (language, hook) {
         (Language::Rust, Hook::Route) => format!("{template}/src/lib.rs"),
@@ -84,11 +68,41 @@ pub fn begin(folder: &Path, language: Language, hook: Hook) -> Result<(), Error>
         &folder.join("policy.toml"),
         text("sdk/template/policy.toml"),
     )?;
-    write(&folder.join(".gitignore"), "/build/\n/target/\n*.wasm\n")?;
+    let left_behind = "/build/\n/target/\n/node_modules/\n*.wasm\n";
+    write(&folder.join(".gitignore"), left_behind)?;
     let readme = text("sdk/template/begin.md")
         .replace("SOURCE", source)
         .replace("HOOK", hook.as_str());
     named("README.md", &readme)
+}
+
+/// The SDK, and the files in which the language's own tools read what a folder is.
+fn manifest(
+    folder: &Path,
+    language: Language,
+    source: &str,
+    named: &dyn Fn(&str, &str) -> Result<(), Error>,
+) -> Result<(), Error> {
+    match language {
+        Language::Rust => {
+            let cargo = text("sdk/rust/template/Cargo.toml");
+            named("Cargo.toml", &away_from_checkout(cargo))?;
+            // The versions that this host was built with; cargo drops what is not needed.
+            write(&folder.join("Cargo.lock"), text("Cargo.lock"))?;
+            return write_rust_sdk(&folder.join(SDK_FOLDER));
+        }
+        Language::Js | Language::Ts => {
+            let package = text("sdk/js/template/package.json");
+            named("package.json", &package.replace("policy.js", source))?;
+        }
+        Language::Python => named("pyproject.toml", text("sdk/python/template/pyproject.toml"))?,
+        Language::C => {}
+    }
+    if language == Language::Ts {
+        named("tsconfig.json", text("sdk/js/template/tsconfig.json"))?;
+    }
+    let sdk = format!("sdk/{}/homeostat", language.sdk());
+    write_below(&sdk, &folder.join(SDK_FOLDER))
 }
 
 fn is_name(name: &str) -> bool {
@@ -205,6 +219,8 @@ mod tests {
                 let name = format!("{}-{}", language.as_str(), hook.as_str());
                 let folder = place.path().join(&name);
                 begin(&folder, language, hook).expect("a new folder");
+                let told = crate::build::language_of(&folder);
+                assert_eq!(told.expect("a language"), language);
                 let here = files(&folder);
                 for file in ["README.md", "cases.toml", "homeostat", "policy.toml"] {
                     assert!(here.iter().any(|f| f == file), "{name}: {file} of {here:?}");

@@ -15,7 +15,7 @@ mod embedded;
 mod error;
 pub mod tools;
 
-pub use build::{Built, build};
+pub use build::build;
 pub use error::Error;
 
 /// A language that policies are written in.
@@ -25,6 +25,8 @@ pub enum Language {
     Rust,
     /// JavaScript.
     Js,
+    /// TypeScript: JavaScript that a compiler of types has read first.
+    Ts,
     /// Python.
     Python,
     /// C.
@@ -33,15 +35,24 @@ pub enum Language {
 
 impl Language {
     /// All of them.
-    pub const ALL: [Language; 4] = [Self::Rust, Self::Js, Self::Python, Self::C];
+    pub const ALL: [Language; 5] = [Self::Rust, Self::Js, Self::Ts, Self::Python, Self::C];
 
-    /// The word of the command line, and the folder of its SDK below `sdk/`.
+    /// The word of the command line.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Rust => "rust",
             Self::Js => "js",
+            Self::Ts => "ts",
             Self::Python => "python",
             Self::C => "c",
+        }
+    }
+
+    /// The folder of its SDK below `sdk/`.
+    pub fn sdk(self) -> &'static str {
+        match self {
+            Self::Ts => Self::Js.as_str(),
+            other => other.as_str(),
         }
     }
 }

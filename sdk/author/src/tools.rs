@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use sha2::{Digest, Sha256};
 
-use crate::embedded::{text, write, write_below};
+use crate::embedded::{below, text, write, write_below};
 use crate::{Error, Language};
 
 /// Written last into a tool's folder: without it the folder is unfinished.
@@ -22,6 +22,7 @@ pub fn set_up(cache: &Path, language: Language) -> Result<(), Error> {
     match language {
         Language::Rust => Ok(()),
         Language::Js => js(cache).map(drop),
+        Language::Ts => js(cache).and_then(|_| typescript(cache)).map(drop),
         Language::Python => python(cache).map(drop),
         Language::C => zig(cache).map(drop),
     }
@@ -29,11 +30,22 @@ pub fn set_up(cache: &Path, language: Language) -> Result<(), Error> {
 
 /// The folder with the script that makes components of JavaScript.
 pub(crate) fn js(cache: &Path) -> Result<PathBuf, Error> {
-    let files = ["package.json", "package-lock.json", "build.mjs", ".npmrc"];
-    let key = files.map(|f| text(&format!("sdk/js/tool/{f}"))).concat();
-    once(cache, "js", &key, |folder| {
-        say("fetching componentize-qjs with npm (40 MB, once)");
-        write_below("sdk/js/tool", folder)?;
+    let what = "componentize-qjs with npm (40 MB, once)";
+    packages(cache, "js", "sdk/js/tool", what)
+}
+
+/// The folder in which TypeScript's compiler is installed.
+pub(crate) fn typescript(cache: &Path) -> Result<PathBuf, Error> {
+    let what = "TypeScript with npm (30 MB, once)";
+    packages(cache, "typescript", "sdk/js/typescript", what)
+}
+
+/// The packages that the lock file in a folder of the checkout names.
+fn packages(cache: &Path, name: &str, files: &str, what: &str) -> Result<PathBuf, Error> {
+    let key: String = below(files).map(|(_, text)| text).collect();
+    once(&cache.join("tools"), name, &key, |folder| {
+        say(&format!("fetching {what}"));
+        write_below(files, folder)?;
         let mut npm = Command::new("npm");
         npm.args(["ci", "--no-audit", "--no-fund", "--loglevel=error"]);
         npm.current_dir(folder);
@@ -59,7 +71,7 @@ pub(crate) fn zig(cache: &Path) -> Result<PathBuf, Error> {
     )
 }
 
-const NODE_HELP: &str = "Install Node.js 18 or newer with npm (Debian, Ubuntu: \
+pub(crate) const NODE_HELP: &str = "Install Node.js 18 or newer with npm (Debian, Ubuntu: \
                          apt-get install nodejs npm)";
 const PYTHON_HELP: &str = "Install Python 3.10 or newer with venv (Debian, Ubuntu: \
                            apt-get install python3-venv)";
@@ -71,7 +83,7 @@ fn environment(
     size: &str,
     language: &'static str,
 ) -> Result<PathBuf, Error> {
-    let folder = once(cache, name, requirements, |folder| {
+    let folder = once(&cache.join("tools"), name, requirements, |folder| {
         let packages: Vec<&str> = requirements
             .lines()
             .filter(|l| !l.starts_with('#'))
@@ -100,25 +112,24 @@ fn environment(
     Ok(folder.join("venv/bin/python"))
 }
 
-fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     eprintln!("homeostat: {text}");
 }
 
-/// The folder of a tool; `make` fills it when it is not there.
-fn once(
-    cache: &Path,
+/// The folder of something fetched, below `place`; `make` fills it when it is not there.
+pub(crate) fn once(
+    place: &Path,
     name: &str,
-    key: &str,
+    key: impl AsRef<[u8]>,
     make: impl FnOnce(&Path) -> Result<(), Error>,
 ) -> Result<PathBuf, Error> {
-    let digest = Sha256::digest(key.as_bytes());
+    let digest = Sha256::digest(key);
     let short: String = digest[..6].iter().map(|b| format!("{b:02x}")).collect();
-    let tools = cache.join("tools");
-    let folder = tools.join(format!("{name}-{short}"));
+    let folder = place.join(format!("{name}-{short}"));
     if folder.join(COMPLETE).exists() {
         return Ok(folder);
     }
-    std::fs::create_dir_all(&tools).map_err(Error::io(&tools))?;
+    std::fs::create_dir_all(place).map_err(Error::io(place))?;
     let lock = folder.with_extension("lock");
     let guard = File::create(&lock).map_err(Error::io(&lock))?;
     guard.lock().map_err(Error::io(&lock))?;

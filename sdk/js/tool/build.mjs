@@ -1,6 +1,6 @@
-// node build.mjs SOURCE WIT WORLD OUT: one JavaScript module to one component.
+// node build.mjs SOURCE WIT WORLD OUT: one JavaScript module to one component. Imports are
+// found below the working directory.
 import { readFileSync, writeFileSync } from 'node:fs';
-import { dirname } from 'node:path';
 import { componentize } from 'componentize-qjs';
 
 const [source, witPath, world, out] = process.argv.slice(2);
@@ -10,7 +10,7 @@ try {
     world,
     jsSource: readFileSync(source, 'utf8'),
     jsPath: source,
-    moduleRoot: dirname(source),
+    moduleRoot: process.cwd(),
     stubWasi: true, // no clock, no files, no random numbers: same input, same answer
     sync: true, // the host calls policies one at a time
   });

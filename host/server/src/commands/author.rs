@@ -39,9 +39,7 @@ pub fn new(name: &Path, language: Language, hook: Hook) -> Result<(), Failure> {
 /// `policy build`.
 pub fn build_policy(folder: &Path, output: Option<PathBuf>) -> Result<(), Failure> {
     let folder = absolute(folder)?;
-    let component = build(&folder, &cache()?)
-        .map_err(Failure::failed)?
-        .component;
+    let component = build(&folder, &cache()?).map_err(Failure::failed)?;
     let output = output.unwrap_or_else(|| format!("{}.wasm", name_of(&folder)).into());
     std::fs::write(&output, component).map_err(|e| at(&output, e))?;
     println!("{}", output.display());
@@ -75,9 +73,7 @@ pub fn component_at(path: &Path) -> Result<PathBuf, Failure> {
     if made.is_some() && sources.iter().all(|source| modified(source) < made) {
         return Ok(file);
     }
-    let component = build(&folder, &cache()?)
-        .map_err(Failure::failed)?
-        .component;
+    let component = build(&folder, &cache()?).map_err(Failure::failed)?;
     let place = file.parent().unwrap_or(&folder);
     std::fs::create_dir_all(place).map_err(|e| at(place, e))?;
     std::fs::write(&file, component).map_err(|e| at(&file, e))?;

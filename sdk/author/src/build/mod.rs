@@ -14,40 +14,28 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Language};
 
-/// A component and what it was made of.
-#[derive(Debug)]
-pub struct Built {
-    /// The component.
-    pub component: Vec<u8>,
-    /// The language of its source.
-    pub language: Language,
-}
-
-/// Builds the policy in `folder`; `cache` is where tools are kept ([`crate::tools`]).
-pub fn build(folder: &Path, cache: &Path) -> Result<Built, Error> {
+/// The component of the policy in `folder`; `cache` is where tools are kept
+/// ([`crate::tools`]).
+pub fn build(folder: &Path, cache: &Path) -> Result<Vec<u8>, Error> {
     let folder = folder.canonicalize().map_err(Error::io(folder))?;
-    let language = language_of(&folder)?;
-    let component = match language {
+    match language_of(&folder)? {
         Language::Rust => {
             let options = homeostat_componentize::Options {
                 target_dir: folder.join("target").join("policy"),
             };
-            homeostat_componentize::build(&folder, &options)?
+            Ok(homeostat_componentize::build(&folder, &options)?)
         }
-        Language::Js => js::build(&folder, cache)?,
-        Language::Python => python::build(&folder, cache)?,
-        Language::C => c::build(&folder, cache)?,
-    };
-    Ok(Built {
-        component,
-        language,
-    })
+        language @ (Language::Js | Language::Ts) => js::build(&folder, cache, language),
+        Language::Python => python::build(&folder, cache),
+        Language::C => c::build(&folder, cache),
+    }
 }
 
 /// What lies in the folder tells its language.
 pub fn language_of(folder: &Path) -> Result<Language, Error> {
     let marks = [
         ("Cargo.toml", Language::Rust),
+        ("tsconfig.json", Language::Ts),
         ("package.json", Language::Js),
         ("pyproject.toml", Language::Python),
     ];
@@ -61,7 +49,8 @@ pub fn language_of(folder: &Path) -> Result<Language, Error> {
     Err(Error::Folder {
         folder: folder.to_owned(),
         reason: "no policy is here: neither Cargo.toml (Rust) nor package.json (JavaScript), \
-                 pyproject.toml (Python) or a .c file (C); `homeostat policy new` makes a folder"
+                 with tsconfig.json (TypeScript), pyproject.toml (Python) or a .c file (C); \
+                 `homeostat policy new` makes a folder"
             .into(),
     })
 }
@@ -111,6 +100,7 @@ mod tests {
             ("policy.c", Language::C),
             ("pyproject.toml", Language::Python),
             ("package.json", Language::Js),
+            ("tsconfig.json", Language::Ts),
             ("Cargo.toml", Language::Rust),
         ] {
             std::fs::write(folder.join(file), "").expect("a file");

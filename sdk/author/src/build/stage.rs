@@ -26,19 +26,24 @@ pub struct Stage {
 /// What builds, editors and package managers leave in a folder.
 pub fn is_left_behind(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.starts_with('.')
+    is_hidden(path)
         || ["build", "target", "node_modules", "__pycache__"].contains(&&*name)
         || name.ends_with(".wasm")
+}
+
+fn is_hidden(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name.as_encoded_bytes().starts_with(b".")
 }
 
 impl Stage {
     /// Copies and checks; the world must be there and mean something.
     pub fn of(folder: &Path, language: Language) -> Result<Self, Error> {
         let stage = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
-        copy(folder, stage.path())?;
+        copy(folder, stage.path(), is_left_behind)?;
         let sdk = stage.path().join(SDK_FOLDER);
         if !sdk.is_dir() {
-            write_below(&format!("sdk/{}/homeostat", language.as_str()), &sdk)?;
+            write_below(&format!("sdk/{}/homeostat", language.sdk()), &sdk)?;
         }
         let contract = sdk.join("wit");
         if !contract.is_dir() {
@@ -77,6 +82,15 @@ impl Stage {
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
+
+    /// Brings a folder of the author's that a package manager filled, as it is.
+    pub fn bring(&self, folder: &Path, name: &str) -> Result<(), Error> {
+        let from = folder.join(name);
+        if !from.is_dir() {
+            return Ok(());
+        }
+        copy(&from, &self.path(name), is_hidden)
+    }
 }
 
 /// The author's world as the main package, the contract and the standard interfaces as
@@ -95,21 +109,21 @@ fn arrange(world_file: &Path, contract: &Path, wit: &Path) -> Result<(), Error> 
     }
     let standard = contract.join("deps");
     if standard.is_dir() {
-        copy(&standard, &deps)?;
+        copy(&standard, &deps, is_left_behind)?;
     }
     Ok(())
 }
 
-fn copy(from: &Path, to: &Path) -> Result<(), Error> {
+fn copy(from: &Path, to: &Path, is_left_out: fn(&Path) -> bool) -> Result<(), Error> {
+    fs::create_dir_all(to).map_err(Error::io(to))?;
     for entry in fs::read_dir(from).map_err(Error::io(from))? {
         let path = entry.map_err(Error::io(from))?.path();
-        if is_left_behind(&path) {
+        if is_left_out(&path) {
             continue;
         }
         let target = to.join(path.file_name().unwrap_or_default());
         if path.is_dir() {
-            fs::create_dir_all(&target).map_err(Error::io(&target))?;
-            copy(&path, &target)?;
+            copy(&path, &target, is_left_out)?;
         } else {
             fs::copy(&path, &target).map_err(Error::io(&path))?;
         }

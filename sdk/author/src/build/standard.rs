@@ -17,7 +17,7 @@ const NAMESPACE: &str = "wasi:";
 const MEANWHILE: &str = "host:";
 
 /// Files in which a name may stand.
-const ENDINGS: [&str; 4] = ["wit", "js", "mjs", "py"];
+const ENDINGS: [&str; 5] = ["wit", "js", "mjs", "ts", "py"];
 
 /// Where a component's header ends and its sections begin.
 const HEADER_BYTES: usize = 8;
