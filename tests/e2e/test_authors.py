@@ -4,6 +4,7 @@ the way back."""
 
 import json
 import pathlib
+import zipfile
 
 import pytest
 
@@ -230,3 +231,35 @@ def assert_reason(folder: pathlib.Path, reason: str):
     cases.write_text(cases.read_text().replace('expect = ["kind is plan", ', told, 1))
     tested = run_cli("policy", "test", folder)
     assert "all hold" in tested.stdout, tested.stdout
+
+
+def wheel(folder: pathlib.Path, tag: str, word: str) -> str:
+    """A package of one module, as pip takes it; its file's name."""
+    name = f"tiny-1.0-{tag}.whl"
+    files = {
+        "tiny.py": f"WORD = {word!r}\n",
+        "tiny-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n",
+        "tiny-1.0.dist-info/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n",
+    }
+    record = "".join(f"{file},,\n" for file in [*files, "tiny-1.0.dist-info/RECORD"])
+    with zipfile.ZipFile(folder / name, "w") as archive:
+        for file, text in {**files, "tiny-1.0.dist-info/RECORD": record}.items():
+            archive.writestr(file, text)
+    return name
+
+
+def test_what_requirements_name_is_built_in_and_machine_code_is_refused(tmp_path):
+    folder = new(tmp_path, "python", "route")
+    source = folder / "policy.py"
+    text = source.read_text().replace('"always the smallest"', "WORD")
+    source.write_text(text.replace("from homeostat", "from tiny import WORD\nfrom homeostat"))
+    requirements = folder / "requirements.txt"
+
+    requirements.write_text("./" + wheel(folder, "cp311-cp311-manylinux_2_17_x86_64", "native"))
+    native = run_cli("policy", "build", folder, check=False)
+    assert native.returncode == 1, native.stdout
+    assert "manylinux_2_17_x86_64.whl, which is made for other systems" in native.stderr
+    assert "Name a package in pure Python" in native.stderr, native.stderr
+
+    requirements.write_text("./" + wheel(folder, "py3-none-any", "from a package"))
+    assert_reason(folder, "from a package")

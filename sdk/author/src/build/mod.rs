@@ -7,6 +7,7 @@
 mod c;
 mod js;
 mod python;
+mod requirements;
 mod stage;
 mod standard;
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::build::stage::{Stage, WORLD};
-use crate::build::standard;
+use crate::build::{requirements, standard};
 use crate::{Error, Language, tools};
 
 /// The author's module.
@@ -30,6 +30,7 @@ pub fn build(folder: &Path, cache: &Path) -> Result<Vec<u8>, Error> {
     let stage = Stage::of(folder, Language::Python)?;
     standard::disguise(&stage.path(""))?;
     let python = tools::python(cache)?;
+    let packages = requirements::install(folder, &python)?;
     let out = stage.path("build.wasm");
     let mut tool = Command::new(python.with_file_name("componentize-py"));
     tool.arg("--quiet")
@@ -48,8 +49,11 @@ pub fn build(folder: &Path, cache: &Path) -> Result<Vec<u8>, Error> {
         }
     }
     tool.args(["componentize", "--stub-wasi", "--python-path"])
-        .arg(stage.path(""))
-        .arg("--output")
+        .arg(stage.path(""));
+    if let Some(packages) = packages {
+        tool.arg("--python-path").arg(packages);
+    }
+    tool.arg("--output")
         .arg(&out)
         .arg(MODULE)
         // A virtual environment around us is not the policy's.
