@@ -39,7 +39,7 @@ fn the_golden_component_of_every_language_answers_its_cases() {
     let cases = root().join("plugins/route-thermal/cases.toml");
     let text = std::fs::read_to_string(cases).expect("the cases are there");
     let file = read(&text).unwrap_or_else(|e| panic!("{e}"));
-    for name in ["route-thermal-c", "route-thermal-js"] {
+    for name in ["route-thermal-rust", "route-thermal-c", "route-thermal-js"] {
         let room = room_with(name);
         for case in &file.cases {
             let Asked { reply, .. } = ask(&room, &ToldModels::default(), case);
