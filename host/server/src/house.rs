@@ -12,6 +12,7 @@ use homeostat_telemetry::Telemetry;
 use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::budgets::Budgets;
 use crate::config::ServerConfig;
 use crate::energy::Energy;
 use crate::metrics::Metrics;
@@ -35,6 +36,7 @@ pub struct House {
     pub telemetry: Arc<Telemetry>,
     pub metrics: Arc<Metrics>,
     pub energy: Arc<Energy>,
+    pub budgets: Arc<Budgets>,
     pub sampling: SamplingDefaults,
     pub door: Door,
     /// Seconds since 1970.
@@ -173,7 +175,7 @@ impl Door {
     }
 }
 
-fn digest(secret: &str) -> [u8; 32] {
+pub fn digest(secret: &str) -> [u8; 32] {
     Sha256::digest(secret.as_bytes()).into()
 }
 
