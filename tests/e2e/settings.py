@@ -35,6 +35,14 @@ def energy(**fields) -> str:
     return _table("energy", **fields)
 
 
+def budgets(**fields) -> str:
+    return _table("budgets", **fields)
+
+
+def budget(name: str, **fields) -> str:
+    return _table(f"budgets.limits.{name}", **fields)
+
+
 def record(dir: str = "recordings", **fields) -> str:
     return _table("policies.record", dir=dir, **fields)
 
@@ -63,6 +71,8 @@ def _value(value) -> str:
         return "true" if value else "false"
     if isinstance(value, list):
         return "[" + ", ".join(_value(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f'"{k}" = {_value(v)}' for k, v in value.items()) + " }"
     if isinstance(value, (int, float)):
         return repr(value)
     return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,9 +1,12 @@
 //! What goes into the cascade and what comes out.
 
+use std::sync::Arc;
+
 use futures::stream::BoxStream;
 use homeostat_hooks::{AnsweredBy, Attribute, Endpoint, Finish, Hook, Rejection};
 use serde::Serialize;
 
+use crate::purse::Purse;
 use crate::tier::{OutputFormat, Prompt, Sampling, TierError, Token};
 
 /// A checked request.
@@ -36,6 +39,8 @@ pub struct Job {
     pub deadline_ms: Option<u32>,
     /// Extensions for policies.
     pub attributes: Vec<Attribute>,
+    /// What pays for it; `None` = nobody counts.
+    pub purse: Option<Arc<dyn Purse>>,
 }
 
 /// An answer that has begun.

@@ -12,12 +12,14 @@
 
 mod job;
 mod life;
+mod purse;
 mod record;
 mod tier;
 mod view;
 
 pub use job::{Head, Job, Refused, Reply, ReplyEvent, Usage};
 pub use life::{Cascade, CascadeConfig, Observer};
+pub use purse::{Payable, Purse};
 pub use record::{DecisionRecord, Ending, RequestSummary, StepRecord};
 pub use tier::{
     CONTEXT_LENGTH_EXCEEDED, CONVERSATION_REFUSED, GenerateCall, OutputFormat, Prompt, Sampling,

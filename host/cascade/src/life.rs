@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt;
 use homeostat_hooks::{
-    Answer, AnsweredBy, Decision, DirectAnswer, Fault, FaultKind, Finish, Hook, HookReply, Outcome,
-    Plan, Policies, Session, Snapshot, Step, TierView, Verdict, builtin,
+    Answer, AnsweredBy, BudgetUnit, Decision, DirectAnswer, Fault, FaultKind, Finish, Hook,
+    HookReply, Outcome, Plan, Policies, Session, Snapshot, Step, TierView, Verdict, builtin,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -191,8 +191,16 @@ impl Life {
         job: Job,
         client: mpsc::Sender<Message>,
     ) -> Result<Self, Refused> {
-        let tiers = cascade.candidates(&job.model)?;
-        let snapshot = (cascade.snapshots)();
+        let mut tiers = cascade.candidates(&job.model)?;
+        let mut snapshot = (cascade.snapshots)();
+        if let Some(purse) = &job.purse {
+            let payable = purse.open(tiers).map_err(Refused::Policy)?;
+            tiers = payable.tiers;
+            // Those of the snapshot are older and know no tenant; power is no purse.
+            let budgets = &mut Arc::make_mut(&mut snapshot).budgets;
+            budgets.retain(|budget| budget.unit == BudgetUnit::Watts);
+            budgets.extend(payable.budgets);
+        }
         let request = Arc::new(view::of(&job, cascade.config.view_bytes_max));
         let session = cascade.policies.begin(request, snapshot.clone());
         let record = open_record(&job, snapshot, tiers);
@@ -399,7 +407,12 @@ impl Life {
                 .deadline()
                 .map(|d| d.saturating_sub(self.begun.elapsed())),
         };
-        tier.generate(call).await
+        let Some(purse) = &self.job.purse else {
+            return tier.generate(call).await;
+        };
+        purse.begin(&step.tier)?;
+        let tokens = tier.generate(call).await?;
+        Ok(purse.clone().count(&step.tier, tokens))
     }
 
     /// The last step of a stream. Its first token is awaited before the head is sent, so

@@ -239,6 +239,7 @@ fn job(stream: bool) -> Job {
         priority: 0,
         deadline_ms: None,
         attributes: vec![],
+        purse: None,
     }
 }
 

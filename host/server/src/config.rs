@@ -17,6 +17,7 @@ use homeostat_hooks::Profile;
 use homeostat_policy::RoomConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::budgets::BudgetsConfig;
 use crate::tiers::Prefill;
 
 /// The default file with its comments.
@@ -53,6 +54,7 @@ pub struct Config {
     pub cascade: CascadeLimits,
     pub telemetry: TelemetryConfig,
     pub energy: EnergyConfig,
+    pub budgets: BudgetsConfig,
     pub log: LogConfig,
     /// Folder of the file; relative paths start here.
     #[serde(skip)]
@@ -78,6 +80,7 @@ impl Default for Config {
             cascade: CascadeLimits::default(),
             telemetry: TelemetryConfig::default(),
             energy: EnergyConfig::default(),
+            budgets: BudgetsConfig::default(),
             log: LogConfig::default(),
             base: PathBuf::new(),
         }
@@ -487,7 +490,7 @@ impl Config {
                 self.encoder.id
             ));
         }
-        Ok(())
+        self.budgets.check(self)
     }
 }
 

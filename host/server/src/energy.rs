@@ -21,6 +21,7 @@ use homeostat_telemetry::ledger::{
 use homeostat_telemetry::{EnergyMove, ProcessorClock, ProcessorTime};
 use serde::Serialize;
 
+use crate::budgets::Taken;
 use crate::config::{EnergyConfig, EnergyMode};
 use crate::openai::request::job_id;
 
@@ -168,6 +169,21 @@ impl Energy {
         let one = |index| books.ledger.receipt(account(&job_id(id, index)));
         let sum = (0..answers).filter_map(one).reduce(Receipt::plus)?;
         Some(EnergyReceipt::from(sum))
+    }
+
+    /// What one answer took, as far as it is known: by the id of its job.
+    pub fn taken(&self, job_id: &str) -> Option<Taken> {
+        let receipt = self.books().ledger.receipt(account(job_id))?;
+        Some(Taken {
+            prefill_uj: receipt.prefill_uj,
+            decode_uj: receipt.decode_uj + receipt.pending_uj,
+            settled: receipt.settled,
+        })
+    }
+
+    /// Whether answers ever have a receipt.
+    pub fn is_on(&self) -> bool {
+        self.mode != EnergyMode::Off
     }
 
     /// The books of all devices, by name.

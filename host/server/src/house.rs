@@ -13,6 +13,7 @@ use homeostat_telemetry::Telemetry;
 use sha2::{Digest, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::budgets::Budgets;
 use crate::config::ServerConfig;
 use crate::energy::Energy;
 use crate::metrics::Metrics;
@@ -36,6 +37,7 @@ pub struct House {
     pub telemetry: Arc<Telemetry>,
     pub metrics: Arc<Metrics>,
     pub energy: Arc<Energy>,
+    pub budgets: Arc<Budgets>,
     pub sampling: SamplingDefaults,
     pub door: Door,
     /// Seconds since 1970.
@@ -201,7 +203,7 @@ fn is_here(host: &str, own: IpAddr) -> bool {
             .is_some_and(|ip| ip == own || ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST)
 }
 
-fn digest(secret: &str) -> [u8; 32] {
+pub fn digest(secret: &str) -> [u8; 32] {
     Sha256::digest(secret.as_bytes()).into()
 }
 

@@ -4,14 +4,15 @@
 //! What is where: [`cli`] the command line · [`config`] homeostat.toml · [`serve`] wiring,
 //! door, drain · [`house`] what requests share · [`http`] paths · [`openai`] the wire ·
 //! [`tiers`] local engine and remote servers · [`models`] model files · [`embedded`]
-//! policies in the binary · [`registry`] bundles in OCI registries · [`bench`] how good the
-//! judgement is · [`metrics`], [`log`] what watches · [`commands`] everything
+//! policies in the binary · [`registry`] bundles in OCI registries · [`energy`], [`budgets`]
+//! what answers cost and who pays · [`bench`] how good the judgement is · [`metrics`], [`log`] what watches · [`commands`] everything
 //! else that can be asked for.
 //!
 //! It refuses to infer, to judge, and to let a wire type go below [`openai`].
 
 mod admin_client;
 mod bench;
+mod budgets;
 mod cli;
 mod commands;
 mod config;

@@ -10,6 +10,7 @@
 //! into families of that moment, like all gauges. A reading that does not exist has no line at
 //! all, because 0 would be a lie.
 
+mod budgets;
 mod sensors;
 
 use homeostat_cascade::{DecisionRecord, Ending, StepRecord};
@@ -625,6 +626,7 @@ fn gauges(house: &House) -> Result<Registry> {
     policies(&mut now, &house.policies.stats())?;
     machine(&mut now, &(house.snapshots)())?;
     sensors::sensors(&mut now, &house.telemetry.stats())?;
+    budgets::budgets(&mut now, &house.budgets.status())?;
     Ok(now.registry)
 }
 

@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::budgets::{Budgets, Receipts};
 use crate::cli::ServeArgs;
 use crate::config::{Config, TierConfig, TierKind};
 use crate::energy::Energy;
@@ -34,6 +35,9 @@ use crate::{Failure, embedded, http, log};
 const KV_PERIOD: Duration = Duration::from_millis(100);
 /// How often energy is booked: as often as telemetry samples.
 const ENERGY_PERIOD: Duration = Duration::from_millis(100);
+/// How often budgets are settled and told to telemetry, so that what they do to the state of
+/// the host is seen within two samplings.
+const BUDGETS_PERIOD: Duration = Duration::from_millis(100);
 /// Context of a remote tier that is not described: what nearly all models have.
 const REMOTE_CONTEXT_TOKENS: u32 = 8192;
 
@@ -43,17 +47,19 @@ pub fn serve(args: ServeArgs) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::failed)?;
     // The port first: whoever starts a second host by mistake learns it at once.
     let listener = runtime.block_on(listen(config.server.listen))?;
-    let (engines, telemetry) = {
+    let (engines, telemetry, budgets) = {
         let _inside = runtime.enter();
         let engines = load_engines(&config)?;
         let (house, telemetry) = build(&config, &engines)?;
         let drain = Duration::from_secs(config.server.drain_seconds);
         let signals = signals().map_err(Failure::failed)?;
+        let budgets = house.budgets.clone();
         runtime.block_on(run(house, listener, drain, signals))?;
-        (engines, telemetry)
+        (engines, telemetry, budgets)
     };
     // Whatever was cut off ends here, before its engine does.
     runtime.shutdown_timeout(Duration::from_secs(1));
+    budgets.close();
     for engine in engines.local {
         engine.shutdown(Shutdown::Cancel);
     }
@@ -196,6 +202,7 @@ fn build(config: &Config, engines: &Engines) -> Result<(Arc<House>, Arc<Telemetr
     let telemetry = Arc::new(Telemetry::start(telemetry_config(config)));
     watch_kv(&telemetry, &local);
     let energy = keep_books(config, &telemetry, &local, &metrics);
+    let budgets = keep_budgets(config, &telemetry, &energy)?;
     let snapshots: Snapshots = {
         let telemetry = telemetry.clone();
         Arc::new(move || telemetry.snapshot())
@@ -214,6 +221,7 @@ fn build(config: &Config, engines: &Engines) -> Result<(Arc<House>, Arc<Telemetr
         telemetry: telemetry.clone(),
         metrics,
         energy,
+        budgets,
         sampling: SamplingDefaults {
             temperature: config.sampling.temperature,
             top_p: config.sampling.top_p,
@@ -432,6 +440,44 @@ fn keep_books(
         }
     });
     energy
+}
+
+/// Settle budgets and tell telemetry what the host may draw and spend, for as long as somebody
+/// listens.
+fn keep_budgets(
+    config: &Config,
+    telemetry: &Arc<Telemetry>,
+    energy: &Arc<Energy>,
+) -> Result<Arc<Budgets>, Failure> {
+    let given = &config.budgets;
+    let file = given.spendings_file.as_deref();
+    let file = config.path(file.unwrap_or(Path::new("budget-spendings.json")));
+    let receipts = energy.is_on().then(|| {
+        let energy = energy.clone();
+        Box::new(move |job: &str| energy.taken(job)) as Receipts
+    });
+    let now_s = || unix_seconds() as i64;
+    let budgets = Budgets::open(given, Some(file), receipts, Box::new(now_s));
+    let budgets = Arc::new(budgets.map_err(Failure::Config)?);
+    if given.says_something() {
+        let plan = given.power_plan();
+        let (telemetry, budgets) = (Arc::downgrade(telemetry), Arc::downgrade(&budgets));
+        tokio::spawn(async move {
+            let mut tick = tokio::time::interval(BUDGETS_PERIOD);
+            loop {
+                tick.tick().await;
+                let (Some(telemetry), Some(budgets)) = (telemetry.upgrade(), budgets.upgrade())
+                else {
+                    return;
+                };
+                budgets.tick();
+                let mut of_host = budgets.of_host();
+                of_host.extend(plan.budgets(&telemetry.snapshot(), now_s()));
+                telemetry.set_budgets(of_host);
+            }
+        });
+    }
+    Ok(budgets)
 }
 
 /// Serve until a signal comes, then finish what has begun.

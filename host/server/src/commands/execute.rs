@@ -234,6 +234,7 @@ fn job(request: &Request, top_p: f32) -> Result<Job, String> {
             .filter(|(name, _)| !name.starts_with("homeostat."))
             .cloned()
             .collect(),
+        purse: None,
     })
 }
 

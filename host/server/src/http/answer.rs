@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use futures::future::{join_all, try_join_all};
 use futures::stream::{BoxStream, SelectAll};
 use futures::{Stream, StreamExt};
-use homeostat_cascade::{Head, Reply, ReplyEvent, TierError, Token, Usage};
+use homeostat_cascade::{Head, Job, Purse, Reply, ReplyEvent, TierError, Token, Usage};
 use homeostat_hooks::{AnsweredBy, Finish, Hook};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -78,10 +78,25 @@ async fn answer(
         .map_err(|_| stalled())??;
     let asked = parse(&body, house.sampling)?;
     let spending = house.energy.begin(&id, asked.n);
-    let jobs = (0..asked.n).map(|i| asked.job(&id, i, payer, deadline_ms));
+    let mut paid_by = Vec::new();
+    let jobs = (0..asked.n).map(|i| {
+        let job = asked.job(&id, i, payer, deadline_ms);
+        let purse = house.budgets.purse(&job, key);
+        if let (0, Some(purse)) = (i, &purse) {
+            paid_by = purse.paid_by();
+        }
+        Job {
+            purse: purse.map(|purse| purse as Arc<dyn Purse>),
+            ..job
+        }
+    });
     let replies = try_join_all(jobs.map(|job| house.cascade.run(job))).await?;
     let first = &replies[0].head;
-    let headers = headers(first, &asked);
+    let mut headers = headers(first, &asked);
+    if !paid_by.is_empty() {
+        let name = HeaderName::from_static("x-homeostat-budget");
+        headers.insert(name, header_text(&paid_by.join(",")));
+    }
     let shape = Shape {
         endpoint: asked.endpoint,
         created: unix_seconds(),

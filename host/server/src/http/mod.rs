@@ -6,6 +6,7 @@
 mod admin;
 mod answer;
 mod body;
+mod budgets;
 mod embeddings;
 mod energy;
 mod models;
@@ -35,7 +36,7 @@ use crate::house::House;
 use crate::openai::error::{ApiError, shown};
 
 /// Paths that a wrong one may have meant.
-const PATHS: [&str; 17] = [
+const PATHS: [&str; 19] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",
@@ -53,6 +54,8 @@ const PATHS: [&str; 17] = [
     "/admin/v1/state/{policy}",
     "/admin/v1/decisions",
     "/admin/v1/telemetry",
+    "/admin/v1/budgets",
+    "/admin/v1/budgets/{name}",
 ];
 
 /// Id of the present request.
@@ -91,6 +94,8 @@ pub fn router(house: Arc<House>) -> Router {
             "/admin/v1/telemetry",
             get(admin::telemetry).post(sensors::push),
         )
+        .route("/admin/v1/budgets", get(budgets::list))
+        .route("/admin/v1/budgets/{name}", put(budgets::change))
         .layer(middleware::from_fn_with_state(house.clone(), admin::guard));
     let for_machines = Router::new()
         .route("/healthz", get(ops::healthz))

@@ -10,11 +10,12 @@ use homeostat_cascade::{
     Cascade, CascadeConfig, GenerateCall, Prompt, Tier, TierError, TierEvent, TierFault, Token,
     TokenStream,
 };
-use homeostat_hooks::{BuiltIn, Finish, Snapshot, TierView};
+use homeostat_hooks::{BuiltIn, Finish, Sample, Snapshot, TierView};
 use homeostat_policy::{PolicyRoom, RoomConfig};
 use homeostat_telemetry::Telemetry;
 use tokio::sync::Semaphore;
 
+use crate::budgets::{Budgets, BudgetsConfig};
 use crate::config::{EnergyConfig, ServerConfig};
 use crate::energy::Energy;
 use crate::house::{Door, House};
@@ -41,6 +42,17 @@ pub fn chat_body(question: &str, extra: &str) -> String {
 pub fn house(change: impl FnOnce(&mut ServerConfig)) -> Arc<House> {
     let mut server = ServerConfig::default();
     change(&mut server);
+    let no_budgets = Budgets::open(&BudgetsConfig::default(), None, None, Box::new(|| 0));
+    house_of(&server, vec![Arc::new(SMALL)], no_budgets.unwrap())
+}
+
+/// A house with a second tier, `large`, which costs 3 J a token where `small` costs 1 J, and
+/// with budgets. Long questions go to `large`.
+pub fn house_on_budget(server: &ServerConfig, budgets: Budgets) -> Arc<House> {
+    house_of(server, vec![Arc::new(SMALL), Arc::new(LARGE)], budgets)
+}
+
+fn house_of(server: &ServerConfig, tiers: Vec<Arc<dyn Tier>>, budgets: Budgets) -> Arc<House> {
     let metrics = Arc::new(Metrics::new().unwrap());
     let snapshots: crate::house::Snapshots = Arc::new(|| Arc::new(Snapshot::default()));
     let counted = metrics.clone();
@@ -48,7 +60,6 @@ pub fn house(change: impl FnOnce(&mut ServerConfig)) -> Arc<House> {
         observer: Some(Arc::new(move |record| counted.record(record))),
         ..CascadeConfig::default()
     };
-    let tiers: Vec<Arc<dyn Tier>> = vec![Arc::new(Puppet)];
     let cascade = Cascade::new(Arc::new(BuiltIn), tiers, snapshots.clone(), limits);
     let models = HostModels::new(Vec::new(), Vec::new(), None).unwrap();
     let room = PolicyRoom::new(RoomConfig::default(), Arc::new(models)).unwrap();
@@ -66,11 +77,12 @@ pub fn house(change: impl FnOnce(&mut ServerConfig)) -> Arc<House> {
             std::path::Path::new("/proc"),
             std::time::Instant::now(),
         )),
+        budgets: Arc::new(budgets),
         sampling: SamplingDefaults {
             temperature: 0.2,
             top_p: 0.9,
         },
-        door: Door::new(&server),
+        door: Door::new(server),
         started: 7,
         draining: false.into(),
     })
@@ -87,19 +99,36 @@ fn no_sensors() -> Telemetry {
 }
 
 /// A tier that does what the question says: echo it word by word, or misbehave.
-struct Puppet;
+struct Puppet {
+    id: &'static str,
+    rank: u32,
+    joules_per_token: f64,
+}
+
+const SMALL: Puppet = Puppet {
+    id: "small",
+    rank: 0,
+    joules_per_token: 1.0,
+};
+const LARGE: Puppet = Puppet {
+    id: "large",
+    rank: 1,
+    joules_per_token: 3.0,
+};
 
 impl Tier for Puppet {
     fn id(&self) -> &str {
-        "small"
+        self.id
     }
 
     fn view(&self) -> TierView {
         TierView {
-            id: "small".into(),
+            id: self.id.into(),
+            rank: self.rank,
             model: "puppet".into(),
             ready: true,
             context_tokens: 100,
+            joules_per_token: Some(Sample::measured(self.joules_per_token)),
             ..TierView::default()
         }
     }

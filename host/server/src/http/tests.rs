@@ -1,5 +1,7 @@
 //! The door, knocked at with and without manners, with fake tiers behind it.
 
+mod budgets;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

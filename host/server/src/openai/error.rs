@@ -179,6 +179,7 @@ impl From<TierError> for ApiError {
         let (status, kind) = match (e.fault, e.code) {
             (TierFault::Client, _) => (StatusCode::BAD_REQUEST, "invalid_request_error"),
             (_, "queue_full") => (StatusCode::TOO_MANY_REQUESTS, "overloaded_error"),
+            (_, "budget_exhausted") => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error"),
             (TierFault::Tier, _) if e.retryable => {
                 (StatusCode::SERVICE_UNAVAILABLE, "overloaded_error")
             }
@@ -233,6 +234,7 @@ mod tests {
         let status = |f, c, r| tier_error(f, c, r).status.as_u16();
         assert_eq!(status(Client, "context_length_exceeded", false), 400);
         assert_eq!(status(Tier, "queue_full", true), 429);
+        assert_eq!(status(Tier, "budget_exhausted", true), 429);
         assert_eq!(status(Tier, "unavailable", true), 503);
         assert_eq!(status(Tier, "upstream_auth", false), 502);
         assert_eq!(status(Host, "internal_error", true), 500);

@@ -152,6 +152,7 @@ impl Asked {
             priority: self.priority,
             deadline_ms,
             attributes: self.attributes.clone(),
+            purse: None,
         }
     }
 }

@@ -1,0 +1,41 @@
+//! Who pays for a request, seen from the cascade.
+//!
+//! The cascade only asks, in this order: which candidates can be paid, whether the next step
+//! can, and that its tokens be counted. It refuses to know what a joule or a dollar is, what
+//! a budget allows, and when its window ends.
+
+use std::sync::Arc;
+
+use homeostat_hooks::{Budget, Rejection, TierView};
+
+use crate::tier::{TierError, TokenStream};
+
+/// What is set aside for one job, for as long as anybody holds it: whoever drops it last has
+/// it settled.
+pub trait Purse: std::fmt::Debug + Send + Sync {
+    /// Sets aside what the dearest of the candidates that can be paid is expected to cost, so
+    /// that no other request takes it while policies decide.
+    ///
+    /// # Errors
+    /// When none can be paid: which budget lacks how much, and when its window ends.
+    fn open(&self, candidates: Vec<TierView>) -> Result<Payable, Rejection>;
+
+    /// Keeps aside what this step is expected to cost, besides what earlier ones have cost,
+    /// and gives the rest back.
+    ///
+    /// # Errors
+    /// When the budgets no longer allow it, as may happen to a second step.
+    fn begin(&self, tier: &str) -> Result<(), TierError>;
+
+    /// The tokens of the step that was begun, counted as they pass.
+    fn count(self: Arc<Self>, tier: &str, tokens: TokenStream) -> TokenStream;
+}
+
+/// What an opened purse can pay, and what policies are told of it.
+#[derive(Debug)]
+pub struct Payable {
+    /// The candidates that can be paid; at least one.
+    pub tiers: Vec<TierView>,
+    /// The budgets that pay, as they were before this request.
+    pub budgets: Vec<Budget>,
+}
