@@ -17,6 +17,8 @@ NAMES = [
     "cool-below-90",
     "counts",
     "falls-often",
+    "follows",
+    "stops-at-eighty",
 ]
 
 CORE_MODULE = b"\0asm\x01\0\0\0"

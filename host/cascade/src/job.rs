@@ -7,6 +7,7 @@ use homeostat_hooks::{AnsweredBy, Attribute, Endpoint, Finish, Hook, Rejection};
 use serde::Serialize;
 
 use crate::purse::Purse;
+use crate::record::Cut;
 use crate::tier::{OutputFormat, Prompt, Sampling, TierError, Token};
 
 /// A checked request.
@@ -81,17 +82,30 @@ pub enum ReplyEvent {
         finish: Finish,
         /// Tokens.
         usage: Usage,
+        /// How it came about.
+        closing: Closing,
     },
-    /// The tier failed after text was sent; nothing follows.
+    /// The answer ended badly after text was sent; nothing follows.
     Failed(TierError),
+}
+
+/// What is known of an answer's making only when it is over.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Closing {
+    /// Tier that wrote its end; `direct` when no model did.
+    pub tier: String,
+    /// Steps that were tried before that one.
+    pub escalations: u32,
+    /// Where steps were left, in order.
+    pub cuts: Vec<Cut>,
 }
 
 /// Tokens of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Usage {
-    /// Of the prompt, as the answering tier counts.
+    /// Of the prompt, as the tier counts that answered last. What it went on from is none of it.
     pub prompt_tokens: u32,
-    /// Of the answer that was sent.
+    /// Of the answer that was sent, each as counted by the tier that wrote it.
     pub completion_tokens: u32,
     /// Generated over all steps, discarded ones included.
     pub generated_tokens_all_steps: u32,

@@ -7,21 +7,25 @@
 //! tensors or WebAssembly. That is what lets a simulator run the same code as the server.
 //!
 //! One rule shapes everything here: **no retraction**. A client never sees text that is
-//! taken back. An answer that may still be escalated is held back until its verdict; only
-//! the last step of a plan streams live.
+//! taken back. Of an answer that may still be escalated the newest tokens are held back (all
+//! of it, where the next tier could not go on from a part); what was held back is dropped when
+//! the answer is doubted, and the next tier continues from what the client has seen. Only the
+//! last step of a plan streams live.
 
 mod job;
 mod life;
 mod purse;
 mod record;
+mod surprisal;
 mod tier;
 mod view;
+mod window;
 
-pub use job::{Head, Job, Refused, Reply, ReplyEvent, Usage};
+pub use job::{Closing, Head, Job, Refused, Reply, ReplyEvent, Usage};
 pub use life::{Cascade, CascadeConfig, Observer};
 pub use purse::{Payable, Purse};
-pub use record::{DecisionRecord, Ending, RequestSummary, StepRecord};
+pub use record::{Cut, CutBy, DecisionRecord, Ending, RequestSummary, StepRecord};
 pub use tier::{
-    CONTEXT_LENGTH_EXCEEDED, CONVERSATION_REFUSED, GenerateCall, OutputFormat, Prompt, Sampling,
-    Tier, TierError, TierEvent, TierFault, Token, TokenStream,
+    CANNOT_CONTINUE, CONTEXT_LENGTH_EXCEEDED, CONVERSATION_REFUSED, GenerateCall, OutputFormat,
+    Prompt, Sampling, Tier, TierError, TierEvent, TierFault, Token, TokenStream,
 };

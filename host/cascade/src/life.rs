@@ -4,19 +4,22 @@
 //! caller goes away the task notices, drops the tier's stream (which cancels the
 //! generation) and still closes its record.
 
+mod stream;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt;
 use homeostat_hooks::{
-    Answer, AnsweredBy, BudgetUnit, Decision, DirectAnswer, Fault, FaultKind, Finish, Hook,
-    HookReply, Outcome, Plan, Policies, Session, Snapshot, Step, TierView, Verdict, builtin,
+    Answer, AnsweredBy, Assessment, BudgetUnit, Decision, DirectAnswer, Fault, FaultKind, Finish,
+    Hook, HookReply, Outcome, Plan, Policies, Session, Snapshot, Step, TierView, Verdict, builtin,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::job::{Head, Job, Refused, Reply, ReplyEvent, Usage};
-use crate::record::{DecisionRecord, Ending, Records, RequestSummary, StepRecord};
+use crate::job::{Closing, Head, Job, Refused, Reply, ReplyEvent, Usage};
+use crate::record::{CutBy, DecisionRecord, Ending, Records, RequestSummary, StepRecord};
+use crate::surprisal::Baselines;
 use crate::tier::{
     GenerateCall, Prompt, Tier, TierError, TierEvent, TierFault, Token, TokenStream,
 };
@@ -57,6 +60,7 @@ pub struct Cascade {
     snapshots: Arc<dyn Fn() -> Arc<Snapshot> + Send + Sync>,
     config: CascadeConfig,
     records: Records,
+    baselines: Baselines,
 }
 
 /// What a request's task tells its caller. The first message is `Head` or `Refused`.
@@ -89,6 +93,7 @@ impl Cascade {
             snapshots,
             config,
             records,
+            baselines: Baselines::default(),
         }
     }
 
@@ -152,12 +157,35 @@ impl Cascade {
     }
 }
 
-/// An answer that was finished but not sent.
+/// An answer, or as much of it as there is.
 struct Held {
     step: usize,
+    /// Bytes of text that the client had seen when the step began: it goes on from there.
+    begins_at: usize,
     tokens: Vec<Token>,
+    /// How many of them the client has.
+    sent: usize,
     finish: Finish,
     confidence: Option<f32>,
+    /// What its tier still says; `None` when it is over. Dropping it cancels the generation.
+    rest: Option<TokenStream>,
+}
+
+impl Held {
+    fn text_from(&self, token: usize) -> String {
+        let texts = self.tokens[token..].iter().map(|t| t.text.as_str());
+        texts.collect()
+    }
+}
+
+/// How the client comes by the answer of a step.
+enum Manner {
+    /// Token by token: nothing can follow.
+    Live,
+    /// Token by token, but for the newest: the next step could go on.
+    Behind,
+    /// When it was found good.
+    Whole,
 }
 
 /// What became of one step.
@@ -181,6 +209,15 @@ struct Life {
     receipt: Option<String>,
     /// From here on a failure can only end the stream.
     head_sent: bool,
+    /// All text that the client has, and its tokens.
+    seen: String,
+    seen_tokens: u32,
+    /// The best answer that was left, for as long as nothing of a later one was sent.
+    best: Option<Held>,
+    /// What the last step that was left would have said next.
+    hint: String,
+    /// A question about a part of an answer; it has the session.
+    asking: Option<tokio::task::JoinHandle<stream::Asked>>,
     /// A live answer that is sent and not yet validated.
     unjudged: Option<(Step, Held)>,
 }
@@ -216,6 +253,11 @@ impl Life {
             confidence: None,
             receipt: None,
             head_sent: false,
+            seen: String::new(),
+            seen_tokens: 0,
+            best: None,
+            hint: String::new(),
+            asking: None,
             unjudged: None,
         })
     }
@@ -231,6 +273,8 @@ impl Life {
             () = expires(deadline) => Err(self.expired().into()),
             result = self.serve() => result,
         };
+        // What was begun and is not sent ends here.
+        self.best = None;
         if let Err(refused) = result {
             self.refuse(refused).await;
         }
@@ -238,7 +282,9 @@ impl Life {
         // Too late to change the answer; the verdict is for the record and for policies
         // that learn. Neither the client's leaving nor its deadline matters any more.
         if let Some((step, held)) = self.unjudged.take() {
-            let verdict = self.validate(&step, 0, &held).await;
+            let answer = self.answer(&step, 0, &held);
+            let verdict = self.validate(answer).await;
+            self.learn_surprisal(&step, &held, &verdict);
             self.confidence = confidence_of(&verdict);
         }
         self.close().await;
@@ -329,67 +375,97 @@ impl Life {
     /// Step after step, until an answer is sent. When the tiers that should have done
     /// better fail, the best answer in hand is sent after all.
     async fn climb(&mut self, plan: Plan) -> Result<(), Refused> {
-        let mut best: Option<Held> = None;
         let mut error = None;
         for (index, step) in plan.steps.iter().enumerate() {
-            let steps_left = plan.steps.len() - index - 1;
-            match self.attempt(index, step, steps_left).await? {
+            let later = &plan.steps[index + 1..];
+            match self.attempt(index, step, later).await? {
                 Attempt::Sent => return Ok(()),
-                Attempt::Escalate(held) => {
-                    if best
-                        .as_ref()
-                        .is_none_or(|b| held.confidence >= b.confidence)
-                    {
-                        best = Some(held);
-                    }
-                }
-                Attempt::Failed(e) if e.is_final() => return Err(e.into()),
+                Attempt::Escalate(held) => self.keep(held),
+                Attempt::Failed(e) if e.is_final() && !self.head_sent => return Err(e.into()),
                 Attempt::Failed(e) => error = Some(e),
             }
         }
-        match (best, error) {
-            (Some(held), error) => {
-                if let Some(e) = error {
-                    let note =
-                        format!("an earlier answer was sent, since a later step failed: {e}");
-                    self.record.notes.push(note);
-                }
-                self.send_held(held).await;
-                Ok(())
-            }
-            (None, Some(e)) => Err(e.into()),
-            (None, None) => Err(TierError::host("internal_error", "the plan was empty").into()),
+        let Some(held) = self.best.take() else {
+            let empty = || TierError::host("internal_error", "the plan was empty");
+            return Err(error.unwrap_or_else(empty).into());
+        };
+        if let Some(e) = error {
+            let note = format!("an earlier answer was sent, since a later step failed: {e}");
+            self.record.notes.push(note);
+        }
+        let step = &plan.steps[held.step];
+        match self.send_held(step, held).await {
+            Attempt::Failed(e) => Err(e.into()),
+            Attempt::Sent | Attempt::Escalate(_) => Ok(()),
         }
     }
 
-    /// One step: generate, then live to the client, or held back until the verdict.
+    /// Of two answers that were left the one that is thought better is kept.
+    fn keep(&mut self, held: Held) {
+        let better = |best: &Held| held.confidence >= best.confidence;
+        if self.best.as_ref().is_none_or(better) {
+            self.best = Some(held);
+        }
+    }
+
+    /// One step: generate, then to the client as far as no later step could do better.
     async fn attempt(
         &mut self,
         index: usize,
         step: &Step,
-        steps_left: usize,
+        later: &[Step],
     ) -> Result<Attempt, Refused> {
-        self.record.steps.push(open_step(step, self.elapsed_ms()));
-        let tokens = match self.start(step).await {
-            Ok(tokens) => tokens,
-            Err(error) => return Ok(self.step_failed(error)),
-        };
-        if steps_left == 0 && self.job.stream {
-            return Ok(self.stream_live(index, step, tokens).await);
+        if self.tokens_left() == Some(0) {
+            self.send_end(Finish::Length).await;
+            return Ok(Attempt::Sent);
         }
-        let held = match self.collect(index, tokens).await {
-            Ok(held) => held,
-            Err(error) => return Ok(self.step_failed(error)),
+        let opened = open_step(step, self.elapsed_ms(), self.seen_tokens);
+        self.record.steps.push(opened);
+        let rest = match self.start(step).await {
+            Ok(rest) => rest,
+            Err(error) => return Ok(self.step_failed(index, error)),
         };
-        let verdict = self.validate(step, steps_left, &held).await;
-        self.act_on(verdict, held, steps_left).await
+        let mut held = Held {
+            step: index,
+            begins_at: self.seen.len(),
+            tokens: Vec::new(),
+            sent: 0,
+            finish: Finish::Unfinished,
+            confidence: None,
+            rest: Some(rest),
+        };
+        match self.manner(step, later) {
+            Manner::Live => return Ok(self.stream_live(step, held).await),
+            Manner::Behind => return self.stream_behind(step, later.len(), held).await,
+            Manner::Whole => {}
+        }
+        loop {
+            match next(&mut held.rest).await {
+                Err(error) => return Ok(self.broke(held, error)),
+                Ok(event) => {
+                    if !self.take(&mut held, event) {
+                        return self.judge(step, later.len(), held).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// New tokens that the client still wants.
+    fn tokens_left(&self) -> Option<u32> {
+        let wanted = self.job.max_tokens?;
+        Some(wanted.saturating_sub(self.seen_tokens))
     }
 
     async fn start(&mut self, step: &Step) -> Result<TokenStream, TierError> {
         // `check::decision` has made sure that the tier exists.
         let tier = self.cascade.tiers.iter().find(|t| t.id() == step.tier);
         let tier = tier.ok_or_else(|| TierError::host("internal_error", "the tier is gone"))?;
-        let max_tokens = match (step.max_tokens, self.job.max_tokens) {
+        if !self.seen.is_empty() && !tier.can_continue(&self.prompt) {
+            let why = "it is used only while the client has seen nothing";
+            return Err(TierError::cannot_continue(&step.tier, why));
+        }
+        let max_tokens = match (step.max_tokens, self.tokens_left()) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
@@ -400,7 +476,8 @@ impl Life {
             max_tokens,
             max_draft_tokens: step.max_draft_tokens,
             output: self.job.output.clone(),
-            answer_prefix: String::new(),
+            answer_prefix: self.seen.clone(),
+            draft_hint: self.hint.clone(),
             sharer: self.job.sharer.clone(),
             priority: self.job.priority,
             time_left: self
@@ -415,125 +492,77 @@ impl Life {
         Ok(purse.clone().count(&step.tier, tokens))
     }
 
-    /// The last step of a stream. Its first token is awaited before the head is sent, so
-    /// that a tier which fails at once is still an error with a status.
-    async fn stream_live(&mut self, index: usize, step: &Step, mut tokens: TokenStream) -> Attempt {
-        let mut held = Held {
-            step: index,
-            tokens: Vec::new(),
-            finish: Finish::Stop,
-            confidence: None,
-        };
-        loop {
-            let event = match next(&mut tokens).await {
-                Ok(event) => event,
-                Err(error) if self.head_sent => {
-                    self.step_failed(error.clone());
-                    self.record.ending = Ending::Failed {
-                        message: error.to_string(),
-                    };
-                    self.send(Message::Event(ReplyEvent::Failed(error))).await;
-                    return Attempt::Sent;
-                }
-                Err(error) => return self.step_failed(error),
-            };
-            if !self.head_sent {
-                self.mark_sent(index);
-                self.send_head(&step.tier, None).await;
-            }
-            match event {
-                TierEvent::Token(token) => {
-                    self.note_token();
-                    held.tokens.push(token.clone());
-                    self.send_text(token).await;
-                }
-                TierEvent::Finished {
-                    finish,
-                    prompt_tokens,
-                    completion_tokens,
-                } => {
-                    held.finish = finish;
-                    self.note_end(&held, prompt_tokens, completion_tokens);
-                    self.send_end(finish).await;
-                    self.unjudged = Some((step.clone(), held));
-                    return Attempt::Sent;
-                }
-            }
-        }
+    /// The verdict on a whole answer, and what follows from it.
+    async fn judge(
+        &mut self,
+        step: &Step,
+        steps_left: usize,
+        held: Held,
+    ) -> Result<Attempt, Refused> {
+        let answer = self.answer(step, steps_left, &held);
+        let verdict = self.validate(answer).await;
+        self.learn_surprisal(step, &held, &verdict);
+        self.act_on(verdict, held, step, steps_left).await
     }
 
-    async fn collect(&mut self, index: usize, mut tokens: TokenStream) -> Result<Held, TierError> {
-        let mut held = Held {
-            step: index,
-            tokens: Vec::new(),
-            finish: Finish::Stop,
-            confidence: None,
-        };
-        loop {
-            match next(&mut tokens).await? {
-                TierEvent::Token(token) => {
-                    self.note_token();
-                    held.tokens.push(token);
-                }
-                TierEvent::Finished {
-                    finish,
-                    prompt_tokens,
-                    completion_tokens,
-                } => {
-                    held.finish = finish;
-                    self.note_end(&held, prompt_tokens, completion_tokens);
-                    return Ok(held);
-                }
-            }
-        }
+    async fn validate(&mut self, answer: Answer) -> Verdict {
+        let step = answer.step as usize;
+        let reply = self.ask(move |session| session.validate(&answer)).await;
+        let verdict = reply.value.clone();
+        self.record.steps[step].verdict = Some(reply);
+        verdict
     }
 
-    async fn validate(&mut self, step: &Step, steps_left: usize, held: &Held) -> Verdict {
-        let answer = Answer {
+    /// What a validator is shown: all text of the answer, and what this step's tier thought of its
+    /// own part.
+    fn answer(&self, step: &Step, steps_left: usize, held: &Held) -> Answer {
+        Answer {
             step: held.step as u32,
             steps_left: steps_left as u32,
             tier: step.tier.clone(),
-            text: held.tokens.iter().map(|t| t.text.as_str()).collect(),
+            text: format!("{}{}", &self.seen[..held.begins_at], held.text_from(0)),
             finish: held.finish,
             logprobs: held.tokens.iter().map_while(|t| t.logprob).collect(),
             accept_threshold: step.accept_threshold,
             attributes: Vec::new(),
-        };
-        let reply = self.ask(move |session| session.validate(&answer)).await;
-        let verdict = reply.value.clone();
-        if let Some(last) = self.record.steps.last_mut() {
-            last.verdict = Some(reply);
         }
-        verdict
     }
 
     async fn act_on(
         &mut self,
         verdict: Verdict,
         mut held: Held,
+        step: &Step,
         steps_left: usize,
     ) -> Result<Attempt, Refused> {
         held.confidence = confidence_of(&verdict);
         match verdict {
-            Verdict::Escalate(_) if steps_left > 0 => return Ok(Attempt::Escalate(held)),
+            Verdict::Escalate(doubt) if steps_left > 0 => {
+                let why = reasons(&doubt, step.accept_threshold);
+                return Ok(self.cut(held, CutBy::Validator, why));
+            }
             Verdict::Reject(rejection) => return Err(Refused::Policy(rejection)),
             Verdict::Amend(amendment) if !self.job.output.admits(&amendment.text) => {
                 let note = "the validator's amendment is not in the form asked for: not sent";
                 self.record.notes.push(note.into());
             }
             Verdict::Amend(amendment) => {
-                held.tokens = vec![Token {
-                    text: amendment.text,
-                    ..Token::default()
-                }];
-                self.record
-                    .notes
-                    .push("the validator amended the answer".into());
+                let note = match amendment.text.strip_prefix(self.seen.as_str()) {
+                    Some(new) => {
+                        held.tokens = vec![Token {
+                            text: new.to_owned(),
+                            ..Token::default()
+                        }];
+                        held.sent = 0;
+                        "the validator amended the answer"
+                    }
+                    None => "the validator's amendment changes what the client has seen: not sent",
+                };
+                self.record.notes.push(note.into());
             }
             Verdict::Accept(_) | Verdict::Escalate(_) | Verdict::Undecided => {}
         }
-        self.send_held(held).await;
-        Ok(Attempt::Sent)
+        Ok(self.send_held(step, held).await)
     }
 
     /// Ask the session something on a thread that may block.
@@ -542,6 +571,7 @@ impl Life {
         T: Send + 'static,
         F: FnOnce(&mut dyn Session) -> T + Send + 'static,
     {
+        self.settle().await;
         let mut session = self
             .session
             .take()
@@ -600,39 +630,59 @@ impl Life {
         if self.record.ttft_ms.is_none() && !token.text.is_empty() {
             self.record.ttft_ms = Some(self.elapsed_ms());
         }
+        self.seen.push_str(&token.text);
+        self.seen_tokens += 1;
         self.send(Message::Event(ReplyEvent::Token(token))).await;
     }
 
     async fn send_end(&mut self, finish: Finish) {
+        let tier = match &self.record.ending {
+            Ending::Sent { tier, .. } => tier.clone(),
+            _ => "direct".into(),
+        };
+        let steps = &self.record.steps;
+        let closing = Closing {
+            tier,
+            escalations: steps.len().saturating_sub(1) as u32,
+            cuts: steps.iter().filter_map(|s| s.cut.clone()).collect(),
+        };
         let usage = self.record.usage;
-        self.send(Message::Event(ReplyEvent::Finished { finish, usage }))
-            .await;
+        self.send(Message::Event(ReplyEvent::Finished {
+            finish,
+            usage,
+            closing,
+        }))
+        .await;
     }
 
-    async fn send_held(&mut self, held: Held) {
-        self.mark_sent(held.step);
+    /// What is not sent yet of an answer, and what its tier still says.
+    async fn send_held(&mut self, step: &Step, mut held: Held) -> Attempt {
         self.confidence = held.confidence;
-        let tier = self.record.steps[held.step].tier.clone();
-        self.send_head(&tier, None).await;
-        for token in held.tokens {
-            self.send_text(token).await;
+        // Taken up again: nothing of it is dropped.
+        self.record.steps[held.step].cut = None;
+        if held.rest.is_some() {
+            self.hint.clear();
+            return self.stream_live(step, held).await;
         }
+        let end = held.tokens.len();
+        self.release(&mut held, end).await;
         self.send_end(held.finish).await;
+        Attempt::Sent
     }
 
     async fn refuse(&mut self, refused: Refused) {
-        self.record.ending = Ending::Refused {
-            message: refused.to_string(),
+        let message = refused.to_string();
+        self.record.ending = match &refused {
+            Refused::Tier(_) if self.head_sent => Ending::Failed { message },
+            _ => Ending::Refused { message },
         };
-        match refused {
-            Refused::Tier(error) if self.head_sent => {
-                self.record.ending = Ending::Failed {
-                    message: error.to_string(),
-                };
-                self.send(Message::Event(ReplyEvent::Failed(error))).await;
+        let message = match refused {
+            refused if self.head_sent => {
+                Message::Event(ReplyEvent::Failed(stream::broken_off(refused)))
             }
-            refused => self.send(Message::Refused(refused)).await,
-        }
+            refused => Message::Refused(refused),
+        };
+        self.send(message).await;
     }
 
     // ---- what is written down ------------------------------------------------
@@ -659,46 +709,62 @@ impl Life {
     fn mark_sent(&mut self, step: usize) {
         let sent = &mut self.record.steps[step];
         sent.sent = true;
-        self.record.usage.prompt_tokens = sent.prompt_tokens;
-        self.record.usage.completion_tokens = sent.completion_tokens;
         self.record.ending = Ending::Sent {
             tier: sent.tier.clone(),
             step: step as u32,
         };
+        self.count_usage(step);
     }
 
-    fn note_token(&mut self) {
-        let elapsed = self.elapsed_ms();
-        if let Some(step) = self.record.steps.last_mut() {
-            step.ttft_ms.get_or_insert(elapsed - step.started_ms);
-        }
-    }
-
-    fn note_end(&mut self, held: &Held, prompt_tokens: u32, completion_tokens: u32) {
-        let elapsed = self.elapsed_ms();
+    /// What an answer went on from is a part of the answer, whoever wrote it, though the tier that
+    /// goes on counts it as prompt.
+    fn count_usage(&mut self, step: usize) {
+        let step = &self.record.steps[step];
         let usage = &mut self.record.usage;
-        usage.generated_tokens_all_steps += completion_tokens;
-        let Some(step) = self.record.steps.last_mut() else {
-            return;
-        };
+        usage.prompt_tokens = step.prompt_tokens.saturating_sub(step.continued_tokens);
+        usage.completion_tokens = step.continued_tokens + step.completion_tokens;
+    }
+
+    fn note_token(&mut self, step: usize) {
+        let elapsed = self.elapsed_ms();
+        let step = &mut self.record.steps[step];
+        step.ttft_ms.get_or_insert(elapsed - step.started_ms);
+    }
+
+    /// Writes down what there is of an answer, which has so many tokens by its tier's count.
+    fn note_answer(&mut self, held: &Held, completion_tokens: u32) {
+        let elapsed = self.elapsed_ms();
+        let step = &mut self.record.steps[held.step];
+        let new_tokens = completion_tokens - step.completion_tokens.min(completion_tokens);
+        self.record.usage.generated_tokens_all_steps += new_tokens;
         step.total_ms = elapsed - step.started_ms;
-        step.prompt_tokens = prompt_tokens;
         step.completion_tokens = completion_tokens;
         step.bytes = held.tokens.iter().map(|t| t.text.len()).sum();
         step.mean_logprob = mean(held.tokens.iter().map_while(|t| t.logprob));
         step.finish = Some(held.finish);
-        if step.sent {
-            usage.prompt_tokens = prompt_tokens;
-            usage.completion_tokens = completion_tokens;
+    }
+
+    fn note_end(&mut self, held: &Held, prompt_tokens: u32, completion_tokens: u32) {
+        self.note_answer(held, completion_tokens);
+        let (earlier, this) = self.record.steps.split_at_mut(held.step);
+        this[0].prompt_tokens = prompt_tokens;
+        let text = held.text_from(0);
+        let same = text.bytes().zip(self.hint.bytes());
+        if !self.hint.is_empty()
+            && let Some(cut) = earlier.iter_mut().rev().find_map(|s| s.cut.as_mut())
+        {
+            cut.repeated_bytes = Some(same.take_while(|(a, b)| a == b).count());
+        }
+        if this[0].sent {
+            self.count_usage(held.step);
         }
     }
 
-    fn step_failed(&mut self, error: TierError) -> Attempt {
+    fn step_failed(&mut self, step: usize, error: TierError) -> Attempt {
         let elapsed = self.elapsed_ms();
-        if let Some(step) = self.record.steps.last_mut() {
-            step.total_ms = elapsed - step.started_ms;
-            step.error = Some(error.clone());
-        }
+        let step = &mut self.record.steps[step];
+        step.total_ms = elapsed - step.started_ms;
+        step.error = Some(error.clone());
         Attempt::Failed(error)
     }
 
@@ -712,7 +778,7 @@ impl Life {
         self.cascade.records.put(record);
         self.client = None;
         let outcome = self.outcome();
-        if self.session.is_some() {
+        if self.session.is_some() || self.asking.is_some() {
             self.ask(move |session| session.learn(&outcome)).await;
         }
     }
@@ -742,8 +808,12 @@ async fn expires(after: Option<Duration>) {
     }
 }
 
-async fn next(tokens: &mut TokenStream) -> Result<TierEvent, TierError> {
-    tokens.next().await.unwrap_or_else(|| {
+async fn next(tokens: &mut Option<TokenStream>) -> Result<TierEvent, TierError> {
+    let event = match tokens {
+        Some(tokens) => tokens.next().await,
+        None => None,
+    };
+    event.unwrap_or_else(|| {
         Err(TierError {
             fault: TierFault::Tier,
             code: "incomplete_answer",
@@ -771,7 +841,22 @@ fn mean(values: impl Iterator<Item = f32>) -> Option<f32> {
     (count > 0).then(|| sum / count as f32)
 }
 
-fn open_step(step: &Step, started_ms: u32) -> StepRecord {
+/// What a validator found wrong, in a line.
+fn reasons(doubt: &Assessment, threshold: f32) -> String {
+    let failed = doubt.findings.iter().filter(|f| !f.passed);
+    let failed: Vec<String> = failed
+        .map(|f| format!("{}: {}", f.check, f.detail))
+        .collect();
+    match failed.is_empty() {
+        true => format!(
+            "confidence {:.2}, accepted from {threshold:.2}",
+            doubt.confidence
+        ),
+        false => failed.join("; "),
+    }
+}
+
+fn open_step(step: &Step, started_ms: u32, continued_tokens: u32) -> StepRecord {
     StepRecord {
         tier: step.tier.clone(),
         started_ms,
@@ -785,6 +870,9 @@ fn open_step(step: &Step, started_ms: u32) -> StepRecord {
         verdict: None::<HookReply<Verdict>>,
         error: None,
         sent: false,
+        continued_tokens,
+        partial_verdicts: Vec::new(),
+        cut: None,
     }
 }
 

@@ -60,8 +60,62 @@ pub struct StepRecord {
     pub verdict: Option<HookReply<Verdict>>,
     /// Why it failed.
     pub error: Option<TierError>,
-    /// Whether the client saw it.
+    /// Whether the client saw it, or a part of it.
     pub sent: bool,
+    /// Tokens of earlier steps that the client had seen and that this one went on from.
+    pub continued_tokens: u32,
+    /// What the validator said before the answer was whole, and nothing followed from.
+    pub partial_verdicts: Vec<HookReply<Verdict>>,
+    /// Where it was left, if it was.
+    pub cut: Option<Cut>,
+}
+
+/// Where a step was left: what of its answer was held back is dropped, and the next step goes on
+/// from what the client has seen, which may be nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Cut {
+    /// Tier that was left.
+    pub tier: String,
+    /// When, since the request came in.
+    pub at_ms: u32,
+    /// Who found it wanting.
+    pub by: CutBy,
+    /// What was found, for people.
+    pub why: String,
+    /// Tokens of this step that the client had seen. They stay.
+    pub sent_tokens: u32,
+    /// Bytes of the answer that the client had seen, earlier steps' included: where the seam is.
+    pub seam_bytes: usize,
+    /// Tokens of this step that were held back, and are dropped.
+    pub dropped_tokens: u32,
+    /// Their bytes.
+    pub dropped_bytes: usize,
+    /// Bytes at the beginning of what was dropped that the next step then said all the same;
+    /// `None` until it has ended.
+    pub repeated_bytes: Option<usize>,
+}
+
+/// Who found that an answer should be left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CutBy {
+    /// The validator.
+    Validator,
+    /// The surprisal of its tokens.
+    Surprisal,
+    /// The tier itself: it failed in the middle.
+    Failure,
+}
+
+impl CutBy {
+    /// The word in records and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Validator => "validator",
+            Self::Surprisal => "surprisal",
+            Self::Failure => "failure",
+        }
+    }
 }
 
 /// How a request ended.
@@ -139,7 +193,7 @@ impl DecisionRecord {
             || self
                 .steps
                 .iter()
-                .filter_map(|s| s.verdict.as_ref())
+                .flat_map(|s| s.verdict.iter().chain(&s.partial_verdicts))
                 .any(|r| fell(&r.by))
     }
 }

@@ -15,6 +15,12 @@ pub trait Tier: Send + Sync {
     fn id(&self) -> &str;
     /// What a router is shown. Called for every request, so it must not block.
     fn view(&self) -> TierView;
+    /// Whether it can go on from the beginning of an answer that another tier wrote
+    /// ([`GenerateCall::answer_prefix`]). A tier that cannot is asked only while the client has
+    /// seen nothing.
+    fn can_continue(&self, _prompt: &Prompt) -> bool {
+        false
+    }
     /// Start an answer. Resolves when the tier has taken the request or refused it.
     fn generate(&self, call: GenerateCall) -> BoxFuture<'static, Result<TokenStream, TierError>>;
 }
@@ -36,6 +42,8 @@ pub struct GenerateCall {
     pub output: OutputFormat,
     /// Text of the answer that the client has already seen; the tier continues it.
     pub answer_prefix: String,
+    /// What an earlier tier would have said next; a guess for speculation, never an instruction.
+    pub draft_hint: String,
     /// Whose share of the tier's time it takes.
     pub sharer: Option<String>,
     /// Lower goes first.
@@ -188,6 +196,8 @@ pub enum TierFault {
 
 /// The prompt is longer than this tier's context.
 pub const CONTEXT_LENGTH_EXCEEDED: &str = "context_length_exceeded";
+/// This tier cannot go on from what another has begun.
+pub const CANNOT_CONTINUE: &str = "cannot_continue";
 /// This tier's template does not take such a conversation.
 pub const CONVERSATION_REFUSED: &str = "conversation_refused";
 
@@ -213,6 +223,17 @@ impl TierError {
     pub(crate) fn is_final(&self) -> bool {
         let of_this_tier = [CONTEXT_LENGTH_EXCEEDED, CONVERSATION_REFUSED];
         self.fault == TierFault::Client && !of_this_tier.contains(&self.code)
+    }
+
+    /// `tier` cannot go on from what another has begun, because of `why`.
+    pub fn cannot_continue(tier: &str, why: &str) -> Self {
+        Self {
+            fault: TierFault::Tier,
+            code: CANNOT_CONTINUE,
+            message: format!("tier {tier} cannot continue an answer that has begun: {why}"),
+            retryable: false,
+            retry_after_ms: None,
+        }
     }
 
     /// This host failed.

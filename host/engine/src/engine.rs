@@ -37,6 +37,7 @@ use crate::runner::Runner;
 use crate::sampler::{ParamError, SamplingParams};
 use crate::scheduler::{Limits, Refusal};
 use crate::sequence::{Order, Purpose, Sequence, SequenceId};
+use crate::speculation::hint::MAX_HINT_TOKENS;
 use crate::speculation::model::DraftModelLimits;
 use crate::speculation::{
     Cascade, DraftModel, Drafter, Goodput, Ngram, PoolLimits, Suffix, VocabularyMismatch,
@@ -298,6 +299,9 @@ pub struct GenerationRequest {
     /// Most tokens a step may guess ahead for it; `None` is the engine's own bound, 0 is plain
     /// decoding. The answer is the same with any number.
     pub max_draft_tokens: Option<usize>,
+    /// Tokens that another model would have said next; the answer is the same with any. Its first
+    /// 1,024 are looked at, and only where somebody drafts.
+    pub draft_hint: Vec<u32>,
     /// How long it may wait for its turn before it ends with an error.
     pub deadline: Option<Duration>,
 }
@@ -315,6 +319,7 @@ impl GenerationRequest {
             account: 0,
             priority: 0,
             max_draft_tokens: None,
+            draft_hint: Vec::new(),
             deadline: None,
         }
     }
@@ -1072,6 +1077,7 @@ impl EngineHandle {
         sequence.tenant = standing.tenant;
         sequence.account = standing.account;
         sequence.max_draft_tokens = standing.max_draft_tokens.min(shared.max_draft_tokens);
+        sequence.draft_hint = standing.draft_hint;
         sequence.priority = standing.priority;
         sequence.constraint = standing.constraint;
         sequence.deadline = standing.patience.and_then(|p| arrived.checked_add(p));
@@ -1099,6 +1105,7 @@ struct Standing {
     tenant: u64,
     account: u64,
     max_draft_tokens: usize,
+    draft_hint: Vec<u32>,
     priority: i8,
     patience: Option<Duration>,
     constraint: Option<Box<Constraint>>,
@@ -1115,6 +1122,12 @@ impl Standing {
                 .map_or(0, |name| tenant_number(name, seed)),
             account: request.account,
             max_draft_tokens: request.max_draft_tokens.unwrap_or(usize::MAX),
+            draft_hint: request
+                .draft_hint
+                .iter()
+                .take(MAX_HINT_TOKENS)
+                .copied()
+                .collect(),
             priority: i8::try_from(request.priority).map_err(outside)?,
             patience: request.deadline,
             constraint: None,

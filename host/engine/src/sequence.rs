@@ -84,6 +84,8 @@ pub struct Sequence {
     pub branches: Branches,
     /// Most draft tokens a step may verify for it; 0 is plain decoding.
     pub max_draft_tokens: usize,
+    /// What somebody else would have said in its place.
+    pub draft_hint: Vec<u32>,
     pub purpose: Purpose,
     pub params: SamplingParams,
     pub seed: u64,
@@ -137,6 +139,7 @@ impl Sequence {
             draft: Draft::default(),
             branches: Branches::default(),
             max_draft_tokens: 0,
+            draft_hint: Vec::new(),
             purpose: order.purpose,
             seed: order.params.seed.unwrap_or(order.default_seed),
             tenant: 0,

@@ -4,7 +4,8 @@
 //! it, whoever has made it. It refuses drafts that reach beyond the last token a sequence may
 //! have, so that a sequence ends where it would have ended, and tokens that a sequence's grammar
 //! does not allow, since they cannot be chosen. Where a grammar leaves no choice, its own text is
-//! the draft: nothing else can be as sure.
+//! the draft: nothing else can be as sure. A hint that came with the request goes before the drafters'
+//! guesses for as long as the answer follows it.
 
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use crate::cost::StepCost;
 use crate::scheduler::Limits;
 use crate::sequence::{Purpose, Sequence, SequenceId};
 use crate::speculation::goodput::Load;
+use crate::speculation::hint::{self, HINTED};
 use crate::speculation::{Candidate, Draft, DraftNode, DraftRequest, Drafter, Goodput};
 
 /// The drafter's number on what a grammar forces; drafters are numbered from 0.
@@ -62,7 +64,12 @@ impl Speculator {
             drafter.propose(&requests, drafts);
         }
         self.asked = true;
-        for (request, draft) in requests.iter().zip(drafts.iter_mut()) {
+        let asked = running.iter().filter(|s| request(s, guesses).is_some());
+        for ((sequence, request), draft) in asked.zip(&requests).zip(drafts.iter_mut()) {
+            if guesses {
+                let generated = &sequence.tokens[sequence.num_prompt_tokens..];
+                hint::propose(&sequence.draft_hint, generated, request.max_depth, draft);
+            }
             draft.truncate(request.max_nodes);
         }
         let depths: Vec<usize> = requests.iter().map(|r| r.max_depth).collect();
@@ -120,8 +127,8 @@ impl Speculator {
         accepted: usize,
         last: Option<u16>,
     ) {
-        let is_forced = |node: &DraftNode| node.drafter == FORCED;
-        let (by_drafter, held) = match sequence.draft.nodes().first().is_some_and(is_forced) {
+        let is_given = |node: &DraftNode| matches!(node.drafter, FORCED | HINTED);
+        let (by_drafter, held) = match sequence.draft.nodes().first().is_some_and(is_given) {
             true => (0, 0),
             false => (proposed, accepted),
         };

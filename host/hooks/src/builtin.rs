@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::answer::{Answer, Assessment, Finding, Outcome, Verdict};
+use crate::answer::{Answer, Assessment, Finding, Finish, Outcome, Verdict};
 use crate::policy::{AnsweredBy, HookReply, Policies, Session};
 use crate::request::{Classification, Request, Task};
 use crate::route::{Decision, Plan, Refusal, Rejection, Step, TierView};
@@ -116,8 +116,12 @@ pub fn route(c: &Classification, tiers: &[TierView], snapshot: &Snapshot) -> Dec
     })
 }
 
-/// Not empty, and likely enough in the eyes of the model that wrote it.
+/// Not empty, and likely enough in the eyes of the model that wrote it. Of a part of an answer
+/// neither can be said yet.
 pub fn validate(answer: &Answer) -> Verdict {
+    if answer.finish == Finish::Unfinished {
+        return Verdict::Undecided;
+    }
     let empty = answer.text.trim().is_empty();
     let confidence = if empty {
         0.0
@@ -234,5 +238,7 @@ mod tests {
         assert!(matches!(validate(&answer), Verdict::Escalate(_)));
         answer.steps_left = 0;
         assert!(matches!(validate(&answer), Verdict::Accept(_)));
+        answer.finish = Finish::Unfinished;
+        assert_eq!(validate(&answer), Verdict::Undecided);
     }
 }

@@ -201,6 +201,7 @@ pub struct TierConfig {
     pub api_key_env: Option<String>,
     pub logprobs: bool,
     pub prefill: Prefill,
+    pub chat_template: Option<PathBuf>,
     pub connect_timeout_ms: u64,
     pub first_byte_timeout_ms: u64,
     pub idle_timeout_ms: u64,
@@ -236,6 +237,7 @@ impl Default for TierConfig {
             api_key_env: None,
             logprobs: true,
             prefill: Prefill::default(),
+            chat_template: None,
             connect_timeout_ms: 2_000,
             first_byte_timeout_ms: 60_000,
             idle_timeout_ms: 30_000,
@@ -531,6 +533,7 @@ impl TierConfig {
             ("api_key_env", self.api_key_env != d.api_key_env),
             ("logprobs", self.logprobs != d.logprobs),
             ("prefill", self.prefill != d.prefill),
+            ("chat_template", self.chat_template != d.chat_template),
             (
                 "connect_timeout_ms",
                 self.connect_timeout_ms != d.connect_timeout_ms,
@@ -583,6 +586,12 @@ impl TierConfig {
                 }
                 if self.model.is_none() {
                     return wrong("model is missing: the model's name on that server".into());
+                }
+                let by_text = self.prefill == Prefill::Completions;
+                if by_text != self.chat_template.is_some() {
+                    let what = "prefill = \"completions\" and chat_template (a file with the \
+                                model's Jinja template) go together";
+                    return wrong(what.into());
                 }
                 let url = self.url.as_deref().unwrap_or("");
                 let host = url.strip_prefix("http://").or(url.strip_prefix("https://"));
@@ -774,6 +783,7 @@ mod tests {
             "api_key_env = \"X\"",
             "logprobs = false",
             "prefill = \"none\"",
+            "chat_template = \"t.jinja\"",
             "connect_timeout_ms = 1",
             "first_byte_timeout_ms = 1",
             "idle_timeout_ms = 1",

@@ -65,6 +65,7 @@ pub struct Metrics {
     answer_seconds: HistogramVec,
     answer_ttft_seconds: HistogramVec,
     escalations: IntCounterVec,
+    stream_cuts: IntCounterVec,
     tier_failures: IntCounterVec,
     request_joules: Histogram,
     models: ModelMetrics,
@@ -134,6 +135,12 @@ impl Metrics {
                 "Answers that were not accepted, by their tier.",
                 &["tier"],
             )?,
+            stream_cuts: count(
+                "homeostat_stream_cuts_total",
+                "Answers that were left while the client read, by tier and who found them wanting: \
+                 validator, surprisal, failure.",
+                &["tier", "by"],
+            )?,
             request_joules: {
                 let name = "homeostat_request_energy_joules";
                 let help = "Energy of a request by local tiers, once it is settled.";
@@ -199,11 +206,15 @@ impl Metrics {
         if let Some(error) = &step.error {
             let labels = [tier, error.code];
             self.tier_failures.with_label_values(&labels).inc();
-        } else if !step.sent && step.verdict.is_some() {
+        } else if step.cut.is_some() || (!step.sent && step.verdict.is_some()) {
             self.escalations.with_label_values(&[tier]).inc();
         }
-        if let Some(reply) = &step.verdict {
+        for reply in step.verdict.iter().chain(&step.partial_verdicts) {
             self.hooks.record(Hook::Validate, reply);
+        }
+        if let Some(cut) = step.cut.as_ref().filter(|_| step.sent) {
+            let labels = [tier, cut.by.as_str()];
+            self.stream_cuts.with_label_values(&labels).inc();
         }
     }
 
@@ -509,10 +520,14 @@ impl ModelMetrics {
         let labels = [model[0], reason];
         self.success.with_label_values(&labels).inc();
         let tokens = step.completion_tokens;
-        if !step.sent {
-            let unsent = self.unsent_tokens.with_label_values(&model);
-            unsent.inc_by(tokens.into());
-        }
+        let dropped = step.cut.as_ref().map(|cut| cut.dropped_tokens);
+        let unsent = if step.sent {
+            dropped.unwrap_or(0)
+        } else {
+            tokens
+        };
+        let counter = self.unsent_tokens.with_label_values(&model);
+        counter.inc_by(unsent.into());
         if step.prompt_tokens > 0 {
             let prompt = self.prompt_tokens.with_label_values(&model);
             prompt.observe(step.prompt_tokens.into());

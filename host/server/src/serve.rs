@@ -27,7 +27,7 @@ use crate::metrics::Metrics;
 use crate::models::{Shelf, cache_root, is_path};
 use crate::openai::request::{SamplingDefaults, sharer_of_tenant};
 use crate::tiers::{
-    Embedder, HostModels, LocalEncoder, LocalTier, RemoteConfig, RemoteTier, Wishes,
+    Embedder, HostModels, LocalEncoder, LocalTier, RemoteConfig, RemoteTier, Wishes, WrittenOut,
 };
 use crate::{Failure, embedded, http, log};
 
@@ -266,7 +266,9 @@ pub fn tiers(config: &Config, engines: &Engines, metrics: &Metrics) -> Result<Ti
                 let times = metrics.times_of(&tier.id);
                 local.push(Arc::new(LocalTier::new(view, engine, wishes, times)));
             }
-            TierKind::Remote => remote.push(Arc::new(RemoteTier::start(remote_config(tier)?))),
+            TierKind::Remote => {
+                remote.push(Arc::new(RemoteTier::start(remote_config(config, tier)?)))
+            }
         }
     }
     Ok((local, remote))
@@ -290,10 +292,23 @@ fn described(tier: &TierConfig) -> TierView {
     }
 }
 
-fn remote_config(tier: &TierConfig) -> Result<RemoteConfig, Failure> {
+fn remote_config(config: &Config, tier: &TierConfig) -> Result<RemoteConfig, Failure> {
     let key = |name: &String| {
         let missing = || format!("tier {}: the environment has no {name}", tier.id);
         std::env::var(name).map_err(|_| Failure::Config(missing()))
+    };
+    let template = |file: &Path| {
+        let file = config.path(file);
+        let wrong = |e: &dyn std::fmt::Display| {
+            Failure::Config(format!(
+                "tier {}: chat_template {}: {e}",
+                tier.id,
+                file.display()
+            ))
+        };
+        let source = std::fs::read_to_string(&file).map_err(|e| wrong(&e))?;
+        let template = WrittenOut::new(&source).map_err(|e| wrong(&e))?;
+        Ok::<_, Failure>(Arc::new(template))
     };
     let url = tier.url.as_deref().unwrap_or_default();
     Ok(RemoteConfig {
@@ -306,6 +321,7 @@ fn remote_config(tier: &TierConfig) -> Result<RemoteConfig, Failure> {
         api_key: tier.api_key_env.as_ref().map(key).transpose()?,
         logprobs: tier.logprobs,
         prefill: tier.prefill,
+        template: tier.chat_template.as_deref().map(template).transpose()?,
         max_tokens: tier.max_tokens,
         connect_timeout: Duration::from_millis(tier.connect_timeout_ms),
         first_byte_timeout: Duration::from_millis(tier.first_byte_timeout_ms),

@@ -12,6 +12,7 @@
 pub mod cascade;
 pub mod draft;
 pub mod goodput;
+pub mod hint;
 pub mod model;
 pub mod ngram;
 pub mod suffix;

@@ -141,6 +141,7 @@ fn stepped_on(
             sink: Box::new(Collect(sender)),
         });
         sequence.max_draft_tokens = 8;
+        sequence.draft_hint = request.draft_hint.clone();
         core.add(sequence);
     }
     while !core.is_idle() {
@@ -284,6 +285,53 @@ fn every_drafter_and_length_gives_what_none_gives() {
     assert!(
         [ngram, suffix, all].iter().all(|a| *a > 20) && model > 0,
         "{accepted:?} prove nothing"
+    );
+}
+
+/// Has nothing to say: what is drafted beside it is a hint's.
+struct Silent;
+
+impl Drafter for Silent {
+    fn propose(&mut self, _: &[DraftRequest<'_>], _: &mut [Draft]) {}
+
+    fn observe(&mut self, _: SequenceId, _: &[u32], proposed: usize, _: usize) {
+        assert_eq!(proposed, 0, "it gets no credit");
+    }
+
+    fn forget(&mut self, _: SequenceId) {}
+}
+
+#[test]
+fn any_hint_gives_what_none_gives_and_a_good_one_is_used() {
+    let mut accepted = [0; 3];
+    for seed in 0..4 {
+        let mut requests = requests(seed, 8);
+        for request in &mut requests {
+            request.max_new_tokens = Some(60);
+        }
+        let (plain, _) = stepped(&requests, 200, None);
+        let mut random = SplitMix::new(seed);
+        for (kind, accepted) in accepted.iter_mut().enumerate() {
+            for (request, answer) in requests.iter_mut().zip(&plain) {
+                let said: Vec<u32> = answer.tokens.iter().map(|t| t.0).collect();
+                request.draft_hint = match kind {
+                    0 => said,
+                    // Another beginning, from which the answer comes back.
+                    1 => [&[7, 7, 7], &said[said.len() / 3..]].concat(),
+                    _ => (0..60).map(|_| random.below(256) as u32).collect(),
+                };
+            }
+            for blocks in [200, 9] {
+                let (hinted, stats) = stepped(&requests, blocks, Some(Box::new(Silent)));
+                assert_eq!(hinted, plain, "seed {seed}, hint {kind}, {blocks} blocks");
+                *accepted += stats.spec_decode_num_accepted_tokens_total;
+            }
+        }
+    }
+    let [said, mended, noise] = accepted;
+    assert!(
+        said > mended && mended > 200 && noise < 50,
+        "{accepted:?} accepted"
     );
 }
 

@@ -207,7 +207,7 @@ async fn whole(reply: Reply, keep_tokens: bool) -> Result<Whole, TierError> {
                     whole.tokens.push(token);
                 }
             }
-            ReplyEvent::Finished { finish, usage } => {
+            ReplyEvent::Finished { finish, usage, .. } => {
                 whole.finish = finish;
                 whole.usage = usage;
                 return Ok(whole);
@@ -313,8 +313,10 @@ impl Streaming {
             ReplyEvent::Finished {
                 finish,
                 usage: this,
+                closing,
             } => {
                 *usage = Some(this);
+                self.about.close(i, closing);
                 Some(frame(&self.shape.ending(i, finish)))
             }
             // The status line is long gone: the stream itself has to say it.

@@ -4,7 +4,7 @@
 //! every answer carries a `homeostat` object (OpenAI's clients keep unknown fields):
 //! which tier answered, and where the story of the decision can be read.
 
-use homeostat_cascade::{Head, Token, Usage};
+use homeostat_cascade::{Closing, Cut, Head, Token, Usage};
 use homeostat_hooks::{Endpoint, Finish};
 use serde::Serialize;
 
@@ -47,6 +47,9 @@ pub struct About {
     fallback: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     generated_tokens_all_steps: Option<u32>,
+    /// Where a tier was left while the client read; at the end of a stream.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    cuts: Vec<Cut>,
     decision: String,
     /// The other answers' decisions, with `n` above 1.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -63,8 +66,18 @@ impl About {
             escalations: head.escalations,
             fallback: head.fallback,
             generated_tokens_all_steps: None,
+            cuts: Vec::new(),
             decision: path(0),
             more_decisions: (1..n).map(path).collect(),
+        }
+    }
+
+    /// The answer `index` of a stream is over. Of the others their decisions tell.
+    pub fn close(&mut self, index: u32, closing: Closing) {
+        if index == 0 {
+            self.tier = closing.tier;
+            self.escalations = closing.escalations;
+            self.cuts = closing.cuts;
         }
     }
 }
@@ -364,6 +377,8 @@ fn json(response: &Response<'_>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use homeostat_cascade::CutBy;
+
     use super::*;
 
     fn shape(endpoint: Endpoint) -> Shape {
@@ -454,6 +469,38 @@ mod tests {
             r#"{prefix}[],"usage":{{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}}"#
         )));
         assert!(usage.contains(r#""more_decisions":["/admin/v1/decisions/id-1.1"]"#));
+    }
+
+    #[test]
+    fn the_end_of_a_stream_tells_where_its_tiers_changed() {
+        let cut = Cut {
+            tier: "small".into(),
+            at_ms: 40,
+            by: CutBy::Surprisal,
+            why: "it guesses".into(),
+            sent_tokens: 8,
+            seam_bytes: 30,
+            dropped_tokens: 4,
+            dropped_bytes: 15,
+            repeated_bytes: Some(3),
+        };
+        let mut about = About::new(&head(), "id-1", 2);
+        let closing = |tier: &str| Closing {
+            tier: tier.into(),
+            escalations: 1,
+            cuts: vec![cut.clone()],
+        };
+        about.close(1, closing("other"));
+        assert!(about.cuts.is_empty(), "it is about the first answer");
+        about.close(0, closing("large"));
+        let usage = shape(Endpoint::Chat).usage(whole("x").usage, None, &about);
+        for told in [
+            r#""tier":"large","escalations":1"#,
+            r#""cuts":[{"tier":"small","at_ms":40,"by":"surprisal","why":"it guesses","sent_tokens":8"#,
+            r#""dropped_tokens":4"#,
+        ] {
+            assert!(usage.contains(told), "{usage}");
+        }
     }
 
     #[test]

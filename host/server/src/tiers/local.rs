@@ -99,6 +99,13 @@ impl Tier for LocalTier {
         }
     }
 
+    fn can_continue(&self, prompt: &Prompt) -> bool {
+        match prompt {
+            Prompt::Chat(_) => self.shared.engine.info().has_chat_template,
+            Prompt::Raw(_) => true,
+        }
+    }
+
     fn generate(&self, call: GenerateCall) -> BoxFuture<'static, Result<TokenStream, TierError>> {
         let shared = self.shared.clone();
         async move {
@@ -134,16 +141,8 @@ impl Shared {
         events: mpsc::UnboundedSender<Event>,
     ) -> Result<SequenceId, TierError> {
         if call.output != OutputFormat::Text && !call.answer_prefix.is_empty() {
-            return Err(TierError {
-                fault: TierFault::Tier,
-                code: "cannot_continue",
-                message: format!(
-                    "tier {} cannot continue an answer of which the form is given",
-                    self.view.id
-                ),
-                retryable: false,
-                retry_after_ms: None,
-            });
+            let why = "its form is given";
+            return Err(TierError::cannot_continue(&self.view.id, why));
         }
         let text = self.prompt_text(call)?;
         let tokens = self.engine.tokenize(&text, true);
@@ -162,6 +161,10 @@ impl Shared {
             max_new_tokens: Some(max_new_tokens),
             stop: call.sampling.stop.clone(),
             max_draft_tokens: Some(call.max_draft_tokens as usize),
+            draft_hint: match call.max_draft_tokens {
+                0 => Vec::new(),
+                _ => self.engine.tokenize(&call.draft_hint, false),
+            },
             tenant: call.sharer.clone(),
             account: account(&call.request_id),
             priority: call.priority.into(),
@@ -245,10 +248,11 @@ fn role(role: Role) -> &'static str {
 }
 
 fn prompt_bytes(call: &GenerateCall) -> usize {
-    match &*call.prompt {
+    let asked = match &*call.prompt {
         Prompt::Chat(messages) => messages.iter().map(|m| m.content.len()).sum(),
         Prompt::Raw(text) => text.len(),
-    }
+    };
+    asked + call.answer_prefix.len() + call.draft_hint.len()
 }
 
 /// Why a conversation has no text for this tier's model. Its template may refuse what another's

@@ -58,6 +58,7 @@ fn call(question: &str) -> GenerateCall {
         max_draft_tokens: 0,
         output: OutputFormat::Text,
         answer_prefix: String::new(),
+        draft_hint: String::new(),
         sharer: None,
         priority: 0,
         time_left: None,
@@ -121,6 +122,51 @@ async fn an_answer_that_has_begun_is_continued() {
     begun.answer_prefix = "The capital of France is".into();
     let (tokens, _) = ask(begun).await.unwrap();
     assert!(text(&tokens).starts_with(" Paris"), "{}", text(&tokens));
+}
+
+#[tokio::test]
+async fn an_answer_that_was_left_goes_on_as_if_it_had_not_been_and_its_rest_is_the_draft() {
+    let engine = engine();
+    let tier = tier_over(&engine);
+    assert!(tier.can_continue(&call("").prompt));
+    let said = |asked: GenerateCall| {
+        let asked = GenerateCall {
+            max_tokens: Some(40),
+            ..asked
+        };
+        let tier = &tier;
+        async move {
+            let stream = tier.generate(asked).await.unwrap();
+            let texts = stream.filter_map(|event| async move {
+                match event.unwrap() {
+                    TierEvent::Token(token) => Some(token.text),
+                    TierEvent::Finished { .. } => None,
+                }
+            });
+            texts.collect::<Vec<String>>().await
+        }
+    };
+    let question = || call("Write a long story about the sea.");
+    let whole = said(question()).await;
+    let (seen, dropped) = (whole[..20].concat(), whole[20..].concat());
+    let before = engine
+        .handle()
+        .stats()
+        .spec_decode_num_accepted_tokens_total;
+    let continued = said(GenerateCall {
+        answer_prefix: seen,
+        draft_hint: dropped.clone(),
+        max_draft_tokens: 7,
+        ..question()
+    });
+    let continued = continued.await.concat();
+    assert!(continued.starts_with(&dropped), "{continued:?} {dropped:?}");
+    let accepted = engine
+        .handle()
+        .stats()
+        .spec_decode_num_accepted_tokens_total
+        - before;
+    assert!(accepted >= 5, "{accepted} of 20 dropped tokens were used");
 }
 
 #[tokio::test]

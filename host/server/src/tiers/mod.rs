@@ -1,5 +1,6 @@
 //! Tiers as the cascade wants them: the local engine and other people's servers.
 
+mod continuation;
 mod encoder;
 mod local;
 #[cfg(test)]
@@ -14,4 +15,4 @@ mod upstream;
 pub use encoder::{Embedder, LocalEncoder};
 pub use local::{LocalTier, Wishes};
 pub use models::HostModels;
-pub use remote::{Prefill, RemoteConfig, RemoteTier};
+pub use remote::{Prefill, RemoteConfig, RemoteTier, WrittenOut};

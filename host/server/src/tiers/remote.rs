@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use axum::body::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, Stream, StreamExt};
-use homeostat_cascade::{GenerateCall, Tier, TierError, TierEvent, TierFault, Token, TokenStream};
+use homeostat_cascade::{GenerateCall, Prompt, Tier, TierError, TierEvent, Token, TokenStream};
 use homeostat_hooks::{Finish, Sample, TierView};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -21,6 +21,8 @@ use hyper::header::{self, HeaderValue};
 use hyper::{Request, Response};
 use tokio::time::{sleep, timeout};
 
+use super::continuation::Repeat;
+pub use super::continuation::WrittenOut;
 use super::sse::SseParser;
 pub use super::upstream::Prefill;
 use super::upstream::{self, broken};
@@ -32,9 +34,6 @@ const ERROR_BYTES_MAX: usize = 64 << 10;
 const PROBE_PERIOD: Duration = Duration::from_secs(10);
 /// First and longest pause between probes of a server that does not.
 const PROBE_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
-/// A shorter prefix is never taken for repeated: an answer that begins with "1" may well
-/// go on with "1".
-const REPEATED_BYTES_MIN: usize = 16;
 /// Weight of the newest measurement in the running means of TTFT and TPOT: the last ten
 /// or so answers count.
 const MEAN_WEIGHT: f64 = 0.2;
@@ -50,6 +49,8 @@ pub struct RemoteConfig {
     /// Ask for log-probabilities (until the server refuses).
     pub logprobs: bool,
     pub prefill: Prefill,
+    /// For [`Prefill::Completions`], and only there.
+    pub template: Option<Arc<WrittenOut>>,
     /// New tokens when neither client nor plan sets a limit.
     pub max_tokens: u32,
     pub connect_timeout: Duration,
@@ -114,6 +115,10 @@ impl Tier for RemoteTier {
         }
     }
 
+    fn can_continue(&self, prompt: &Prompt) -> bool {
+        self.shared.can_continue(prompt)
+    }
+
     fn generate(&self, call: GenerateCall) -> BoxFuture<'static, Result<TokenStream, TierError>> {
         let shared = self.shared.clone();
         async move { shared.generate(call).await }.boxed()
@@ -133,18 +138,8 @@ impl Shared {
     }
 
     async fn generate(self: Arc<Self>, call: GenerateCall) -> Result<TokenStream, TierError> {
-        if !call.answer_prefix.is_empty() && self.config.prefill == Prefill::None {
-            return Err(TierError {
-                fault: TierFault::Tier,
-                code: "cannot_continue",
-                message: format!(
-                    "tier {} cannot continue an answer that has begun (prefill = \"none\")",
-                    self.id()
-                ),
-                retryable: false,
-                retry_after_ms: None,
-            });
-        }
+        let repeat = Repeat::of(&call.answer_prefix);
+        let call = self.continued(call)?;
         let asked = Instant::now();
         let in_flight = InFlight::begin(self.clone());
         let logprobs = self.logprobs.load(Ordering::Relaxed);
@@ -167,13 +162,37 @@ impl Shared {
             usage: None,
             tokens: 0,
             prompt_bytes: prompt_bytes(&call),
-            repeated: call.answer_prefix,
-            held: String::new(),
+            repeat,
             asked,
             first: None,
             in_flight,
         };
         Ok(reading.into_stream().boxed())
+    }
+
+    fn can_continue(&self, prompt: &Prompt) -> bool {
+        matches!(prompt, Prompt::Raw(_)) || self.config.prefill != Prefill::None
+    }
+
+    /// A call that goes on from what the client has seen, as this server takes it. White space at
+    /// the end of that stays here: templates cut it off, and models begin their words with it.
+    fn continued(&self, mut call: GenerateCall) -> Result<GenerateCall, TierError> {
+        if call.answer_prefix.is_empty() {
+            return Ok(call);
+        }
+        if !self.can_continue(&call.prompt) {
+            let why = "its prefill is \"none\"";
+            return Err(TierError::cannot_continue(self.id(), why));
+        }
+        let end = call.answer_prefix.trim_end().len();
+        call.answer_prefix.truncate(end);
+        let written = match (&*call.prompt, &self.config.template) {
+            (Prompt::Chat(messages), Some(template)) => template.write(messages),
+            _ => return Ok(call),
+        };
+        let text = written.map_err(|why| TierError::cannot_continue(self.id(), &why))?;
+        call.prompt = Arc::new(Prompt::Raw(text));
+        Ok(call)
     }
 
     /// One try. A connection failure marks the tier not ready.
@@ -369,9 +388,7 @@ struct Reading {
     usage: Option<(u32, u32)>,
     tokens: u32,
     prompt_bytes: usize,
-    /// Text that the client has seen; some servers repeat it before they continue.
-    repeated: String,
-    held: String,
+    repeat: Repeat,
     asked: Instant,
     first: Option<Instant>,
     in_flight: InFlight,
@@ -404,17 +421,16 @@ impl Reading {
             }
             match self.end {
                 End::Told => return None,
-                End::Seen if !self.repeated.is_empty() && !self.held.is_empty() => {
-                    self.repeated.clear();
-                    self.out.push_back(TierEvent::Token(Token {
-                        text: std::mem::take(&mut self.held),
+                End::Seen => match self.repeat.end() {
+                    Some(text) => self.out.push_back(TierEvent::Token(Token {
+                        text,
                         ..Token::default()
-                    }));
-                }
-                End::Seen => {
-                    self.end = End::Told;
-                    return Some(self.finished());
-                }
+                    })),
+                    None => {
+                        self.end = End::Told;
+                        return Some(self.finished());
+                    }
+                },
                 End::NotYet => {
                     if let Err(error) = self.read().await {
                         return Some(Err(error));
@@ -477,27 +493,8 @@ impl Reading {
     fn take_token(&mut self, mut token: Token) {
         self.first.get_or_insert_with(Instant::now);
         self.tokens += 1;
-        token.text = self.unrepeated(token.text);
+        token.text = self.repeat.new_in(token.text);
         self.out.push_back(TierEvent::Token(token));
-    }
-
-    /// What is new in `text`. As long as everything received could still be the prefix
-    /// over again, it is held.
-    fn unrepeated(&mut self, text: String) -> String {
-        if self.repeated.len() < REPEATED_BYTES_MIN {
-            return text;
-        }
-        self.held.push_str(&text);
-        if let Some(new) = self.held.strip_prefix(self.repeated.as_str()) {
-            let new = new.to_string();
-            self.repeated.clear();
-            return new;
-        }
-        if self.repeated.starts_with(self.held.as_str()) {
-            return String::new();
-        }
-        self.repeated.clear();
-        std::mem::take(&mut self.held)
     }
 
     fn finished(&mut self) -> Result<TierEvent, TierError> {
@@ -526,7 +523,6 @@ impl Reading {
 }
 
 fn prompt_bytes(call: &GenerateCall) -> usize {
-    use homeostat_cascade::Prompt;
     match &*call.prompt {
         Prompt::Chat(messages) => messages.iter().map(|m| m.content.len()).sum(),
         Prompt::Raw(text) => text.len(),

@@ -17,7 +17,7 @@ use homeostat_cascade::{
 use homeostat_hooks::{Finish, Message, Role, TierView};
 use serde_json::{Value, json};
 
-use super::remote::{Prefill, RemoteConfig, RemoteTier};
+use super::remote::{Prefill, RemoteConfig, RemoteTier, WrittenOut};
 
 /// A server on a port of its own that answers every question with `answer`.
 async fn serve(answer: impl Fn(Value) -> Response + Clone + Send + Sync + 'static) -> SocketAddr {
@@ -56,6 +56,7 @@ fn config(addr: SocketAddr) -> RemoteConfig {
         api_key: Some("secret".into()),
         logprobs: true,
         prefill: Prefill::TrailingAssistant,
+        template: None,
         max_tokens: 9,
         connect_timeout: Duration::from_secs(20),
         first_byte_timeout: Duration::from_secs(20),
@@ -75,6 +76,7 @@ fn call(prefix: &str) -> GenerateCall {
         max_draft_tokens: 0,
         output: OutputFormat::Text,
         answer_prefix: prefix.into(),
+        draft_hint: String::new(),
         sharer: None,
         priority: 0,
         time_left: None,
@@ -334,12 +336,45 @@ async fn a_server_that_repeats_what_the_client_has_seen_does_not_double_it() {
 }
 
 #[tokio::test]
+async fn where_chats_cannot_be_continued_the_conversation_is_written_out() {
+    const TEMPLATE: &str = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}\
+                            {% if add_generation_prompt %}<assistant>{% endif %}";
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = asked.clone();
+    let addr = serve(move |body| {
+        seen.lock().unwrap().push(body);
+        events(&[
+            "data: {\"choices\":[{\"text\":\"\\nis \"}]}\n\n",
+            "data: {\"choices\":[{\"text\":\"on\",\"finish_reason\":\"stop\"}]}\n\n",
+        ])
+    })
+    .await;
+    let mut config = config(addr);
+    config.prefill = Prefill::Completions;
+    config.template = Some(Arc::new(WrittenOut::new(TEMPLATE).unwrap()));
+    let tier = RemoteTier::start(config);
+    assert!(tier.can_continue(&call("").prompt));
+    // White space at the seam is the client's already.
+    let (tokens, _) = ask(&tier, "The light\n").await.unwrap();
+    assert_eq!(text(&tokens), "is on");
+    // What has not begun is a chat as ever.
+    ask(&tier, "").await.unwrap();
+    let asked = asked.lock().unwrap();
+    assert_eq!(asked[0]["prompt"], "<user>hello<assistant>The light");
+    assert_eq!(asked[0]["messages"], Value::Null);
+    assert_eq!(asked[1]["messages"][0]["content"], "hello");
+}
+
+#[tokio::test]
 async fn a_tier_that_cannot_continue_refuses_what_has_begun() {
     let addr = serve(|_| events(&[])).await;
     let mut config = config(addr);
     config.prefill = Prefill::None;
-    let error = ask(&RemoteTier::start(config), "begun").await.unwrap_err();
+    let tier = RemoteTier::start(config);
+    let error = ask(&tier, "begun").await.unwrap_err();
     assert_eq!(error.code, "cannot_continue");
+    assert!(!tier.can_continue(&call("").prompt));
+    assert!(tier.can_continue(&Prompt::Raw("plain text goes on".into())));
 }
 
 #[tokio::test]

@@ -21,6 +21,9 @@ pub enum Prefill {
     TrailingAssistant,
     /// The same, and the flags of vLLM and SGLang.
     ContinueFinalMessage,
+    /// By `/completions`, with the conversation written out by the tier's `chat_template`
+    /// (llama-cpp-python, whose chats always open a new turn).
+    Completions,
     /// It cannot.
     None,
 }
@@ -124,7 +127,7 @@ fn output(output: &OutputFormat) -> Option<(&'static str, Value)> {
     }
 }
 
-fn role(role: Role) -> &'static str {
+pub fn role(role: Role) -> &'static str {
     match role {
         Role::System => "system",
         Role::User => "user",
@@ -343,6 +346,7 @@ mod tests {
             max_draft_tokens: 0,
             output: OutputFormat::Text,
             answer_prefix: prefix.into(),
+            draft_hint: String::new(),
             sharer: None,
             priority: 0,
             time_left: None,
