@@ -84,6 +84,15 @@ pub fn energy(args: &Args) -> Result<(), Failure> {
             cap_watts: Some(cap),
             days: scores(&lived, &days),
         });
+        if judgement == Judgement::AlwaysLarge {
+            // A cap and a judgement do not exclude each other.
+            let both = scene.live(&days, &[(Judgement::Metabolic, cap)])?;
+            judged.extend(both.iter().map(|lived| Judged {
+                name: format!("metabolic, cap {cap:.1} W"),
+                cap_watts: Some(cap),
+                days: scores(lived, &days),
+            }));
+        }
     }
     report(args, "energy", &scene, &judged)
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::day::{Day, USD_PER_KWH};
 use super::judgement::Judgement;
 use super::life::{self, Host, Lived};
-use super::machine::{ACCEPTED, CORE_SHARE};
+use super::machine::{ACCEPTED, CORE_SHARE, SLOWEST};
 use super::picture;
 use super::score::{MEASURES, Score, is_exact, ttft_ms};
 use super::traffic::{ASSUMED, Ask, Recorded};
@@ -135,7 +135,8 @@ fn assumptions() -> Value {
                   wrong are the recorded weak and strong model's",
         "traffic": ASSUMED,
         "draft_acceptance": ACCEPTED,
-        "energy_that_falls_with_the_clock_squared": CORE_SHARE,
+        "memory_energy_that_falls_with_the_clock_squared": CORE_SHARE,
+        "slowest_clock_that_saves": SLOWEST,
         "usd_per_kwh": USD_PER_KWH,
         "deadline_ms": life::DEADLINE_MS,
         "origin": "simulated",
@@ -275,7 +276,7 @@ pub fn day(
             "day": day,
             "scene": scene.as_json(),
             "cap_watts": cap,
-            "hosts": shown.iter().map(|s| host_as_json(s)).collect::<Vec<_>>(),
+            "hosts": shown.iter().map(host_as_json).collect::<Vec<_>>(),
         });
         crate::bench::write(file, &format!("{whole:#}\n"))?;
     }

@@ -68,7 +68,7 @@ impl Day {
             hours: 24.0,
             requests_per_s,
             crowd: Some((span(8.5, 9.25), 8.0)),
-            heat: Some((span(11.0, 17.0), 15.0)),
+            heat: Some((span(11.0, 17.0), 17.0)),
             sensor_loss: Some(span(14.5, 15.0)),
             price_spike: Some((span(17.5, 20.0), 4.0)),
             outage: Some(span(20.75, 22.75)),
@@ -197,7 +197,7 @@ mod tests {
         }
         let day = Day::eventful(1, 0.05);
         let at = |hour: f64| day.surroundings((hour * 3.6e6) as u64);
-        assert!(at(14.0).air_celsius > 42.0 && at(4.0).air_celsius < 27.0);
+        assert!(at(14.0).air_celsius > 45.0 && at(4.0).air_celsius < 27.0);
         assert!(!at(21.0).on_grid && !at(14.7).has_thermometer);
         assert_eq!(at(18.0).usd_per_kwh, 4.0 * USD_PER_KWH);
         assert_eq!(day.events().len(), 5);

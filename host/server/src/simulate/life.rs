@@ -55,6 +55,8 @@ pub struct Ended {
     pub is_right: bool,
     /// To the first text that the client saw.
     pub ttft_ms: Option<u32>,
+    /// To the last.
+    pub total_ms: u32,
     /// Tokens that the client got.
     pub tokens: u32,
     /// Steps that were tried.
@@ -248,6 +250,7 @@ fn story(record: &DecisionRecord, ask: &Ask) -> Result<Ended, String> {
         tier: sent,
         is_right: sent.is_some_and(|tier| ask.told[tier].is_right),
         ttft_ms: record.ttft_ms,
+        total_ms: record.total_ms,
         tokens: record.usage.completion_tokens,
         steps: record.steps.len() as u32,
         joules: None,

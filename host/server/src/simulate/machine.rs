@@ -42,12 +42,12 @@ pub const ACCEPTED: f64 = 0.35;
 const MEAN_WEIGHT: f64 = 0.2;
 
 /// Share of the energy of moving a byte that falls with the square of the clock, as all of the
-/// energy of an operation does. The rest is memory's, which has a clock of its own. So a cap
-/// saves up to a third of the energy of writing an answer before it costs time: about what
-/// makers' caps are reported to save, and kind to the cap.
+/// energy of an operation does. The rest is memory's, which has a clock of its own.
 pub const CORE_SHARE: f64 = 0.4;
-/// Slowest clock, share of the fastest; below it a cap can only make the chip wait.
-const SLOWEST: f64 = 0.4;
+/// Slowest clock at which the voltage still falls, share of the fastest; below it a cap can only
+/// make the chip wait. So a cap saves up to about 28 % of the energy of writing an answer before
+/// it costs time: what operators of capped chips report, or a little more.
+pub const SLOWEST: f64 = 0.7;
 /// Host budget of money: what its full power costs at the ordinary price.
 const BUDGET_USD_PER_HOUR: f64 = 0.120 * USD_PER_KWH;
 

@@ -74,7 +74,7 @@ fn points(shown: &Shown, count: usize, value: fn(&super::life::Point) -> f64) ->
 }
 
 /// The requests of the `width` points that end with each point.
-fn trailing<'a>(shown: &'a Shown, point: usize, width: usize) -> impl Iterator<Item = &'a Ended> {
+fn trailing(shown: &Shown, point: usize, width: usize) -> impl Iterator<Item = &Ended> {
     let end = (point as u64 + 1) * POINT_MS;
     let begin = end.saturating_sub(width as u64 * POINT_MS);
     let ended = shown.lived.ended.iter();
@@ -232,18 +232,13 @@ fn draw(out: &mut String, panel: &Panel, day: &Day, shown: &[Shown]) {
         "<rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"none\" stroke=\"#888888\"/>"
     );
     for (i, line) in lines.iter().enumerate() {
-        for piece in line
-            .split(Option::is_none)
-            .filter(|piece| !piece.is_empty())
-        {
-            // `split` tells pieces, and a piece tells where in the line it lies.
-            let begin = piece.as_ptr() as usize - line.as_ptr() as usize;
-            let begin = begin / std::mem::size_of::<Option<f64>>();
-            let point = |(at, value): (usize, &Option<f64>)| {
-                let hour = (begin + at) as f64 * POINT_MS as f64 / 3.6e6;
+        let known: Vec<(usize, Option<f64>)> = line.iter().copied().enumerate().collect();
+        for piece in known.split(|(_, value)| value.is_none()) {
+            let point = |(at, value): &(usize, Option<f64>)| {
+                let hour = *at as f64 * POINT_MS as f64 / 3.6e6;
                 format!("{:.1},{:.1}", x(day, hour), y(value.unwrap_or(low)))
             };
-            let points: Vec<String> = piece.iter().enumerate().map(point).collect();
+            let points: Vec<String> = piece.iter().map(point).collect();
             let _ = writeln!(
                 out,
                 "<polyline points=\"{}\" {}/>",

@@ -18,6 +18,8 @@ pub struct Score {
     pub by_large: f64,
     /// That went through more than one step.
     pub escalated: f64,
+    /// Time that the answered requests took together, s.
+    pub answering_s: f64,
     /// Tokens that clients got.
     pub tokens: f64,
     /// All energy of the machine, idling included.
@@ -49,6 +51,12 @@ impl Score {
             correct: count(|e| e.is_right),
             by_large: count(|e| e.tier == Some(1)),
             escalated: count(|e| e.steps > 1),
+            answering_s: lived
+                .ended
+                .iter()
+                .filter(|e| e.tier.is_some())
+                .map(|e| f64::from(e.total_ms) / 1e3)
+                .sum(),
             tokens: lived.ended.iter().map(|e| f64::from(e.tokens)).sum(),
             joules: lived.sums.joules,
             request_joules: lived.ended.iter().filter_map(|e| e.joules).sum(),
@@ -71,6 +79,7 @@ impl Score {
             sum.correct += day.correct * times;
             sum.by_large += day.by_large * times;
             sum.escalated += day.escalated * times;
+            sum.answering_s += day.answering_s * times;
             sum.tokens += day.tokens * times;
             sum.joules += day.joules * times;
             sum.request_joules += day.request_joules * times;
@@ -97,7 +106,7 @@ impl Score {
 pub type Measure = (&'static str, fn(&Score) -> Option<f64>);
 
 /// The figures of a report, in its order. Joules are the whole machine's: what is paid for.
-pub const MEASURES: [Measure; 9] = [
+pub const MEASURES: [Measure; 10] = [
     ("joules_per_correct", |s| ratio(s.joules, s.correct)),
     ("joules_per_request", |s| ratio(s.joules, s.requests)),
     ("joules_per_token", |s| ratio(s.joules, s.tokens)),
@@ -107,6 +116,7 @@ pub const MEASURES: [Measure; 9] = [
     ("correct_ratio", |s| ratio(s.correct, s.requests)),
     ("answered_ratio", |s| ratio(s.answered, s.requests)),
     ("large_ratio", |s| ratio(s.by_large, s.answered)),
+    ("seconds_per_answer", |s| ratio(s.answering_s, s.answered)),
     ("watts", |s| ratio(s.joules, s.seconds)),
     ("usd", |s| Some(s.usd)),
 ];

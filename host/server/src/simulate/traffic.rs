@@ -204,7 +204,7 @@ mod tests {
         assert!(asks.is_sorted_by_key(|ask| ask.at_ms));
         assert!(
             asks.iter()
-                .all(|ask| ask.at_ms % super::super::machine::TICK_MS != 0)
+                .all(|ask| !ask.at_ms.is_multiple_of(super::super::machine::TICK_MS))
         );
         let all = |asks: &[Ask]| format!("{asks:?}");
         assert_eq!(all(&asks), all(&again));
