@@ -4,7 +4,7 @@
 //! Every host lives through the same days, drawn from seeds; a difference is the mean of
 //! differences on one day, and its interval comes from drawing days anew. A power cap is set
 //! with hindsight so that these very days cost the same mean watts: no operator could set a
-//! better one. Rows are drawn for every day anew from the same recordings, so the intervals
+//! better one; a static threshold is tuned to the same watts likewise. Rows are drawn for every day anew from the same recordings, so the intervals
 //! tell about days and not about other questions.
 
 use std::path::PathBuf;
@@ -14,7 +14,10 @@ use serde_json::{Map, Value, json};
 use super::bootstrap::Bootstrap;
 use super::{Figure, shown, write};
 use crate::Failure;
-use crate::simulate::{Day, Judgement, MEASURES, Part, Scene, Score, World, equal_watts, scores};
+use crate::simulate::{
+    Day, Judgement, MEASURES, Part, Scene, Score, THRESHOLD, World, scores, tuned_threshold,
+    under_cap,
+};
 
 /// What these benches are told.
 #[derive(Debug, clap::Args)]
@@ -47,13 +50,13 @@ impl Judged {
 
 /// Runs `bench energy`.
 pub fn energy(args: &Args) -> Result<(), Failure> {
-    let scene = Scene::open(&args.world.data, args.world.unseen)?;
+    let scene = Scene::open(&args.world)?;
     let days: Vec<_> = args.days().map(|day| scene.busy(day)).collect();
     let free = f64::INFINITY;
     let rules = [
         (Judgement::Metabolic, "metabolic"),
         (Judgement::AlwaysLarge, "always large"),
-        (Judgement::Threshold, "static threshold"),
+        (Judgement::Threshold(THRESHOLD), "static threshold 0.5"),
         (Judgement::AlwaysSmall, "always small"),
     ];
     let hosts: Vec<_> = rules
@@ -72,7 +75,7 @@ pub fn energy(args: &Args) -> Result<(), Failure> {
     for at in [1, 2] {
         let (judgement, name) = rules[at];
         let uncapped = judged[at].sum().watts();
-        let (cap, lived) = equal_watts(&scene, &days, judgement, uncapped, target)?;
+        let (cap, lived) = under_cap(&scene, &days, judgement, uncapped, target)?;
         if cap.is_infinite() {
             println!(
                 "{name}: draws {uncapped:.2} W without a cap, no more than the metabolic host"
@@ -94,12 +97,18 @@ pub fn energy(args: &Args) -> Result<(), Failure> {
             }));
         }
     }
+    let (threshold, lived) = tuned_threshold(&scene, &days, target)?;
+    judged.push(Judged {
+        name: format!("static threshold {threshold:.3}, tuned"),
+        cap_watts: None,
+        days: scores(&lived, &days),
+    });
     report(args, "energy", &scene, &judged)
 }
 
 /// Runs `bench ablation`.
 pub fn ablation(args: &Args) -> Result<(), Failure> {
-    let scene = Scene::open(&args.world.data, args.world.unseen)?;
+    let scene = Scene::open(&args.world)?;
     let days: Vec<_> = args.days().map(|day| scene.busy(day)).collect();
     let mut hosts = vec![(Judgement::Metabolic, f64::INFINITY)];
     let without = Part::ALL.map(|part| (Judgement::MetabolicWithout(part), f64::INFINITY));

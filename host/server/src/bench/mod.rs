@@ -59,8 +59,8 @@ pub enum BenchCommand {
     /// What the metabolic host saves on simulated days, beside simpler ones.
     ///
     /// Joules per request, token and right answer of hosts that always ask the large tier,
-    /// that follow a static threshold, and of both under a power cap of the metabolic host's
-    /// mean watts; differences are paired by day.
+    /// that follow a static threshold, of both under a power cap of the metabolic host's mean
+    /// watts, and of a threshold tuned to them; differences are paired by day.
     Energy {
         #[command(flatten)]
         days: days::Args,

@@ -12,23 +12,24 @@ use super::day::{Day, USD_PER_KWH};
 use super::judgement::Judgement;
 use super::life::{self, Host, Lived};
 use super::machine::{ACCEPTED, CORE_SHARE, SLOWEST};
-use super::picture;
 use super::score::{MEASURES, Score, is_exact, ttft_ms};
 use super::traffic::{ASSUMED, Ask, Recorded};
+use super::{World, picture};
 use crate::Failure;
 use crate::bench::ask::embedded_room;
 use crate::config::Config;
 
 /// How near the mean watts of a capped host must come to those asked for, as a share.
 const EQUAL: f64 = 0.005;
-/// Caps that are tried at most.
-const CAPS_TRIED: usize = 9;
+/// Settings that are tried at most.
+const TRIED: usize = 9;
 
 /// What all hosts share.
 pub struct Scene {
     recorded: Recorded,
     room: Arc<PolicyRoom>,
     qualities: [(f32, f32, f32); 2],
+    energy_price: f64,
 }
 
 /// A day with its requests.
@@ -36,12 +37,13 @@ pub type Busy = (Day, Arc<Vec<Ask>>);
 
 impl Scene {
     /// Reads the recordings and loads the host's own policies.
-    pub fn open(data: &Path, unseen: bool) -> Result<Self, Failure> {
-        let recorded = Recorded::read(data, unseen)?;
+    pub fn open(world: &World) -> Result<Self, Failure> {
+        let recorded = Recorded::read(&world.data, world.unseen)?;
         let mut config = Config::default();
         // Whether a direct answer is right was never recorded.
         let settings = config.policies.route.settings.get_or_insert_default();
         settings.insert("direct-answers".into(), "off".into());
+        settings.insert("energy-price".into(), world.energy_price.to_string());
         let room = Arc::new(embedded_room(&config)?);
         let loaded = room
             .status()
@@ -58,6 +60,7 @@ impl Scene {
             recorded,
             room,
             qualities,
+            energy_price: world.energy_price,
         })
     }
 
@@ -122,6 +125,7 @@ impl Scene {
         json!({
             "questions": self.recorded.questions(),
             "tier_quality": self.qualities,
+            "energy_price": self.energy_price,
             "assumptions": assumptions(),
         })
     }
@@ -173,43 +177,69 @@ fn qualities(recorded: &Recorded, room: &PolicyRoom) -> [(f32, f32, f32); 2] {
 
 /// The cap under which these days cost this mean power, and the days lived under it. Infinite
 /// where the host draws less without a cap.
-pub fn equal_watts(
+pub fn under_cap(
     scene: &Scene,
     days: &[Busy],
     judgement: Judgement,
     uncapped_watts: f64,
     target_watts: f64,
 ) -> Result<(f64, Vec<Lived>), Failure> {
-    let under = |cap: f64| -> Result<(f64, Vec<Lived>), Failure> {
-        let mut lived = scene.live(days, &[(judgement, cap)])?;
-        let lived = lived.pop().unwrap_or_default();
-        Ok((total(&lived, days).watts(), lived))
-    };
     if uncapped_watts <= target_watts * (1.0 + EQUAL) {
-        return Ok((f64::INFINITY, under(f64::INFINITY)?.1));
+        let mut lived = scene.live(days, &[(judgement, f64::INFINITY)])?;
+        return Ok((f64::INFINITY, lived.pop().unwrap_or_default()));
     }
-    // A cap at the target is too low, since the machine is not always busy; false position
-    // between that and the power that is never reached.
-    let (mut low, mut high) = ((target_watts, 0.0), (120.0, uncapped_watts));
-    let mut cap = target_watts * 1.1;
-    let mut best = under(cap)?;
-    for _ in 1..CAPS_TRIED {
-        let watts = best.0;
-        if (watts / target_watts - 1.0).abs() <= EQUAL {
-            break;
-        }
-        match watts < target_watts {
-            true => low = (cap, watts),
-            false => high = (cap, watts),
-        }
-        let share = match low.1 > 0.0 {
+    // A cap at the target is too low, since the machine is not always busy.
+    let ends = [(target_watts, 0.0), (120.0, uncapped_watts)];
+    search(scene, days, |cap| (judgement, cap), ends, target_watts)
+}
+
+/// The threshold of hardness at which these days cost this mean power, and the days lived with
+/// it: a static router that somebody tuned with hindsight.
+pub fn tuned_threshold(
+    scene: &Scene,
+    days: &[Busy],
+    target_watts: f64,
+) -> Result<(f64, Vec<Lived>), Failure> {
+    // More watts with a lower threshold.
+    let host = |ease: f64| (Judgement::Threshold(1.0 - ease as f32), f64::INFINITY);
+    let (ease, lived) = search(scene, days, host, [(0.0, 0.0), (1.0, 0.0)], target_watts)?;
+    Ok((1.0 - ease, lived))
+}
+
+/// Finds the setting of a host at which these days cost this mean power, by false position
+/// between two ends of which the first gives too little; where an end's watts are not known
+/// (0), by halves.
+fn search(
+    scene: &Scene,
+    days: &[Busy],
+    host: impl Fn(f64) -> (Judgement, f64),
+    [mut low, mut high]: [(f64, f64); 2],
+    target_watts: f64,
+) -> Result<(f64, Vec<Lived>), Failure> {
+    let mut best: Option<(f64, f64, Vec<Lived>)> = None;
+    for _ in 0..TRIED {
+        let share = match low.1 > 0.0 && high.1 > 0.0 {
             true => (target_watts - low.1) / (high.1 - low.1),
             false => 0.5,
         };
-        cap = low.0 + (high.0 - low.0) * share.clamp(0.05, 0.95);
-        best = under(cap)?;
+        let setting = low.0 + (high.0 - low.0) * share.clamp(0.05, 0.95);
+        let lived = scene
+            .live(days, &[host(setting)])?
+            .pop()
+            .unwrap_or_default();
+        let watts = total(&lived, days).watts();
+        let off = (watts / target_watts - 1.0).abs();
+        if best.as_ref().is_none_or(|(least, ..)| off < *least) {
+            best = Some((off, setting, lived));
+        }
+        match (off <= EQUAL, watts < target_watts) {
+            (true, _) => break,
+            (false, true) => low = (setting, watts),
+            (false, false) => high = (setting, watts),
+        }
     }
-    Ok((cap, best.1))
+    let (_, setting, lived) = best.ok_or_else(|| Failure::Failed("nothing was tried".into()))?;
+    Ok((setting, lived))
 }
 
 /// Days of one host as one score.
@@ -251,7 +281,7 @@ pub fn day(
     let target = total(&metabolic, &days).watts();
     let uncapped = total(&fixed, &days).watts();
     let large = Judgement::AlwaysLarge;
-    let (cap, capped) = equal_watts(scene, &days, large, uncapped, target)?;
+    let (cap, capped) = under_cap(scene, &days, large, uncapped, target)?;
     let named = [
         ("static: always large".to_owned(), fixed),
         (format!("power cap {cap:.0} W: always large"), capped),
@@ -291,7 +321,7 @@ fn print(day: &Day, shown: &[Shown]) {
         shown.first().map_or(0, |s| s.lived.ended.len())
     );
     let row = |name: &str, value: &dyn Fn(&Shown) -> String| {
-        let cells: Vec<String> = shown.iter().map(|s| format!("{:>28}", value(s))).collect();
+        let cells: Vec<String> = shown.iter().map(|s| format!("{:>34}", value(s))).collect();
         println!("{name:<28}{}", cells.join(""));
     };
     row("", &|s| s.name.clone());

@@ -12,8 +12,9 @@ use homeostat_policy::PolicyRoom;
 
 /// Draft tokens of hosts that do not decide about them: what `route-metabolic` asks for at most.
 const DRAFT_TOKENS: u32 = 15;
-/// Hardness from which the static router asks the large tier: that of `route-threshold`.
-const THRESHOLD: f32 = 0.5;
+/// Hardness from which a static router asks the large tier, if nobody tunes it: that of
+/// `route-threshold`.
+pub const THRESHOLD: f32 = 0.5;
 
 /// A part of the metabolic host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,14 +54,14 @@ impl Part {
 }
 
 /// Who decides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Judgement {
     /// Everything to the large tier.
     AlwaysLarge,
     /// Everything to the small tier.
     AlwaysSmall,
-    /// The classifier and a threshold, whatever the machine feels.
-    Threshold,
+    /// The classifier and a threshold of hardness, whatever the machine feels.
+    Threshold(f32),
     /// The host's own policies.
     Metabolic,
     /// The same without a part.
@@ -120,7 +121,7 @@ impl Session for Judging {
         let largest = match self.judgement {
             Judgement::AlwaysLarge => true,
             Judgement::AlwaysSmall => false,
-            Judgement::Threshold => hardness >= THRESHOLD,
+            Judgement::Threshold(least) => hardness >= least,
             Judgement::Metabolic | Judgement::MetabolicWithout(_) => {
                 return self.own_route(c, tiers);
             }

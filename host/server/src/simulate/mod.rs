@@ -27,13 +27,16 @@ use clap::{Args, Subcommand};
 
 use crate::Failure;
 
-pub use compare::{Scene, equal_watts, scores};
+pub use compare::{Scene, scores, tuned_threshold, under_cap};
 pub use day::Day;
-pub use judgement::{Judgement, Part};
+pub use judgement::{Judgement, Part, THRESHOLD};
 pub use score::{MEASURES, Score};
 
 /// Requests per second, mean over a quiet day: one every twenty seconds, a small office.
 const REQUESTS_PER_S: f64 = 0.05;
+/// Price of energy, share of the router's own: its preset gives up more right answers for a
+/// joule than somebody would who has bought the large tier.
+const ENERGY_PRICE: f64 = 0.4;
 
 #[derive(Debug, Subcommand)]
 pub enum SimulateCommand {
@@ -66,6 +69,9 @@ pub struct World {
     /// Requests per second, mean over a quiet day.
     #[arg(long, value_name = "RATE", default_value_t = REQUESTS_PER_S)]
     pub requests_per_s: f64,
+    /// The metabolic router's setting `energy-price`, a factor of its profile's price.
+    #[arg(long, value_name = "FACTOR", default_value_t = ENERGY_PRICE)]
+    pub energy_price: f64,
     /// Where all random numbers begin.
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     pub seed: u64,
@@ -75,7 +81,7 @@ pub struct World {
 pub fn run(command: SimulateCommand) -> Result<(), Failure> {
     match command {
         SimulateCommand::Day { world, svg, json } => {
-            let scene = Scene::open(&world.data, world.unseen)?;
+            let scene = Scene::open(&world)?;
             let day = Day::eventful(world.seed, world.requests_per_s);
             compare::day(&scene, &day, svg.as_deref(), json.as_deref())
         }
