@@ -10,6 +10,7 @@ use homeostat_hooks::Hook;
 
 use crate::bench::BenchCommand;
 use crate::commands::BundleCommand;
+use crate::simulate::SimulateCommand;
 
 /// An LLM inference host whose judgement can be swapped while it runs.
 #[derive(Debug, Parser)]
@@ -40,6 +41,9 @@ pub enum Command {
     /// Measure how good the judgement is, on recorded outcomes.
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Let hosts live through a day on a machine that does not exist.
+    #[command(subcommand)]
+    Simulate(SimulateCommand),
     /// Show one snapshot of this machine, as policies see it, as JSON; record its sensors.
     Telemetry(TelemetryArgs),
     /// Check or print configuration.

@@ -5,8 +5,9 @@
 //! door, drain · [`house`] what requests share · [`http`] paths · [`openai`] the wire ·
 //! [`tiers`] local engine and remote servers · [`models`] model files · [`embedded`]
 //! policies in the binary · [`registry`] bundles in OCI registries · [`energy`], [`budgets`]
-//! what answers cost and who pays · [`bench`] how good the judgement is · [`metrics`], [`log`] what watches · [`commands`] everything
-//! else that can be asked for.
+//! what answers cost and who pays · [`bench`] how good the judgement is · [`simulate`] hosts
+//! on a machine that does not exist · [`metrics`], [`log`] what watches · [`commands`]
+//! everything else that can be asked for.
 //!
 //! It refuses to infer, to judge, and to let a wire type go below [`openai`].
 
@@ -29,6 +30,7 @@ mod registry;
 #[cfg(test)]
 mod registry_tests;
 mod serve;
+mod simulate;
 mod tiers;
 
 use std::process::ExitCode;
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
         Command::Policy(command) => commands::policy(command),
         Command::Models(command) => commands::models(command),
         Command::Bench(command) => bench::run(command),
+        Command::Simulate(command) => simulate::run(command),
         Command::Telemetry(args) => commands::telemetry(args),
         Command::Config(command) => commands::config(command),
         Command::Explain {

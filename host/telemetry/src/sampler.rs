@@ -81,6 +81,7 @@ pub struct Sampler {
     energy: EnergyMoves,
     stuck: StuckWatch,
     forecasters: Forecasters,
+    looks_ahead: bool,
     machine: StateMachine,
     recorder: Recorder,
     sequence: u64,
@@ -101,9 +102,18 @@ impl Sampler {
             energy: EnergyMoves::default(),
             stuck: StuckWatch::default(),
             forecasters: Forecasters::new(config.profile),
+            looks_ahead: true,
             recorder,
             sequence: 0,
             config,
+        }
+    }
+
+    /// The same without a forecast: what it is worth is measured by leaving it out.
+    pub fn without_forecast(self) -> Self {
+        Self {
+            looks_ahead: false,
+            ..self
         }
     }
 
@@ -140,7 +150,9 @@ impl Sampler {
         self.energy.collect(&mut self.readings);
         self.stuck.look(&mut self.readings, &self.recorder);
         let plans = &inputs.planned_watts;
-        self.forecasters.observe(&self.readings, plans, now_ms);
+        if self.looks_ahead {
+            self.forecasters.observe(&self.readings, plans, now_ms);
+        }
         let pressure = self.readings.pressure(inputs.kv_used_ratio);
         let metabolism = self.machine.observe(
             &Vitals {

@@ -27,7 +27,7 @@ impl Asked {
     pub fn open(component: Option<&Path>, hook: Hook) -> Result<Self, Failure> {
         let room = match component {
             Some(path) => room_with(path, hook)?,
-            None => embedded_room()?,
+            None => embedded_room(&Config::default())?,
         };
         let active = room.status().into_iter().find(|slot| slot.hook == hook);
         let active = active.and_then(|slot| slot.active);
@@ -80,7 +80,8 @@ impl Asked {
     }
 }
 
-fn embedded_room() -> Result<PolicyRoom, Failure> {
+/// The policies that come with the host, in a room in which a busy computer changes no answer.
+pub fn embedded_room(config: &Config) -> Result<PolicyRoom, Failure> {
     let room = RoomConfig {
         breaker: BreakerConfig {
             faults: u32::MAX,
@@ -94,6 +95,6 @@ fn embedded_room() -> Result<PolicyRoom, Failure> {
     };
     let models = HostModels::new(Vec::new(), Vec::new(), None).map_err(Failure::failed)?;
     let room = PolicyRoom::new(room, Arc::new(models)).map_err(Failure::failed)?;
-    embedded::load(&room, &Config::default());
+    embedded::load(&room, config);
     Ok(room)
 }

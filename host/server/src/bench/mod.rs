@@ -3,19 +3,22 @@
 //! [`curve`], [`detection`], [`calibration`] and [`bootstrap`] are pure: rows in, figures
 //! out. [`outcomes`] reads what was recorded, [`ask`] asks a policy through the policy room
 //! as a host does, [`routing`] and [`validate`] bring them together, [`svg`] draws.
+//! [`days`] lets hosts live through simulated days: what the judgement saves of energy, and
+//! which part of it does.
 //!
 //! Nothing is fitted here: a figure counts only on rows that nothing was fitted on, and
 //! each says which rows those are.
 
-mod ask;
+pub mod ask;
 mod bootstrap;
 mod calibration;
 mod curve;
+mod days;
 mod detection;
 mod knn;
-mod outcomes;
+pub mod outcomes;
 mod routing;
-mod svg;
+pub mod svg;
 mod validate;
 
 #[cfg(test)]
@@ -53,9 +56,23 @@ pub enum BenchCommand {
         #[command(flatten)]
         common: Common,
     },
+    /// What the metabolic host saves on simulated days, beside simpler ones.
+    ///
+    /// Joules per request, token and right answer of hosts that always ask the large tier,
+    /// that follow a static threshold, of both under a power cap of the metabolic host's mean
+    /// watts, and of a threshold tuned to them; differences are paired by day.
+    Energy {
+        #[command(flatten)]
+        days: days::Args,
+    },
+    /// What each part of the metabolic host is worth: the same days with each left out in turn.
+    Ablation {
+        #[command(flatten)]
+        days: days::Args,
+    },
 }
 
-/// What every bench is told.
+/// What every bench on recorded rows is told.
 #[derive(Debug, Args)]
 pub struct Common {
     /// Folder with mmlu.jsonl, gsm8k.jsonl, mt_bench.jsonl.
@@ -102,6 +119,8 @@ pub fn run(command: BenchCommand) -> Result<(), Failure> {
             unseen: common.unseen,
             json: common.json,
         }),
+        BenchCommand::Energy { days } => days::energy(&days),
+        BenchCommand::Ablation { days } => days::ablation(&days),
     }
 }
 
@@ -154,7 +173,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn write(file: &Path, text: &str) -> Result<(), Failure> {
+pub fn write(file: &Path, text: &str) -> Result<(), Failure> {
     std::fs::write(file, text)
         .map_err(|e| Failure::Failed(format!("cannot write {}: {e}", file.display())))
 }

@@ -35,10 +35,10 @@ const TOP: f64 = 64.0;
 const LEGEND_LINE: f64 = 18.0;
 
 /// Colours that people with any colour vision can tell apart (Okabe, Ito).
-const COLOURS: [&str; 7] = [
+pub const COLOURS: [&str; 7] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000",
 ];
-const DASHES: [&str; 7] = ["", "7 3", "2 3", "9 3 2 3", "4 4", "1 2", "12 4"];
+pub const DASHES: [&str; 7] = ["", "7 3", "2 3", "9 3 2 3", "4 4", "1 2", "12 4"];
 
 /// Diagrams side by side.
 pub fn page(title: &str, panels: &[Panel]) -> String {
@@ -68,11 +68,20 @@ pub fn page(title: &str, panels: &[Panel]) -> String {
     out
 }
 
-/// The lowest and the highest round number that hold all values.
+/// The lowest and the highest round number that hold all values, and the step between two.
 fn limits(panel: &Panel) -> (f64, f64, f64) {
-    let values = || panel.lines.iter().flat_map(|line| &line.values);
-    let low = values().copied().fold(f64::INFINITY, f64::min);
-    let high = values().copied().fold(f64::NEG_INFINITY, f64::max);
+    round_limits(
+        panel
+            .lines
+            .iter()
+            .flat_map(|line| line.values.iter().copied()),
+    )
+}
+
+/// The same of any values.
+pub fn round_limits(values: impl Iterator<Item = f64>) -> (f64, f64, f64) {
+    let ends = (f64::INFINITY, f64::NEG_INFINITY);
+    let (low, high) = values.fold(ends, |(low, high), v| (low.min(v), high.max(v)));
     if !(low.is_finite() && high.is_finite()) {
         return (0.0, 1.0, 0.25);
     }
@@ -196,7 +205,8 @@ fn curve(out: &mut String, i: usize, style: usize, line: &Line, y: impl Fn(f64) 
     );
 }
 
-fn escaped(text: &str) -> String {
+/// Text as it may stand in a picture.
+pub fn escaped(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
