@@ -13,7 +13,10 @@ use crate::house::House;
 use crate::openai::error::{ApiError, shown};
 
 /// A number and its name.
-const CHANGE_BYTES_MAX: usize = 1 << 10;
+const CHANGE_MAX: body::Limit = body::Limit {
+    bytes: 1 << 10,
+    by: "the limit of a change of a budget",
+};
 
 #[derive(Serialize)]
 pub struct Budgets {
@@ -40,7 +43,7 @@ pub async fn change(
     request: Request,
 ) -> Result<Json<BudgetStatus>, ApiError> {
     let (parts, body) = request.into_parts();
-    let bytes = body::json(&parts.headers, body, CHANGE_BYTES_MAX).await?;
+    let bytes = body::json(&parts.headers, body, CHANGE_MAX).await?;
     let change: Change = serde_json::from_slice(&bytes)
         .map_err(|e| ApiError::bad_request(format!("this is no change of a budget: {e}")))?;
     let changed = house.budgets.set_limit(&name, change.limit);
