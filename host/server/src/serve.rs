@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::batches::Batches;
 use crate::cli::ServeArgs;
 use crate::config::{Config, TierConfig, TierKind};
 use crate::energy::Energy;
@@ -30,8 +31,8 @@ use crate::tiers::{
 };
 use crate::{Failure, embedded, http, log};
 
-/// How often the occupation of the KV cache is told to telemetry: as often as it samples.
-const KV_PERIOD: Duration = Duration::from_millis(100);
+/// How often memory is looked at from both sides: as often as telemetry samples.
+const MEMORY_PERIOD: Duration = Duration::from_millis(100);
 /// How often energy is booked: as often as telemetry samples.
 const ENERGY_PERIOD: Duration = Duration::from_millis(100);
 /// Context of a remote tier that is not described: what nearly all models have.
@@ -194,7 +195,7 @@ fn build(config: &Config, engines: &Engines) -> Result<(Arc<House>, Arc<Telemetr
     room.resume_trials();
     room.watch();
     let telemetry = Arc::new(Telemetry::start(telemetry_config(config)));
-    watch_kv(&telemetry, &local);
+    watch_memory(config, &telemetry, &local);
     let energy = keep_books(config, &telemetry, &local, &metrics);
     let snapshots: Snapshots = {
         let telemetry = telemetry.clone();
@@ -373,15 +374,18 @@ pub fn telemetry_config(config: &Config) -> homeostat_telemetry::Config {
     }
 }
 
-/// Tell telemetry how full the KV caches are, for as long as somebody listens.
-fn watch_kv(telemetry: &Arc<Telemetry>, tiers: &[Arc<LocalTier>]) {
+/// Tell telemetry how full the KV caches are, and engines what the machine's memory permits,
+/// for as long as somebody listens.
+fn watch_memory(config: &Config, telemetry: &Arc<Telemetry>, tiers: &[Arc<LocalTier>]) {
     if tiers.is_empty() {
         return;
     }
     let telemetry = Arc::downgrade(telemetry);
+    let local = config.tiers.iter().filter(|t| t.kind == TierKind::Local);
+    let mut batches = Batches::new(local.map(|t| t.max_sequences).collect());
     let tiers = tiers.to_vec();
     tokio::spawn(async move {
-        let mut tick = tokio::time::interval(KV_PERIOD);
+        let mut tick = tokio::time::interval(MEMORY_PERIOD);
         loop {
             tick.tick().await;
             let Some(telemetry) = telemetry.upgrade() else {
@@ -394,6 +398,9 @@ fn watch_kv(telemetry: &Arc<Telemetry>, tiers: &[Arc<LocalTier>]) {
                 all += blocks;
             }
             telemetry.set_kv_used_ratio((all > 0.0).then_some((used / all) as f32));
+            for (tier, most) in tiers.iter().zip(batches.changed(&telemetry.snapshot())) {
+                tier.engine().limit_running(most);
+            }
         }
     });
 }
