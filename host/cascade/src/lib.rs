@@ -17,7 +17,7 @@ mod tier;
 mod view;
 
 pub use job::{Head, Job, Refused, Reply, ReplyEvent, Usage};
-pub use life::{Cascade, CascadeConfig, Observer};
+pub use life::{Cascade, CascadeConfig, JoulesOf, Observer};
 pub use record::{DecisionRecord, Ending, RequestSummary, StepRecord};
 pub use tier::{
     CONTEXT_LENGTH_EXCEEDED, CONVERSATION_REFUSED, GenerateCall, OutputFormat, Prompt, Sampling,

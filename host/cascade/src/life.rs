@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures::StreamExt;
 use homeostat_hooks::{
     Answer, AnsweredBy, Decision, DirectAnswer, Fault, FaultKind, Finish, Hook, HookReply, Outcome,
-    Plan, Policies, Session, Snapshot, Step, TierView, Verdict, builtin,
+    Plan, Policies, Sample, Session, Snapshot, Step, TierView, Verdict, builtin,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -24,6 +24,8 @@ use crate::view;
 
 /// Somebody who is told of every closed record.
 pub type Observer = Arc<dyn Fn(&DecisionRecord) + Send + Sync>;
+/// What a job of this id has used, as far as somebody keeps books.
+pub type JoulesOf = Arc<dyn Fn(&str) -> Option<Sample> + Send + Sync>;
 
 /// Limits of this room.
 pub struct CascadeConfig {
@@ -37,6 +39,8 @@ pub struct CascadeConfig {
     pub events_waiting_max: usize,
     /// Called with every closed record: metrics, logs.
     pub observer: Option<Observer>,
+    /// Asked once for every job that is over, for policies that learn.
+    pub joules_of: Option<JoulesOf>,
 }
 
 impl Default for CascadeConfig {
@@ -46,6 +50,7 @@ impl Default for CascadeConfig {
             records_max: 1024,
             events_waiting_max: 256,
             observer: None,
+            joules_of: None,
         }
     }
 }
@@ -717,7 +722,12 @@ impl Life {
             generated_tokens: self.record.usage.generated_tokens_all_steps,
             ttft_ms: self.record.ttft_ms,
             total_ms: self.record.total_ms,
-            joules: None,
+            joules: self
+                .cascade
+                .config
+                .joules_of
+                .as_ref()
+                .and_then(|of| of(&self.record.id)),
         }
     }
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use homeostat_engine::{Device, EngineHandle, SequenceStep, StepObserver};
-use homeostat_hooks::{DeviceKind, Origin, Snapshot};
+use homeostat_hooks::{DeviceKind, Origin, Sample, Snapshot};
 use homeostat_telemetry::ledger::{
     Accounts, DeviceIndex, Devices, Ledger, ModelCost, Phase, ProcessorPower, Receipt,
     SequenceWork, SplitMethod, Step, StepInbox, StepLog, step_log,
@@ -168,6 +168,18 @@ impl Energy {
         let one = |index| books.ledger.receipt(account(&job_id(id, index)));
         let sum = (0..answers).filter_map(one).reduce(Receipt::plus)?;
         Some(EnergyReceipt::from(sum))
+    }
+
+    /// What one answer has used, J, with what is only expected of it so far.
+    pub fn joules_of(&self, job: &str) -> Option<Sample> {
+        let mut books = self.books();
+        books.take_steps(self.now_us());
+        let receipt = books.ledger.receipt(account(job))?;
+        Some(Sample {
+            origin: receipt.origin,
+            relative_error: Some(receipt.relative_error as f32),
+            ..Sample::measured(receipt.joules())
+        })
     }
 
     /// The books of all devices, by name.

@@ -203,7 +203,7 @@ fn build(config: &Config, engines: &Engines) -> Result<(Arc<House>, Arc<Telemetr
     };
     let all = local.iter().map(|t| t.clone() as Arc<dyn Tier>);
     let all = all.chain(remote).collect();
-    let limits = cascade_config(config, metrics.clone());
+    let limits = cascade_config(config, metrics.clone(), energy.clone());
     let cascade = Cascade::new(room.clone(), all, snapshots.clone(), limits);
     let house = House {
         cascade: Arc::new(cascade),
@@ -348,7 +348,7 @@ fn own_program() -> Option<PathBuf> {
     }
 }
 
-fn cascade_config(config: &Config, metrics: Arc<Metrics>) -> CascadeConfig {
+fn cascade_config(config: &Config, metrics: Arc<Metrics>, energy: Arc<Energy>) -> CascadeConfig {
     let limits = config.cascade;
     CascadeConfig {
         view_bytes_max: limits.view_bytes_max,
@@ -358,6 +358,7 @@ fn cascade_config(config: &Config, metrics: Arc<Metrics>) -> CascadeConfig {
             metrics.record(record);
             log::request(record);
         })),
+        joules_of: Some(Arc::new(move |job| energy.joules_of(job))),
     }
 }
 
