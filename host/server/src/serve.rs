@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::serve::ListenerExt;
-use homeostat_cascade::{Cascade, CascadeConfig, DecisionRecord, Tier};
+use homeostat_cascade::{Cascade, CascadeConfig, DecisionRecord, JoulesOf, Tier};
 use homeostat_engine::{Encoder, Engine, EngineConfig, Shutdown, SpeculationConfig};
 use homeostat_hooks::{Origin, Sample, TierKind as ViewKind, TierView};
 use homeostat_policy::{
@@ -203,7 +203,14 @@ fn build(config: &Config, engines: &Engines) -> Result<(Arc<House>, Arc<Telemetr
     };
     let all = local.iter().map(|t| t.clone() as Arc<dyn Tier>);
     let all = all.chain(remote).collect();
-    let limits = cascade_config(config, metrics.clone(), energy.clone());
+    let joules_of: JoulesOf = {
+        let energy = energy.clone();
+        Arc::new(move |job| energy.joules_of(job))
+    };
+    for tier in &local {
+        tier.keep_books(joules_of.clone());
+    }
+    let limits = cascade_config(config, metrics.clone(), joules_of);
     let cascade = Cascade::new(room.clone(), all, snapshots.clone(), limits);
     let house = House {
         cascade: Arc::new(cascade),
@@ -348,7 +355,7 @@ fn own_program() -> Option<PathBuf> {
     }
 }
 
-fn cascade_config(config: &Config, metrics: Arc<Metrics>, energy: Arc<Energy>) -> CascadeConfig {
+fn cascade_config(config: &Config, metrics: Arc<Metrics>, joules_of: JoulesOf) -> CascadeConfig {
     let limits = config.cascade;
     CascadeConfig {
         view_bytes_max: limits.view_bytes_max,
@@ -358,7 +365,7 @@ fn cascade_config(config: &Config, metrics: Arc<Metrics>, energy: Arc<Energy>) -
             metrics.record(record);
             log::request(record);
         })),
-        joules_of: Some(Arc::new(move |job| energy.joules_of(job))),
+        joules_of: Some(joules_of),
     }
 }
 

@@ -95,6 +95,11 @@ pub(crate) fn is_among(request: &Request, share: f32) -> bool {
     ((name(request) >> 40) as f32 / (1u64 << 24) as f32) < share
 }
 
+/// Whether this id is one of so many that are chosen, the same in every replay.
+pub(crate) fn is_one_in(id: &str, many: u64) -> bool {
+    mixed(hashed(START, id)).is_multiple_of(many)
+}
+
 /// The client's own name for it.
 fn said(request: &Request) -> Option<&str> {
     request.attributes.iter().find_map(|(key, value)| {
@@ -107,29 +112,37 @@ fn said(request: &Request) -> Option<&str> {
 }
 
 fn name(request: &Request) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    let mut add = |text: &str| {
-        // The length first: "a" "bc" is not "ab" "c". Whole words at a time: prompts are long.
-        hash = (hash ^ text.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        for chunk in text.as_bytes().chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            hash = (hash ^ u64::from_le_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            hash ^= hash >> 29;
-        }
-    };
-    add(request.tenant.as_deref().unwrap_or(""));
-    match said(request) {
-        Some(name) => add(name),
-        None if request.messages.is_empty() => add(&request.id),
+    let hash = hashed(START, request.tenant.as_deref().unwrap_or(""));
+    mixed(match said(request) {
+        Some(name) => hashed(hash, name),
+        None if request.messages.is_empty() => hashed(hash, &request.id),
         None => {
             let first = |m: &&Message| m.role != Role::User;
             let before = request.messages.iter().take_while(first);
-            before.for_each(|m| add(&m.content));
+            let hash = before.fold(hash, |hash, m| hashed(hash, &m.content));
             let user = request.messages.iter().find(|m| m.role == Role::User);
-            add(user.map_or("", |m| &m.content));
+            hashed(hash, user.map_or("", |m| &m.content))
         }
+    })
+}
+
+const START: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// Eight bytes at a time: prompts are long.
+fn hashed(mut hash: u64, text: &str) -> u64 {
+    // The length first: "a" "bc" is not "ab" "c".
+    hash = (hash ^ text.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    for chunk in text.as_bytes().chunks(8) {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        hash = (hash ^ u64::from_le_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        hash ^= hash >> 29;
     }
+    hash
+}
+
+/// All bits depend on all of them.
+fn mixed(mut hash: u64) -> u64 {
     hash ^= hash >> 32;
     hash = hash.wrapping_mul(0xd6e8_feb8_6659_fd93);
     hash ^ (hash >> 32)

@@ -1,5 +1,6 @@
 //! Tiers as the cascade wants them: the local engine and other people's servers.
 
+mod drafts;
 mod encoder;
 mod local;
 #[cfg(test)]
