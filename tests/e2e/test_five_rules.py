@@ -19,8 +19,10 @@ SEQUENCES = 8
 def config(**telemetry) -> str:
     tier = dict(threads=1, max_sequences=SEQUENCES)
     text = settings.server() + settings.no_encoder() + settings.record()
-    text += settings.local_tier("small", **tier)
-    text += settings.local_tier("large", rank=1, quality=settings.LARGE_QUALITY, **tier)
+    # One file serves as both, so what the larger one takes more has to be stated.
+    text += settings.local_tier("small", joules_per_token=0.5, **tier)
+    large = dict(rank=1, quality=settings.LARGE_QUALITY, joules_per_token=1.0)
+    text += settings.local_tier("large", **large, **tier)
     return text + settings.telemetry(**telemetry)
 
 
@@ -194,7 +196,7 @@ async def answered_two_at_a_time(server):
     messages = [{"role": "user", "content": "Count from one to one hundred."}]
     asked = [
         asyncio.create_task(
-            client.chat.completions.create(model="small", messages=messages, max_tokens=200)
+            client.chat.completions.create(model="small", messages=messages, max_tokens=100)
         )
         for _ in range(SEQUENCES)
     ]

@@ -166,7 +166,7 @@ fn candidates<'a>(question: &Question<'a>) -> Vec<Candidate<'a>> {
         ready.retain(|(t, _)| fits(t));
     }
     let efforts = efforts(&ready);
-    let shares = believed(question.classification);
+    let shares = believed(question.classification, settings);
     let count = ready.len();
     let mut all: Vec<Candidate<'_>> = ready
         .into_iter()
@@ -245,14 +245,22 @@ fn joules(tier: &Tier, known: &Figures) -> Option<f64> {
         .or(stated.map(|s| s.value))
 }
 
-/// The classifier's shares, drawn towards ordinary traffic as far as it doubts itself.
-fn believed(c: &Classification) -> (f32, f32, f32) {
+/// The classifier's shares at the temperature that fits it, drawn towards ordinary traffic as
+/// far as it doubts itself.
+fn believed(c: &Classification, settings: &Settings) -> (f32, f32, f32) {
     let trust = unit(c.confidence);
-    let mix = |p: f32, ordinary: f32| trust * unit(p) + (1.0 - trust) * ordinary;
+    let mut classes = [c.p_simple, c.p_medium, c.p_complex].map(unit);
+    let mut sum = 1.0;
+    if settings.temperature != 1.0 {
+        classes = classes.map(|p| p.max(1e-6).powf(1.0 / settings.temperature));
+        sum = classes.iter().sum();
+    }
+    let [simple, medium, complex] = classes;
+    let mix = |p: f32, ordinary: f32| trust * p / sum + (1.0 - trust) * ordinary;
     (
-        mix(c.p_simple, ORDINARY.0),
-        mix(c.p_medium, ORDINARY.1),
-        mix(c.p_complex, ORDINARY.2),
+        mix(simple, ORDINARY.0),
+        mix(medium, ORDINARY.1),
+        mix(complex, ORDINARY.2),
     )
 }
 
@@ -392,7 +400,7 @@ fn chain<'a, 'b>(
 fn steps(question: &Question<'_>, chain: &[&Candidate<'_>], pressure: &Pressure) -> Vec<Step> {
     let settings = question.settings;
     // Harder requests must convince more …
-    let harder = 0.1 * believed(question.classification).2;
+    let harder = 0.1 * believed(question.classification, settings).2;
     // … but not more than the last tier's own answers do, or asking it would change nothing …
     let last = chain.len() - 1;
     let reached = chain[last].known.floor(settings.needless_max);
@@ -406,6 +414,7 @@ fn steps(question: &Question<'_>, chain: &[&Candidate<'_>], pressure: &Pressure)
         .map(|(i, candidate)| Step {
             tier: candidate.tier.id.clone(),
             max_draft_tokens: speculate::max_draft_tokens(
+                question.request,
                 candidate.tier,
                 question.snapshot,
                 settings,

@@ -18,6 +18,8 @@ pub struct Settings {
     pub steps_max: usize,
     /// Confidence from which an answer is accepted, before pressure lowers it.
     pub accept_threshold: f32,
+    /// Temperature of the classifier's probabilities: above 1 it is too sure of itself.
+    pub temperature: f32,
     /// Of answers as good as those of a plan's last tier, the share that may be doubted and
     /// asked again all the same.
     pub needless_max: f32,
@@ -51,6 +53,7 @@ impl Settings {
             money_price: 0.02,
             steps_max: 2,
             accept_threshold: 0.55,
+            temperature: 1.0,
             needless_max: 0.1,
             dwell_s: 60,
             speculation: Speculation::Conditional,
@@ -104,6 +107,12 @@ impl Settings {
             settings.accept_threshold = match threshold.parse::<f32>() {
                 Ok(t) if (0.0..=1.0).contains(&t) => t,
                 _ => return wrong("accept-threshold", &threshold, "0 to 1"),
+            };
+        }
+        if let Some(temperature) = config("classifier-temperature") {
+            settings.temperature = match temperature.parse::<f32>() {
+                Ok(t) if (0.1..=10.0).contains(&t) => t,
+                _ => return wrong("classifier-temperature", &temperature, "0.1 to 10"),
             };
         }
         if let Some(seconds) = config("dwell-seconds") {

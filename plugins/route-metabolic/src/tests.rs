@@ -498,6 +498,31 @@ fn between_two_tiers_the_classifiers_second_opinion_decides_as_far_as_it_knows_s
 }
 
 #[test]
+fn a_classifier_that_is_too_sure_is_cooled_down_to_what_it_is_worth() {
+    let (tiers, _) = three_tiers();
+    let sure = Classification {
+        p_simple: 0.96,
+        p_medium: 0.02,
+        p_complex: 0.02,
+        confidence: 1.0,
+        ..Classification::default()
+    };
+    let first = |temperature| {
+        let settings = Settings {
+            temperature,
+            ..Settings::preset(Profile::Datacenter)
+        };
+        let (request, memory) = (turn(1), Memory::default());
+        let snapshot = Snapshot::default();
+        let decision = route(&request, &sure, &tiers, &snapshot, &settings, &memory);
+        plan_of(decision).reason
+    };
+    assert!(first(1.0).contains("small 0.78"), "{}", first(1.0));
+    // Of nearly equal shares.
+    assert!(first(10.0).contains("small 0.50"), "{}", first(10.0));
+}
+
+#[test]
 fn learned_joules_stand_in_for_sizes_that_nobody_tells() {
     let (mut tiers, classification) = three_tiers();
     tiers.iter_mut().for_each(|t| t.parameters = None);
@@ -642,6 +667,7 @@ fn settings_that_cannot_be_read_are_refused_by_name() {
         ("energy-price", "NaN"),
         ("accept-threshold", "2"),
         ("dwell-seconds", "-1"),
+        ("classifier-temperature", "0"),
         ("direct-answers", "maybe"),
     ] {
         let error = set(key, value).expect_err(key).to_string();
