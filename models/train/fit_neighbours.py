@@ -15,8 +15,11 @@ hash are kept; the number of voters is the one with the highest APGR on those th
 
 import hashlib
 import json
+import re
 import struct
+import subprocess
 import sys
+import tempfile
 import urllib.request
 from datetime import date
 from pathlib import Path
@@ -26,9 +29,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT.parent / "shared/data/routing"
 OUT = ROOT / "plugins/classify-neighbours"
-sys.path.insert(0, str(ROOT / "plugins/route-threshold"))
-import calibrate  # noqa: E402: it is a file of the policy whose thresholds are checked here
-
 ENCODER = "all-minilm-l6-v2"
 CHARS_MAX = 1000  # as in the policy
 COUNT = 2048
@@ -110,18 +110,31 @@ def line(name, score, length, weak, strong):
     )
 
 
+def threshold(scores, good, *wanted):
+    """What `homeostat policy calibrate` finds for route-threshold; None where it finds nothing."""
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as log:
+        for score, right in zip(scores.tolist(), good.tolist()):
+            log.write(json.dumps({"score": score, "right": bool(right)}) + "\n")
+        log.flush()
+        command = [ROOT / "target/release/homeostat", "policy", "calibrate", log.name]
+        command += ["--policy", "route-threshold", *map(str, wanted)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    found = re.search(r'threshold = "(.+?)"', done.stdout)
+    return float(found[1]) if found else None
+
+
 def calibrated(fitted, score, good_fitted, good):
     """Thresholds of route-threshold, found on one part and checked on another."""
     lines = ["route-threshold on these scores, calibrated on the same rows, REPORT part:"]
     for share in (0.2, 0.3, 0.5):
-        threshold = calibrate.for_share(fitted.tolist(), share)
-        lines.append(f"  --share {share}: {(score >= threshold).mean():.3f} go to the strong tier")
+        found = threshold(fitted, good_fitted, "--share", share)
+        lines.append(f"  --share {share}: {(score >= found).mean():.3f} go to the strong tier")
     for risk in (0.15, 0.2, 0.25, 0.3):
-        threshold = calibrate.for_risk(list(zip(fitted.tolist(), good_fitted.tolist())), risk)
-        if threshold is None:
+        found = threshold(fitted, good_fitted, "--risk", risk)
+        if found is None:
             lines.append(f"  --risk {risk}: no threshold can be shown to keep it")
             continue
-        kept = score < threshold
+        kept = score < found
         lines.append(
             f"  --risk {risk}: {kept.mean():.3f} stay with the weak tier, which is wrong in "
             f"{1 - good[kept].mean():.3f} of them"

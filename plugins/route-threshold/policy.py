@@ -1,11 +1,11 @@
 """Two tiers and a threshold between them, in the manner of RouteLLM: what is probably too hard
 for the weak tier goes to the strong one at once.
 
-Where the threshold lies is no opinion: calibrate.py finds it from recorded requests, for a share
-of traffic that the strong tier may have or for a share of wrong answers that one accepts.
+Where the threshold lies is no opinion: `homeostat policy calibrate` finds it from recorded
+requests, for a share of traffic that the strong tier may have or for a share of wrong answers that
+one accepts.
 """
 
-from calibrate import hardness
 from homeostat import (
     Classification,
     Decision,
@@ -22,6 +22,11 @@ from homeostat.config import config, number
 
 # When to try again, if nothing is ready.
 RETRY_MS = 1000
+
+
+def hardness(simple: float, medium: float, hard: float) -> float:
+    """How much speaks for the strong tier, 0 to 1: half of what takes a medium one."""
+    return hard + medium / 2
 
 
 def score(classification: Classification) -> float | None:

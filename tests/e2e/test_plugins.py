@@ -3,12 +3,12 @@ change in a running host, with real models and readings. (Those in Rust hold the
 `tests/tests/cases.rs`.)"""
 
 import functools
-import importlib.util
 import json
 import pathlib
 import random
 import re
 import shutil
+import tomllib
 
 import pytest
 
@@ -238,57 +238,42 @@ def test_neighbours_by_the_real_encoder_decide_which_tier_is_asked(start):
     assert asked_now == ("large" if score(far) == high else "small")
 
 
-# ---- the calibration of route-threshold -------------------------------------------------
+# ---- the calibration of routers ----------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def calibrate():
-    file = PLUGINS / "route-threshold" / "calibrate.py"
-    spec = importlib.util.spec_from_file_location("calibrate", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_a_threshold_for_a_share_sends_that_share_to_the_strong_tier(calibrate):
-    scores = [i / 100 for i in range(100)]
-    for share in (0.0, 0.01, 0.3, 0.5, 1.0):
-        threshold = calibrate.for_share(scores, share)
-        assert sum(s >= threshold for s in scores) / 100 == pytest.approx(share)
-    # Equal scores go together, to the nearer side.
-    assert calibrate.for_share([0.2] * 60 + [0.8] * 40, 0.5) == 0.8
-    assert calibrate.for_share([0.2] * 60 + [0.8] * 40, 0.9) == 0.2
-    with pytest.raises(ValueError):
-        calibrate.for_share([], 0.5)
-
-
-def outcomes(seed: int, count: int) -> list[tuple[float, bool]]:
-    """Requests of which the weak tier answers 1 - score² well."""
-    dice = random.Random(seed)
-    scores = [dice.random() for _ in range(count)]
-    return [(score, dice.random() > score * score) for score in scores]
-
-
-def test_a_threshold_for_a_risk_keeps_it_as_often_as_it_promises(calibrate):
-    # Below t the weak tier is wrong in t²/3 of its answers: more than 0.1 above 0.5477.
-    thresholds = [calibrate.for_risk(outcomes(seed, 2000), 0.1, doubt=0.1) for seed in range(40)]
-    found = [t for t in thresholds if t is not None]
-    assert len(found) > 30 and min(found) > 0.3
-    assert sum(t * t / 3 > 0.1 for t in found) <= 8, "one in ten may be too high"
-    # What cannot be shown is not said.
-    assert calibrate.for_risk(outcomes(1, 20), 0.01) is None
-    assert calibrate.for_risk([(0.5, False)] * 500, 0.3) is None
-    everything = calibrate.for_risk([(i / 500, True) for i in range(500)], 0.05)
-    assert everything is not None and everything > 499 / 500
-
-
-def test_the_calibration_reads_decision_records(calibrate, shared, tmp_path, capsys):
-    file = tmp_path / "decisions.jsonl"
+def test_a_threshold_comes_from_decision_records_and_goes_into_the_policys_file(shared, tmp_path):
+    log, file = tmp_path / "decisions.jsonl", tmp_path / "route-threshold.toml"
     questions = ("hi", "Why is the sky blue?", HARD)
     records = [asked(shared, question) for question in questions]
-    file.write_text("".join(json.dumps(record) + "\n" for record in records))
-    calibrate.main(["--share", "0.34", str(file)])
-    told = capsys.readouterr().out
-    threshold = float(re.search(r'settings = \{ threshold = "(.+)" \}', told)[1])
-    scores = [calibrate.score_of(record) for record in records]
-    assert threshold in scores and "1 of 3" in told, (scores, told)
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
+    file.write_text('grants = ["config"]\n')
+    command = ["policy", "calibrate", log, "--policy", "route-threshold", "--share", "0.34"]
+    told = run_cli(*command, "-o", file).stdout
+    assert "1 of 3" in told, told
+    written = tomllib.loads(file.read_text())
+    assert written["grants"] == ["config"]
+    threshold = float(written["settings"]["threshold"])
+    classes = [record["classification"]["value"] for record in records]
+    scores = [c["p_complex"] + c["p_medium"] / 2 for c in classes]
+    assert min(abs(threshold - score) for score in scores) < 1e-6, (scores, threshold)
+    refused = run_cli(*command[:5], "--risk", "0.1", check=False)
+    assert refused.returncode == 1 and "0 judged answers" in refused.stderr, refused.stderr
+
+
+def test_the_routers_settings_come_from_recordings_and_from_what_somebody_judged(start, tmp_path):
+    config = settings.server() + settings.no_encoder() + settings.record()
+    config += settings.local_tier("small", threads=1)
+    server = start(config)
+    dice = random.Random(3)
+    ids = [
+        server.ask(f"Name {n} things.", max_tokens=1).headers["x-request-id"] for n in range(2, 42)
+    ]
+    server.stop()
+    judged = tmp_path / "judged.jsonl"
+    lines = [{"id": id, "right": dice.random() < 0.5} for id in ids]
+    judged.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    log = server.folder / "recordings"
+    told = run_cli("policy", "calibrate", log, "--judged", judged).stdout
+    assert "40 judged answers" in told, told
+    few = run_cli("policy", "calibrate", log, check=False)
+    assert few.returncode == 1 and "--judged" in few.stderr

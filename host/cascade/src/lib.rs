@@ -22,7 +22,7 @@ mod view;
 mod window;
 
 pub use job::{Closing, Head, Job, Refused, Reply, ReplyEvent, Usage};
-pub use life::{Cascade, CascadeConfig, Observer};
+pub use life::{Cascade, CascadeConfig, JoulesOf, Observer};
 pub use purse::{Payable, Purse};
 pub use record::{Cut, CutBy, DecisionRecord, Ending, RequestSummary, StepRecord};
 pub use tier::{

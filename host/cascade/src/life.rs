@@ -12,7 +12,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures::StreamExt;
 use homeostat_hooks::{
     Answer, AnsweredBy, Assessment, BudgetUnit, Decision, DirectAnswer, Fault, FaultKind, Finish,
-    Hook, HookReply, Outcome, Plan, Policies, Session, Snapshot, Step, TierView, Verdict, builtin,
+    Hook, HookReply, Outcome, Plan, Policies, Sample, Session, Snapshot, Step, TierView, Verdict,
+    builtin,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -27,6 +28,8 @@ use crate::view;
 
 /// Somebody who is told of every closed record.
 pub type Observer = Arc<dyn Fn(&DecisionRecord) + Send + Sync>;
+/// What a job of this id has used, as far as somebody keeps books.
+pub type JoulesOf = Arc<dyn Fn(&str) -> Option<Sample> + Send + Sync>;
 
 /// Limits of this room.
 pub struct CascadeConfig {
@@ -40,6 +43,8 @@ pub struct CascadeConfig {
     pub events_waiting_max: usize,
     /// Called with every closed record: metrics, logs.
     pub observer: Option<Observer>,
+    /// Asked once for every job that is over, for policies that learn.
+    pub joules_of: Option<JoulesOf>,
 }
 
 impl Default for CascadeConfig {
@@ -49,6 +54,7 @@ impl Default for CascadeConfig {
             records_max: 1024,
             events_waiting_max: 256,
             observer: None,
+            joules_of: None,
         }
     }
 }
@@ -796,7 +802,12 @@ impl Life {
             generated_tokens: self.record.usage.generated_tokens_all_steps,
             ttft_ms: self.record.ttft_ms,
             total_ms: self.record.total_ms,
-            joules: None,
+            joules: self
+                .cascade
+                .config
+                .joules_of
+                .as_ref()
+                .and_then(|of| of(&self.record.id)),
         }
     }
 }

@@ -209,7 +209,12 @@ fn world(decision: Decision, verdicts: Vec<Verdict>, small: Script, large: Scrip
         policies,
         tiers,
         Arc::new(move || snapshot.clone()),
-        CascadeConfig::default(),
+        CascadeConfig {
+            joules_of: Some(Arc::new(|id| {
+                (id == "req-1").then(|| Sample::measured(3.5))
+            })),
+            ..CascadeConfig::default()
+        },
     );
     let [small_asked, large_asked] = asked;
     World {
@@ -656,6 +661,7 @@ async fn policies_that_learn_hear_the_outcome() {
             assert_eq!(outcome.tier.as_deref(), Some("small"));
             assert_eq!(outcome.confidence, Some(0.8));
             assert_eq!((outcome.prompt_tokens, outcome.generated_tokens), (7, 2));
+            assert_eq!(outcome.joules, Some(Sample::measured(3.5)));
             return;
         }
         tokio::task::yield_now().await;

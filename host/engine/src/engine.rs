@@ -413,6 +413,7 @@ enum Command {
     Add(Box<Sequence>),
     Cancel(SequenceId),
     Observe(Box<dyn StepObserver>),
+    LimitRunning(usize),
     Stop(Shutdown),
     #[cfg(test)]
     Panic,
@@ -793,6 +794,7 @@ fn serve(mut core: Core, commands: &Receiver<Command>, epoch: Instant) {
                 #[cfg(test)]
                 Ok(Command::Panic) => panic!("told to"),
                 Ok(Command::Observe(observer)) => core.observe(observer),
+                Ok(Command::LimitRunning(most)) => core.set_max_running(most),
                 Ok(Command::Stop(how)) => {
                     stopping = true;
                     if how == Shutdown::Cancel {
@@ -954,6 +956,14 @@ impl EngineHandle {
     pub fn observe_steps(&self, observer: Box<dyn StepObserver>) {
         // A thread that has ended takes no steps.
         let _ = self.inbox.send(Command::Observe(observer));
+    }
+
+    /// Computes at most so many sequences together from the next step on: from 1 to the
+    /// configured `max_sequences`, and what lies outside counts as the nearer of them. Those that
+    /// run already go on, others wait.
+    pub fn limit_running(&self, most: usize) {
+        // A thread that has ended runs none.
+        let _ = self.inbox.send(Command::LimitRunning(most));
     }
 
     /// When the engine's clock was 0.

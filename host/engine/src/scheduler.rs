@@ -136,6 +136,8 @@ impl Plan {
 
 pub struct Scheduler {
     limits: Limits,
+    /// Sequences that may run at present, at most as many as the limits say.
+    max_running: usize,
     waiting: FairQueue,
     /// Oldest admission first.
     running: Vec<Sequence>,
@@ -158,6 +160,7 @@ impl Scheduler {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
+            max_running: limits.max_sequences,
             waiting: FairQueue::default(),
             running: Vec::new(),
             suspects: VecDeque::new(),
@@ -165,6 +168,16 @@ impl Scheduler {
             copies: Vec::new(),
             prefix: PrefixCounts::default(),
         }
+    }
+
+    /// From the next step on nobody joins `most` sequences that run already. Those that run go on:
+    /// to put them out would cost their work, and the pool has their blocks anyway.
+    pub fn set_max_running(&mut self, most: usize) {
+        self.max_running = most.clamp(1, self.limits.max_sequences);
+    }
+
+    pub fn max_running(&self) -> usize {
+        self.max_running
     }
 
     /// Shares of tenants other than 1; to be called before anybody waits.
@@ -349,7 +362,7 @@ impl Scheduler {
 
     /// Moves the first waiting sequence to running if its tokens fit beside everybody's growth.
     fn admit_next(&mut self, pool: &mut BlockPool, now: Duration) -> bool {
-        if self.running.len() >= self.limits.max_sequences {
+        if self.running.len() >= self.max_running {
             return false;
         }
         let Some(next) = self.waiting.peek(now) else {

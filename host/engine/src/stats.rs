@@ -14,6 +14,8 @@ pub const ITERATION_TOKEN_BOUNDS: [u64; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256,
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct EngineStats {
     pub num_requests_running: usize,
+    /// How many may run at present.
+    pub max_requests_running: usize,
     /// Those included that have begun and gave way.
     pub num_requests_waiting: usize,
     /// Used blocks over all blocks, 0 to 1.
@@ -56,6 +58,7 @@ pub struct StepWork {
 #[derive(Default)]
 pub struct StatsCell {
     pub running: AtomicUsize,
+    pub max_running: AtomicUsize,
     /// Submitted and not yet computed for the first time; bounds the queue.
     pub waiting: AtomicUsize,
     /// Begun, and waiting to be computed again.
@@ -83,6 +86,7 @@ impl StatsCell {
     pub fn read(&self) -> EngineStats {
         EngineStats {
             num_requests_running: self.running.load(Relaxed),
+            max_requests_running: self.max_running.load(Relaxed),
             num_requests_waiting: self.waiting.load(Relaxed) + self.preempted.load(Relaxed),
             kv_cache_usage: self.used_blocks.load(Relaxed) as f64
                 / self.total_blocks.load(Relaxed).max(1) as f64,

@@ -74,6 +74,7 @@ impl Core {
         stats: Arc<StatsCell>,
     ) -> Self {
         stats.total_blocks.store(limits.total_blocks, Relaxed);
+        stats.max_running.store(limits.max_sequences, Relaxed);
         let threads = ThreadChooser::new(runner.max_threads());
         Self {
             scheduler: Scheduler::new(limits),
@@ -135,6 +136,14 @@ impl Core {
     /// Tells `observer` of every step from now on.
     pub fn observe(&mut self, observer: Box<dyn StepObserver>) {
         self.record.observe(observer);
+    }
+
+    /// Lets at most so many sequences be computed together from the next step on.
+    pub fn set_max_running(&mut self, most: usize) {
+        self.scheduler.set_max_running(most);
+        self.stats
+            .max_running
+            .store(self.scheduler.max_running(), Relaxed);
     }
 
     pub fn add(&mut self, sequence: Sequence) {

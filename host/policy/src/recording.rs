@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use homeostat_hooks::{AnsweredBy, Fault, Hook};
+use homeostat_hooks::{AnsweredBy, Classification, Fault, Hook, Outcome, TierView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
@@ -273,6 +273,26 @@ impl Recording {
             return Err("it was larger than policies.record.request_bytes and is cut".into());
         }
         Ok(())
+    }
+
+    /// How hard the request was found; `None` when nobody was asked.
+    pub fn classification(&self) -> Option<Classification> {
+        let reply = self.first(Asking::Classify)?.reply.as_ref()?;
+        wave::read(&reply.value).ok()
+    }
+
+    /// The tiers it could have gone to.
+    pub fn tiers(&self) -> Option<Vec<TierView>> {
+        wave::read(self.first(Asking::Route)?.args.get(1)?).ok()
+    }
+
+    /// What became of it; `None` unless a policy that learns was told.
+    pub fn outcome(&self) -> Option<Outcome> {
+        wave::read(self.first(Asking::Learn)?.args.first()?).ok()
+    }
+
+    fn first(&self, asking: Asking) -> Option<&RecordedHook> {
+        self.hooks.iter().find(|hook| hook.hook == asking)
     }
 
     /// Whether every receipt fits its call; those of a redacted recording cannot be checked.

@@ -495,11 +495,7 @@ impl Figures {
 
 /// Prompt and output tokens of the request, when it came to its end.
 fn tokens(recording: &Recording) -> Option<(f64, f64)> {
-    let learned = recording
-        .hooks
-        .iter()
-        .find(|hook| hook.hook == Asking::Learn)?;
-    let outcome: homeostat_hooks::Outcome = wave::read(learned.args.first()?).ok()?;
+    let outcome = recording.outcome()?;
     let known = outcome.generated_tokens > 0;
     known.then(|| {
         (

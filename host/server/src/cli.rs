@@ -124,6 +124,46 @@ pub enum TelemetryCommand {
     },
 }
 
+/// What is fitted depends on the router. For route-threshold: the threshold that sends a share of
+/// the requests to the strong tier (--share), or below which the weak tier is wrong in no more
+/// than a share of its answers (--risk). For route-metabolic: the temperature of the classifier's
+/// probabilities, and with --risk the confidence above which no more than this share of the
+/// smaller tiers' answers is wrong. What answers were right somebody has to say.
+#[derive(Debug, Args)]
+pub struct CalibrateArgs {
+    /// Folder of recordings (policies.record.dir), or JSON lines: decision records as
+    /// /admin/v1/decisions/ID answers them, or {"score": 0.42, "right": true}.
+    pub log: PathBuf,
+    /// Which router.
+    #[arg(long, value_name = "ROUTER", default_value = "route-metabolic")]
+    pub policy: Calibrated,
+    /// Which answers were right: lines of {"id": "…", "right": true}. A line of the log may say
+    /// so itself.
+    #[arg(long, value_name = "FILE")]
+    pub judged: Option<PathBuf>,
+    /// Share of the requests that the strong tier may have, 0 to 1.
+    #[arg(long, value_name = "SHARE", conflicts_with = "risk")]
+    pub share: Option<f64>,
+    /// Share of wrong answers among those that are kept, above 0 and below 1; the chance that it
+    /// is more is at most one in ten.
+    #[arg(long, value_name = "SHARE")]
+    pub risk: Option<f64>,
+    /// An attribute of the classifier instead of its classes, such as strong-gain; only for
+    /// route-threshold.
+    #[arg(long, value_name = "ATTRIBUTE")]
+    pub score: Option<String>,
+    /// The .toml of the policy; its other keys stay as they are [default: print the settings].
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Routers whose settings can be fitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Calibrated {
+    RouteThreshold,
+    RouteMetabolic,
+}
+
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     #[command(flatten)]
@@ -232,6 +272,8 @@ pub enum PolicyCommand {
         #[command(flatten)]
         config: ConfigArgs,
     },
+    /// Fit a router's settings to recorded decisions, and write them where it reads them.
+    Calibrate(CalibrateArgs),
     /// List the policies of a running host.
     List {
         #[command(flatten)]

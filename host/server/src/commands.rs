@@ -4,6 +4,7 @@
 
 mod author;
 mod bundle;
+mod calibrate;
 mod execute;
 mod models;
 mod replay;
@@ -57,6 +58,7 @@ pub fn policy(command: PolicyCommand) -> Result<(), Failure> {
             let execute = execute.map(|count| (count, &config));
             replay::candidate(&candidate, &log, hook, execute, json)
         }
+        PolicyCommand::Calibrate(args) => calibrate::calibrate(&args),
         PolicyCommand::List { host } => {
             let answer = ask(&host, "GET", "/admin/v1/policies", Vec::new())?;
             for slot in answer["policies"].as_array().into_iter().flatten() {

@@ -49,12 +49,19 @@ pub fn load(room: &PolicyRoom, config: &Config) {
 }
 
 /// The configured options of a hook, and what our own policies need besides: they read
-/// the machine's profile, whatever other policies of that hook are granted.
+/// the machine's profile, and the router keeps what it has learned, whatever other policies
+/// of that hook are granted.
 fn options(hook: Hook, config: &Config) -> PolicyOptions {
     let mut options = config.policies.options(hook).clone();
     let grants = options.grants.get_or_insert_default();
-    if !grants.contains(&Grant::Config) {
-        grants.push(Grant::Config);
+    let needed = match hook {
+        Hook::Route => &[Grant::Config, Grant::Keyvalue][..],
+        Hook::Classify | Hook::Validate => &[Grant::Config],
+    };
+    for grant in needed {
+        if !grants.contains(grant) {
+            grants.push(*grant);
+        }
     }
     let settings = options.settings.get_or_insert_default();
     let profile = config.telemetry.profile_word();

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use homeostat_engine::{Device, EngineHandle, SequenceStep, StepObserver};
-use homeostat_hooks::{DeviceKind, Origin, Snapshot};
+use homeostat_hooks::{DeviceKind, Origin, Sample, Snapshot};
 use homeostat_telemetry::ledger::{
     Accounts, DeviceIndex, Devices, Ledger, ModelCost, Phase, ProcessorPower, Receipt,
     SequenceWork, SplitMethod, Step, StepInbox, StepLog, step_log,
@@ -184,6 +184,18 @@ impl Energy {
     /// Whether answers ever have a receipt.
     pub fn is_on(&self) -> bool {
         self.mode != EnergyMode::Off
+    }
+
+    /// What one answer has used, J, with what is only expected of it so far.
+    pub fn joules_of(&self, job: &str) -> Option<Sample> {
+        let mut books = self.books();
+        books.take_steps(self.now_us());
+        let receipt = books.ledger.receipt(account(job))?;
+        Some(Sample {
+            origin: receipt.origin,
+            relative_error: Some(receipt.relative_error as f32),
+            ..Sample::measured(receipt.joules())
+        })
     }
 
     /// The books of all devices, by name.

@@ -12,6 +12,7 @@
 //! It refuses to infer, to judge, and to let a wire type go below [`openai`].
 
 mod admin_client;
+mod batches;
 mod bench;
 mod budgets;
 mod cli;

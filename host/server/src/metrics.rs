@@ -679,6 +679,12 @@ fn engine(now: &mut Moment, engine: &EngineHandle) -> Result<()> {
         &id,
         stats.kv_cache_usage,
     )?;
+    now.set(
+        "homeostat_max_requests_running",
+        "Sequences that may run at present: fewer while memory runs short.",
+        &id,
+        stats.max_requests_running as f64,
+    )?;
     let threads = Some(stats.compute_threads).filter(|n| *n > 0);
     now.maybe(
         "homeostat_compute_threads",

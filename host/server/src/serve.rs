@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::serve::ListenerExt;
-use homeostat_cascade::{Cascade, CascadeConfig, DecisionRecord, Tier};
+use homeostat_cascade::{Cascade, CascadeConfig, DecisionRecord, JoulesOf, Tier};
 use homeostat_engine::{Encoder, Engine, EngineConfig, Shutdown, SpeculationConfig};
 use homeostat_hooks::{Origin, Sample, TierKind as ViewKind, TierView};
 use homeostat_policy::{
@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::batches::Batches;
 use crate::budgets::{Budgets, Receipts};
 use crate::cli::ServeArgs;
 use crate::config::{Config, TierConfig, TierKind};
@@ -31,8 +32,8 @@ use crate::tiers::{
 };
 use crate::{Failure, embedded, http, log};
 
-/// How often the occupation of the KV cache is told to telemetry: as often as it samples.
-const KV_PERIOD: Duration = Duration::from_millis(100);
+/// How often memory is looked at from both sides: as often as telemetry samples.
+const MEMORY_PERIOD: Duration = Duration::from_millis(100);
 /// How often energy is booked: as often as telemetry samples.
 const ENERGY_PERIOD: Duration = Duration::from_millis(100);
 /// How often budgets are settled and told to telemetry, so that what they do to the state of
@@ -200,7 +201,7 @@ fn build(config: &Config, engines: &Engines) -> Result<(Arc<House>, Arc<Telemetr
     room.resume_trials();
     room.watch();
     let telemetry = Arc::new(Telemetry::start(telemetry_config(config)));
-    watch_kv(&telemetry, &local);
+    watch_memory(config, &telemetry, &local);
     let energy = keep_books(config, &telemetry, &local, &metrics);
     let budgets = keep_budgets(config, &telemetry, &energy)?;
     let snapshots: Snapshots = {
@@ -209,7 +210,14 @@ fn build(config: &Config, engines: &Engines) -> Result<(Arc<House>, Arc<Telemetr
     };
     let all = local.iter().map(|t| t.clone() as Arc<dyn Tier>);
     let all = all.chain(remote).collect();
-    let limits = cascade_config(config, metrics.clone());
+    let joules_of: JoulesOf = {
+        let energy = energy.clone();
+        Arc::new(move |job| energy.joules_of(job))
+    };
+    for tier in &local {
+        tier.keep_books(joules_of.clone());
+    }
+    let limits = cascade_config(config, metrics.clone(), joules_of);
     let cascade = Cascade::new(room.clone(), all, snapshots.clone(), limits);
     let house = House {
         cascade: Arc::new(cascade),
@@ -371,7 +379,7 @@ fn own_program() -> Option<PathBuf> {
     }
 }
 
-fn cascade_config(config: &Config, metrics: Arc<Metrics>) -> CascadeConfig {
+fn cascade_config(config: &Config, metrics: Arc<Metrics>, joules_of: JoulesOf) -> CascadeConfig {
     let limits = config.cascade;
     CascadeConfig {
         view_bytes_max: limits.view_bytes_max,
@@ -381,6 +389,7 @@ fn cascade_config(config: &Config, metrics: Arc<Metrics>) -> CascadeConfig {
             metrics.record(record);
             log::request(record);
         })),
+        joules_of: Some(joules_of),
     }
 }
 
@@ -397,15 +406,18 @@ pub fn telemetry_config(config: &Config) -> homeostat_telemetry::Config {
     }
 }
 
-/// Tell telemetry how full the KV caches are, for as long as somebody listens.
-fn watch_kv(telemetry: &Arc<Telemetry>, tiers: &[Arc<LocalTier>]) {
+/// Tell telemetry how full the KV caches are, and engines what the machine's memory permits,
+/// for as long as somebody listens.
+fn watch_memory(config: &Config, telemetry: &Arc<Telemetry>, tiers: &[Arc<LocalTier>]) {
     if tiers.is_empty() {
         return;
     }
     let telemetry = Arc::downgrade(telemetry);
+    let local = config.tiers.iter().filter(|t| t.kind == TierKind::Local);
+    let mut batches = Batches::new(local.map(|t| t.max_sequences).collect());
     let tiers = tiers.to_vec();
     tokio::spawn(async move {
-        let mut tick = tokio::time::interval(KV_PERIOD);
+        let mut tick = tokio::time::interval(MEMORY_PERIOD);
         loop {
             tick.tick().await;
             let Some(telemetry) = telemetry.upgrade() else {
@@ -418,6 +430,9 @@ fn watch_kv(telemetry: &Arc<Telemetry>, tiers: &[Arc<LocalTier>]) {
                 all += blocks;
             }
             telemetry.set_kv_used_ratio((all > 0.0).then_some((used / all) as f32));
+            for (tier, most) in tiers.iter().zip(batches.changed(&telemetry.snapshot())) {
+                tier.engine().limit_running(most);
+            }
         }
     });
 }

@@ -7,11 +7,16 @@
 //! of a prompt's words it has ever seen, says so as its confidence, and the less it has
 //! seen, the more it leans on hand-set marks of difficulty ([`marks`]).
 //!
+//! Beside the classes stands a second head ([`outcomes`]): what a weak and a strong model
+//! would make of the request, as recorded ones did. Its attributes are `weak-right`, the
+//! probability that the weak one's answer is right, and `strong-gain`, what the strong one adds.
+//!
 //! It reads only the last message of the person. It keeps nothing, needs no grant, and
 //! gives the same answer to the same words for ever.
 
 pub mod features;
 mod marks;
+pub mod outcomes;
 pub mod weights;
 
 use homeostat_sdk::*;
@@ -36,6 +41,7 @@ pub fn classify(request: &Request) -> Classification {
     let marks = marks::read(request, &text);
     let experience = experience(&text, &weights);
     let gain = gain(&text, &weights);
+    let outcomes = outcomes::expected(request.question());
     let (slope, middle) = weights.curve(text.is_choice());
     let fitted = 1.0 / (1.0 + (-slope * (gain - middle)).exp());
     let hard = experience * fitted + (1.0 - experience) * marks.hardness;
@@ -49,10 +55,13 @@ pub fn classify(request: &Request) -> Classification {
         // The fitted readers are right more often than chance, not often: even within
         // their experience they deserve no more than this.
         confidence: 0.2 + 0.6 * experience,
-        attributes: vec![(
-            "classify-lexical.gain".to_owned(),
-            Value::Number(f64::from(gain)),
-        )],
+        attributes: vec![
+            ("weak-right".to_owned(), Value::Number(outcomes.weak_right)),
+            (
+                "strong-gain".to_owned(),
+                Value::Number(outcomes.strong_gain),
+            ),
+        ],
     }
 }
 

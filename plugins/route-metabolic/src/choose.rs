@@ -10,9 +10,17 @@
 //! The credit is computed at the profile's own price, without the machine's pressure. The
 //! machine then enters only through `pressure · e`, and since *e* never falls with size, a
 //! hotter machine can move the first tier down but never up.
+//!
+//! Two things hold a decision where it was. A conversation that has just changed its tier keeps
+//! it for the dwell time. And a request that the classifier does not know is moved down by one
+//! tier at most: what looks easy there may not be. Both give way to the hard limits.
 
 use homeostat_sdk::*;
 
+use crate::conversation;
+use crate::figures::Figures;
+use crate::memory::Memory;
+use crate::pair;
 use crate::pressure::{self, Pressure, unit};
 use crate::settings::Settings;
 use crate::speculate;
@@ -20,7 +28,9 @@ use crate::speculate;
 /// Shares of simple, medium and complex requests in ordinary traffic (middle of the ranges
 /// in "The AI Inference Crisis"): what is believed as far as the classifier is not.
 const ORDINARY: (f32, f32, f32) = (0.55, 0.3, 0.15);
-/// Quality of a tier whose operator states none: smallest and largest, on simple, medium
+/// Quality of a tier whose operator states none.
+const UNTOLD: (f32, f32, f32) = (0.0, 0.0, 0.0);
+/// What is believed of it then: smallest and largest, on simple, medium
 /// and complex requests; tiers between them lie between.
 const UNSTATED: [(f32, f32, f32); 2] = [(0.85, 0.5, 0.2), (0.95, 0.88, 0.75)];
 /// Share of wrong answers that a validator notices, and of right ones that it doubts.
@@ -33,27 +43,44 @@ const ANSWER_TOKENS: f32 = 256.0;
 /// Tokens kept back while an answer may still be escalated: about two sentences, in which
 /// a model that does not know usually shows it.
 const HOLD_BACK_TOKENS: u32 = 32;
+/// Confidence of a classifier below which a request is none of those that it knows.
+const UNFAMILIAR: f32 = 0.35;
 /// Bytes per token, low on purpose: a prompt that barely fits is better sent elsewhere.
 const BYTES_PER_TOKEN: u64 = 3;
 
 /// A candidate with what it is expected to give and to take.
 struct Candidate<'a> {
     tier: &'a Tier,
+    known: Figures,
     quality: f32,
     effort: f32,
     /// Waiting and money.
     other_price: f32,
 }
 
-pub(crate) fn plan(
-    request: &Request,
-    classification: &Classification,
-    tiers: &[Tier],
-    snapshot: &Snapshot,
-    settings: &Settings,
-) -> Decision {
-    let pressure = pressure::read(snapshot);
-    let all = candidates(request, classification, tiers, settings);
+/// Everything that one decision rests on.
+pub(crate) struct Question<'a> {
+    pub(crate) request: &'a Request,
+    pub(crate) classification: &'a Classification,
+    pub(crate) tiers: &'a [Tier],
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) settings: &'a Settings,
+    pub(crate) memory: &'a Memory,
+}
+
+/// Where a plan begins, and what besides its worth has decided that.
+struct Beginning {
+    index: usize,
+    price: f32,
+    left_out: usize,
+    held_s: Option<u64>,
+    guarded: bool,
+    moved: bool,
+}
+
+pub(crate) fn plan(question: &Question<'_>) -> Decision {
+    let pressure = pressure::read(question.snapshot);
+    let all = candidates(question);
     if all.is_empty() {
         return Decision::Reject(Rejection {
             kind: Refusal::Overloaded,
@@ -61,54 +88,118 @@ pub(crate) fn plan(
             retry_after_ms: Some(1000),
         });
     }
-    let (all, left_out) = permitted(all, &pressure);
-    let price = settings.energy_price + pressure.price;
-    let best = best(&all, price, settings);
-    let moved = best > 0 && is_moved(request, snapshot.metabolism.degrade_ratio);
-    let first = best - usize::from(moved);
-    let chain = chain(&all, first, &pressure, price, settings);
-    let steps = steps(&chain, classification, snapshot, &pressure, settings);
+    let (all, begin) = begin(question, all, &pressure);
+    let chain = chain(&all, &begin, &pressure, question.settings);
+    let steps = steps(question, &chain, &pressure);
     Decision::Plan(Plan {
-        reason: reason(
-            &all, &chain, &pressure, price, moved, left_out, snapshot, settings,
-        ),
+        reason: reason(question, &all, &chain, &pressure, &begin),
         steps,
         attributes: vec![(
             "route-metabolic.energy-price".to_owned(),
-            Value::Number(f64::from(price)),
+            Value::Number(f64::from(begin.price)),
         )],
     })
 }
 
+/// The tiers that are permitted, and the one to begin with.
+fn begin<'a>(
+    question: &Question<'_>,
+    all: Vec<Candidate<'a>>,
+    pressure: &Pressure,
+) -> (Vec<Candidate<'a>>, Beginning) {
+    let settings = question.settings;
+    // What a machine that lacks nothing would do.
+    let calm = best(&all, settings.energy_price, settings);
+    let (all, left_out) = permitted(all, pressure);
+    let price = settings.energy_price + pressure.price + question.memory.budget_price;
+    let cheap = best(&all, price, settings);
+    let floor = match unit(question.classification.confidence) < UNFAMILIAR {
+        true => calm.saturating_sub(1).min(all.len() - 1),
+        false => 0,
+    };
+    let guarded = cheap < floor;
+    let cheap = cheap.max(floor);
+    let share = question.snapshot.metabolism.degrade_ratio;
+    let moved = cheap > floor && conversation::is_among(question.request, share);
+    let mut begin = Beginning {
+        index: cheap - usize::from(moved),
+        price,
+        left_out,
+        held_s: None,
+        guarded,
+        moved,
+    };
+    let now_ms = question.snapshot.monotonic_ms;
+    if let Some(seat) = &question.memory.seat
+        && let Some(ago_s) = seat.switched_s_ago(now_ms, settings.dwell_s)
+        && let Some(index) = all.iter().position(|c| c.tier.id == seat.tier)
+    {
+        begin = Beginning {
+            index,
+            held_s: Some(ago_s),
+            guarded: false,
+            moved: false,
+            ..begin
+        };
+    }
+    (all, begin)
+}
+
 /// Tiers that are ready and long enough, smallest first.
-fn candidates<'a>(
-    request: &Request,
-    classification: &Classification,
-    tiers: &'a [Tier],
-    settings: &Settings,
-) -> Vec<Candidate<'a>> {
-    let mut ready: Vec<&Tier> = tiers.iter().filter(|t| t.ready).collect();
-    ready.sort_by(|a, b| (a.rank, &a.id).cmp(&(b.rank, &b.id)));
+fn candidates<'a>(question: &Question<'a>) -> Vec<Candidate<'a>> {
+    let Question {
+        request, settings, ..
+    } = *question;
+    let of = |(i, tier): (usize, &'a Tier)| (tier, question.memory.of(i));
+    let mut ready: Vec<(&Tier, Figures)> = question
+        .tiers
+        .iter()
+        .enumerate()
+        .filter(|(_, t)| t.ready)
+        .map(of)
+        .collect();
+    ready.sort_by(|(a, _), (b, _)| (a.rank, &a.id).cmp(&(b.rank, &b.id)));
     // When none is long enough, the engine's refusal tells the client both lengths.
     let needed = prompt_tokens(request);
-    let fits = |t: &&Tier| t.context_tokens == 0 || u64::from(t.context_tokens) > needed;
-    if ready.iter().any(fits) {
-        ready.retain(fits);
+    let fits = |t: &Tier| t.context_tokens == 0 || u64::from(t.context_tokens) > needed;
+    if ready.iter().any(|(t, _)| fits(t)) {
+        ready.retain(|(t, _)| fits(t));
     }
     let efforts = efforts(&ready);
-    let shares = believed(classification);
+    let shares = believed(question.classification, settings);
     let count = ready.len();
-    ready
+    let mut all: Vec<Candidate<'_>> = ready
         .into_iter()
         .zip(efforts)
         .enumerate()
-        .map(|(i, (tier, effort))| Candidate {
+        .map(|(i, ((tier, known), effort))| Candidate {
             quality: quality(tier, i, count, shares),
             effort,
-            other_price: waiting(tier, request, settings) + money(tier, needed, request, settings),
+            other_price: waiting(question, tier, &known) + money(tier, needed, request, settings),
             tier,
+            known,
         })
-        .collect()
+        .collect();
+    if let [small, large] = &mut all[..] {
+        look_again(question.classification, small, large);
+    }
+    all
+}
+
+/// The classifier's second opinion on two tiers with stated qualities, as far as it trusts
+/// itself; what it does not know it has no second opinion on.
+fn look_again<'a>(c: &Classification, small: &mut Candidate<'a>, large: &mut Candidate<'a>) {
+    let trust = unit(c.confidence);
+    let stated = |c: &Candidate<'_>| c.tier.quality != UNTOLD;
+    if trust < UNFAMILIAR || !stated(small) || !stated(large) {
+        return;
+    }
+    let ordinary = [&*small, &*large].map(|c| mean(c.tier.quality, ORDINARY));
+    if let Some(qualities) = pair::qualities(c, ordinary) {
+        for (candidate, quality) in [small, large].into_iter().zip(qualities) {
+            candidate.quality += trust * (quality - candidate.quality);
+        }
+    }
 }
 
 fn prompt_tokens(request: &Request) -> u64 {
@@ -120,21 +211,18 @@ fn prompt_tokens(request: &Request) -> u64 {
     shown.saturating_add(request.cut_bytes) / BYTES_PER_TOKEN
 }
 
-/// Each tier's energy as a share of the largest: from stated energy when all state it,
-/// else from size when all tell it, else from rank. A larger tier never counts less than a
-/// smaller one, even when it runs elsewhere: sending traffic *up* because the machine is
-/// in need would spend money that nobody agreed to.
-fn efforts(tiers: &[&Tier]) -> Vec<f32> {
-    let stated: Option<Vec<f64>> = tiers
-        .iter()
-        .map(|t| t.joules_per_token.map(|s| s.value))
-        .collect();
+/// Each tier's energy as a share of the largest: of its energy when all have one, else from
+/// size when all tell it, else from rank. A larger tier never counts less than a smaller one,
+/// even when it runs elsewhere: sending traffic *up* because the machine is in need would spend
+/// money that nobody agreed to.
+fn efforts(tiers: &[(&Tier, Figures)]) -> Vec<f32> {
+    let told: Option<Vec<f64>> = tiers.iter().map(|(t, known)| joules(t, known)).collect();
     let sizes: Option<Vec<f64>> = tiers
         .iter()
-        .map(|t| t.parameters.map(|p| p as f64))
+        .map(|(t, _)| t.parameters.map(|p| p as f64))
         .collect();
     let usable = |v: &Vec<f64>| v.iter().all(|x| x.is_finite() && *x > 0.0);
-    let mut effort = stated
+    let mut effort = told
         .filter(usable)
         .or(sizes.filter(usable))
         .unwrap_or_else(|| (1..=tiers.len()).map(|i| i as f64).collect());
@@ -145,20 +233,40 @@ fn efforts(tiers: &[&Tier]) -> Vec<f32> {
     effort.iter().map(|e| (e / largest) as f32).collect()
 }
 
-/// The classifier's shares, drawn towards ordinary traffic as far as it doubts itself.
-fn believed(c: &Classification) -> (f32, f32, f32) {
+/// Joules per token: as the host measures them, else as they were learned, else as somebody
+/// states them.
+fn joules(tier: &Tier, known: &Figures) -> Option<f64> {
+    let stated = tier.joules_per_token;
+    let measured = stated.filter(|s| s.origin != Origin::Modelled);
+    let learned = known.joules_per_token.value().map(f64::from);
+    measured
+        .map(|s| s.value)
+        .or(learned)
+        .or(stated.map(|s| s.value))
+}
+
+/// The classifier's shares at the temperature that fits it, drawn towards ordinary traffic as
+/// far as it doubts itself.
+fn believed(c: &Classification, settings: &Settings) -> (f32, f32, f32) {
     let trust = unit(c.confidence);
-    let mix = |p: f32, ordinary: f32| trust * unit(p) + (1.0 - trust) * ordinary;
+    let mut classes = [c.p_simple, c.p_medium, c.p_complex].map(unit);
+    let mut sum = 1.0;
+    if settings.temperature != 1.0 {
+        classes = classes.map(|p| p.max(1e-6).powf(1.0 / settings.temperature));
+        sum = classes.iter().sum();
+    }
+    let [simple, medium, complex] = classes;
+    let mix = |p: f32, ordinary: f32| trust * p / sum + (1.0 - trust) * ordinary;
     (
-        mix(c.p_simple, ORDINARY.0),
-        mix(c.p_medium, ORDINARY.1),
-        mix(c.p_complex, ORDINARY.2),
+        mix(simple, ORDINARY.0),
+        mix(medium, ORDINARY.1),
+        mix(complex, ORDINARY.2),
     )
 }
 
 fn quality(tier: &Tier, index: usize, count: usize, shares: (f32, f32, f32)) -> f32 {
     let (mut simple, mut medium, mut complex) = tier.quality;
-    if (simple, medium, complex) == (0.0, 0.0, 0.0) {
+    if tier.quality == UNTOLD {
         let at = if count > 1 {
             index as f32 / (count - 1) as f32
         } else {
@@ -169,21 +277,40 @@ fn quality(tier: &Tier, index: usize, count: usize, shares: (f32, f32, f32)) -> 
         medium = between(UNSTATED[0].1, UNSTATED[1].1);
         complex = between(UNSTATED[0].2, UNSTATED[1].2);
     }
-    shares.0 * simple + shares.1 * medium + shares.2 * complex
+    mean((simple, medium, complex), shares)
 }
 
-/// The price of time: of what is expected, and a full point when it breaks the client's
-/// deadline. Unknown times cost nothing.
-fn waiting(tier: &Tier, request: &Request, settings: &Settings) -> f32 {
-    let ttft = tier.ttft_ms.map_or(0.0, |s| s.value);
-    let tpot = tier.tpot_ms.map_or(0.0, |s| s.value);
+/// Over requests of these shares.
+fn mean(quality: (f32, f32, f32), shares: (f32, f32, f32)) -> f32 {
+    shares.0 * quality.0 + shares.1 * quality.1 + shares.2 * quality.2
+}
+
+/// The price of time: of what is expected, of a model that may have to be loaded first, and a
+/// full point when it breaks the client's deadline. Unknown times cost nothing.
+fn waiting(question: &Question<'_>, tier: &Tier, known: &Figures) -> f32 {
+    let or_learned = |told: Option<Sample>, learned: Option<f32>| {
+        told.map(|s| s.value)
+            .or(learned.map(f64::from))
+            .unwrap_or(0.0)
+    };
+    let ttft = or_learned(tier.ttft_ms, known.ttft_ms.value());
+    let tpot = or_learned(tier.tpot_ms, known.tpot_ms.value());
     let ahead = f64::from(tier.num_requests_waiting);
-    let ms = ttft * (1.0 + ahead) + tpot * f64::from(answer_tokens(request));
+    let load = match tier.num_requests_running {
+        0 => known.switch_ms(question.snapshot.monotonic_ms),
+        // Whoever works is there.
+        _ => 0.0,
+    };
+    let ms =
+        ttft * (1.0 + ahead) + f64::from(load) + tpot * f64::from(answer_tokens(question.request));
     if !ms.is_finite() {
         return 0.0;
     }
-    let late = request.deadline_ms.is_some_and(|d| ms > f64::from(d));
-    settings.latency_price * (ms / 10_000.0).min(10.0) as f32 + f32::from(u8::from(late))
+    let late = question
+        .request
+        .deadline_ms
+        .is_some_and(|d| ms > f64::from(d));
+    question.settings.latency_price * (ms / 10_000.0).min(10.0) as f32 + f32::from(u8::from(late))
 }
 
 fn money(tier: &Tier, prompt_tokens: u64, request: &Request, settings: &Settings) -> f32 {
@@ -249,59 +376,49 @@ fn gain(asked: &Candidate<'_>, next: &Candidate<'_>, price: f32) -> f32 {
     mended - spoilt - tried * (price * next.effort + next.other_price)
 }
 
-/// Whether this request belongs to the share that should move to smaller tiers. From its
-/// id, so that a replay decides alike and a growing share only ever adds requests.
-fn is_moved(request: &Request, degrade_ratio: f32) -> bool {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for byte in request.id.bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    // The upper bits of this hash hardly depend on the last bytes, in which ids differ.
-    hash ^= hash >> 32;
-    hash = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    ((hash >> 40) as f32 / (1u64 << 24) as f32) < degrade_ratio
-}
-
 /// The first tier and those that are worth a try after it.
 fn chain<'a, 'b>(
     all: &'b [Candidate<'a>],
-    first: usize,
+    begin: &Beginning,
     pressure: &Pressure,
-    price: f32,
     settings: &Settings,
 ) -> Vec<&'b Candidate<'a>> {
-    let mut chain = vec![&all[first]];
+    let mut chain = vec![&all[begin.index]];
     if pressure.one_step {
         return chain;
     }
-    for next in &all[first + 1..] {
+    for next in &all[begin.index + 1..] {
         let last = chain[chain.len() - 1];
         let better = next.quality > last.quality + STEP_UP_MIN;
-        if chain.len() < settings.steps_max && better && gain(last, next, price) > 0.0 {
+        if chain.len() < settings.steps_max && better && gain(last, next, begin.price) > 0.0 {
             chain.push(next);
         }
     }
     chain
 }
 
-fn steps(
-    chain: &[&Candidate<'_>],
-    c: &Classification,
-    snapshot: &Snapshot,
-    pressure: &Pressure,
-    settings: &Settings,
-) -> Vec<Step> {
-    // Harder requests must convince more; a machine in need is content with less.
-    let harder = 0.1 * believed(c).2;
-    let threshold =
-        (settings.accept_threshold + harder - 0.25 * pressure.price.min(1.0)).clamp(0.2, 0.95);
+fn steps(question: &Question<'_>, chain: &[&Candidate<'_>], pressure: &Pressure) -> Vec<Step> {
+    let settings = question.settings;
+    // Harder requests must convince more …
+    let harder = 0.1 * believed(question.classification, settings).2;
+    // … but not more than the last tier's own answers do, or asking it would change nothing …
     let last = chain.len() - 1;
+    let reached = chain[last].known.floor(settings.needless_max);
+    let wanted = settings.accept_threshold + harder;
+    let wanted = reached.map_or(wanted, |r| wanted.min(r));
+    // … and a machine in need is content with less.
+    let threshold = (wanted - 0.25 * pressure.price.min(1.0)).clamp(0.2, 0.95);
     chain
         .iter()
         .enumerate()
         .map(|(i, candidate)| Step {
             tier: candidate.tier.id.clone(),
-            max_draft_tokens: speculate::max_draft_tokens(candidate.tier, snapshot, settings),
+            max_draft_tokens: speculate::max_draft_tokens(
+                question.request,
+                candidate.tier,
+                question.snapshot,
+                settings,
+            ),
             max_tokens: pressure.max_tokens,
             hold_back_tokens: if i < last { HOLD_BACK_TOKENS } else { 0 },
             accept_threshold: threshold,
@@ -310,21 +427,14 @@ fn steps(
 }
 
 /// The decision in words, with its numbers.
-#[allow(
-    clippy::too_many_arguments,
-    reason = "the sentence is made of everything that was decided"
-)]
 fn reason(
+    question: &Question<'_>,
     all: &[Candidate<'_>],
     chain: &[&Candidate<'_>],
     pressure: &Pressure,
-    price: f32,
-    moved: bool,
-    left_out: usize,
-    snapshot: &Snapshot,
-    settings: &Settings,
+    begin: &Beginning,
 ) -> String {
-    let profile = match settings.profile {
+    let profile = match question.settings.profile {
         Profile::Datacenter => "datacenter",
         Profile::Edge => "edge",
         Profile::Mcu => "mcu",
@@ -332,12 +442,8 @@ fn reason(
     let worth: Vec<String> = all
         .iter()
         .map(|c| {
-            format!(
-                "{} {:.2}−{:.2}",
-                c.tier.id,
-                c.quality,
-                price * c.effort + c.other_price
-            )
+            let price = begin.price * c.effort + c.other_price;
+            format!("{} {:.2}−{price:.2}", c.tier.id, c.quality)
         })
         .collect();
     let mut text = String::new();
@@ -347,22 +453,39 @@ fn reason(
     }
     let ids: Vec<&str> = chain.iter().map(|c| c.tier.id.as_str()).collect();
     text.push_str(&ids.join(", then "));
-    text.push_str(&format!(
-        " (quality − price: {}; profile {profile}",
-        worth.join(", ")
-    ));
-    if left_out > 0 {
-        text.push_str(&format!("; {left_out} larger left out"));
-    }
-    if moved {
-        let share = snapshot.metabolism.degrade_ratio * 100.0;
-        text.push_str(&format!(
-            "; one of the {share:.0} % moved to a smaller tier"
-        ));
-    }
-    if let Some(headroom) = speculate::headroom_celsius(snapshot) {
-        text.push_str(&format!("; headroom {headroom:.0} °C"));
+    let worth = worth.join(", ");
+    text.push_str(&format!(" (quality − price: {worth}; profile {profile}"));
+    for part in circumstances(question, begin) {
+        text.push_str("; ");
+        text.push_str(&part);
     }
     text.push(')');
     text
+}
+
+/// What besides worth has decided where to begin, and what drafts depend on.
+fn circumstances(question: &Question<'_>, begin: &Beginning) -> Vec<String> {
+    let metabolism = &question.snapshot.metabolism;
+    let mut parts = Vec::new();
+    if begin.left_out > 0 {
+        parts.push(format!("{} larger left out", begin.left_out));
+    }
+    if question.memory.budget_price > 0.0 {
+        let price = question.memory.budget_price;
+        parts.push(format!("budgets spent above their pace cost {price:.2}"));
+    }
+    if let Some(ago_s) = begin.held_s {
+        parts.push(format!("the conversation changed its tier {ago_s} s ago"));
+    }
+    if begin.guarded {
+        parts.push("the classifier does not know such requests: one tier down at most".into());
+    }
+    if begin.moved {
+        let share = metabolism.degrade_ratio * 100.0;
+        parts.push(format!("one of the {share:.0} % moved to a smaller tier"));
+    }
+    if let Some(headroom) = speculate::headroom_celsius(question.snapshot) {
+        parts.push(format!("headroom {headroom:.0} °C"));
+    }
+    parts
 }

@@ -9,18 +9,27 @@
 //!
 //! What needs no model at all is answered here ([`direct`]).
 //!
-//! It keeps no state and asks no model. Its settings come from `wasi:config`:
-//! `profile` (datacenter, edge, mcu), `energy-price` (a factor), `accept-threshold` and
-//! `direct-answers` (off).
+//! It asks no model. From what became of its decisions it learns what a budget's joule is
+//! worth ([`prices`]), what tiers take ([`figures`]) and where conversations were answered
+//! ([`conversation`]); that is kept in the host's key-value state ([`memory`]). Its settings
+//! come from `wasi:config`: `profile` (datacenter, edge, mcu), `energy-price` (a factor),
+//! `accept-threshold`, `classifier-temperature`, `dwell-seconds` and `direct-answers` (off);
+//! `homeostat policy calibrate` fits two of them to one's own decisions.
 
 mod choose;
+mod conversation;
 pub mod direct;
+mod figures;
+mod memory;
+mod pair;
 mod pressure;
+mod prices;
 mod settings;
 mod speculate;
 
 use homeostat_sdk::*;
 
+pub use memory::{Memory, learn};
 pub use settings::Settings;
 
 struct Metabolic;
@@ -33,11 +42,37 @@ impl Router for Metabolic {
         snapshot: &Snapshot,
     ) -> Result<Decision> {
         let settings = Settings::read(snapshot.profile, config)?;
-        Ok(route(request, classification, tiers, snapshot, &settings))
+        let memory = Memory::read(request, tiers, snapshot, kept);
+        Ok(route(
+            request,
+            classification,
+            tiers,
+            snapshot,
+            &settings,
+            &memory,
+        ))
     }
 }
 
-export_router!(Metabolic);
+impl Learner for Metabolic {
+    fn learn(request: &Request, outcome: &Outcome) {
+        let Ok(snapshot) = current() else {
+            return;
+        };
+        // What cannot be kept is learned again, or never: no request depends on it.
+        learn(request, outcome, &snapshot, kept, |key, text| {
+            if let Err(error) = state::set(key, text.as_bytes()) {
+                log(Level::Debug, &format!("{key} is not kept: {error}"));
+            }
+        });
+    }
+}
+
+export_learning_router!(Metabolic);
+
+fn kept(key: &str) -> Option<Vec<u8>> {
+    state::get(key).ok().flatten()
+}
 
 /// The decision, without a host.
 pub fn route(
@@ -46,13 +81,21 @@ pub fn route(
     tiers: &[Tier],
     snapshot: &Snapshot,
     settings: &Settings,
+    memory: &Memory,
 ) -> Decision {
     if settings.direct_answers
         && let Some(answer) = direct::answer(request)
     {
         return Decision::Answer(answer);
     }
-    choose::plan(request, classification, tiers, snapshot, settings)
+    choose::plan(&choose::Question {
+        request,
+        classification,
+        tiers,
+        snapshot,
+        settings,
+        memory,
+    })
 }
 
 #[cfg(test)]

@@ -18,6 +18,13 @@ pub struct Settings {
     pub steps_max: usize,
     /// Confidence from which an answer is accepted, before pressure lowers it.
     pub accept_threshold: f32,
+    /// Temperature of the classifier's probabilities: above 1 it is too sure of itself.
+    pub temperature: f32,
+    /// Of answers as good as those of a plan's last tier, the share that may be doubted and
+    /// asked again all the same.
+    pub needless_max: f32,
+    /// How long a conversation keeps a tier that it has just changed to.
+    pub dwell_s: u32,
     /// When drafts are worth trying.
     pub speculation: Speculation,
     /// Whether arithmetic, units and dates are answered without a model.
@@ -46,6 +53,9 @@ impl Settings {
             money_price: 0.02,
             steps_max: 2,
             accept_threshold: 0.55,
+            temperature: 1.0,
+            needless_max: 0.1,
+            dwell_s: 60,
             speculation: Speculation::Conditional,
             direct_answers: true,
         };
@@ -57,6 +67,8 @@ impl Settings {
                 money_price: 0.005,
                 steps_max: 3,
                 accept_threshold: 0.7,
+                needless_max: 0.2,
+                dwell_s: 30,
                 speculation: Speculation::Always,
                 ..edge
             },
@@ -66,6 +78,8 @@ impl Settings {
                 money_price: 0.05,
                 steps_max: 1,
                 accept_threshold: 0.4,
+                needless_max: 0.05,
+                dwell_s: 120,
                 speculation: Speculation::Off,
                 ..edge
             },
@@ -93,6 +107,18 @@ impl Settings {
             settings.accept_threshold = match threshold.parse::<f32>() {
                 Ok(t) if (0.0..=1.0).contains(&t) => t,
                 _ => return wrong("accept-threshold", &threshold, "0 to 1"),
+            };
+        }
+        if let Some(temperature) = config("classifier-temperature") {
+            settings.temperature = match temperature.parse::<f32>() {
+                Ok(t) if (0.1..=10.0).contains(&t) => t,
+                _ => return wrong("classifier-temperature", &temperature, "0.1 to 10"),
+            };
+        }
+        if let Some(seconds) = config("dwell-seconds") {
+            settings.dwell_s = match seconds.parse() {
+                Ok(s) if s <= 3600 => s,
+                _ => return wrong("dwell-seconds", &seconds, "0 to 3600"),
             };
         }
         settings.direct_answers = match config("direct-answers").as_deref() {

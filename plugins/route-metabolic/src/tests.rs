@@ -12,6 +12,7 @@ fn decide(case: &Case) -> Reply {
         &case.tiers,
         &case.snapshot,
         &settings,
+        &Memory::default(),
     ))
 }
 
@@ -105,6 +106,37 @@ impl Seeded {
         }
     }
 
+    /// What requests before this one may have left behind, and one that they could be.
+    fn kept(&mut self, tiers: &[Tier], snapshot: &Snapshot) -> (Kept, Request) {
+        let kept = Kept::default();
+        let request = turn(3);
+        for n in 0..self.next() % 40 {
+            let tier = &tiers[self.next() as usize % tiers.len()].id;
+            let outcome = Outcome {
+                tier: Some(tier.clone()),
+                steps_tried: 1 + u32::from(self.flip()),
+                confidence: self.flip().then(|| self.ratio()),
+                generated_tokens: self.next() as u32 % 100,
+                ttft_ms: self.flip().then(|| self.next() as u32 % 500),
+                total_ms: self.next() as u32 % 2000,
+                joules: self.sample(300.0),
+                ..Outcome::default()
+            };
+            let then = Snapshot {
+                monotonic_ms: n * 1000,
+                budgets: vec![Budget {
+                    limit: 100.0,
+                    used: n as f64 * 4.0,
+                    window_left_s: Some(40),
+                    ..Budget::default()
+                }],
+                ..snapshot.clone()
+            };
+            kept.learn(&request, &outcome, &then);
+        }
+        (kept, request)
+    }
+
     fn request(&mut self) -> Request {
         Request {
             id: format!("req-{}", self.next()),
@@ -116,7 +148,49 @@ impl Seeded {
 }
 
 fn ask(r: &Request, c: &Classification, t: &[Tier], s: &Snapshot) -> Decision {
-    route(r, c, t, s, &Settings::preset(s.profile))
+    remembering(r, c, t, s, &Kept::default())
+}
+
+fn remembering(r: &Request, c: &Classification, t: &[Tier], s: &Snapshot, kept: &Kept) -> Decision {
+    let memory = Memory::read(r, t, s, |key| kept.get(key));
+    route(r, c, t, s, &Settings::preset(s.profile), &memory)
+}
+
+/// The host's key-value state.
+#[derive(Default)]
+struct Kept(std::cell::RefCell<std::collections::BTreeMap<String, Vec<u8>>>);
+
+impl Kept {
+    fn get(&self, key: &str) -> Option<Vec<u8>> {
+        self.0.borrow().get(key).cloned()
+    }
+
+    fn learn(&self, request: &Request, outcome: &Outcome, snapshot: &Snapshot) {
+        let set = |key: &str, text: String| {
+            self.0
+                .borrow_mut()
+                .insert(key.to_owned(), text.into_bytes());
+        };
+        learn(request, outcome, snapshot, |key| self.get(key), set);
+    }
+}
+
+/// The turn so and so of one conversation, from 1.
+fn turn(number: usize) -> Request {
+    let say = |role, content: &str| Message {
+        role,
+        content: content.to_owned(),
+    };
+    let mut messages = vec![say(Role::User, "Tell me about primes.")];
+    for _ in 1..number {
+        messages.push(say(Role::Assistant, "They are numbers."));
+        messages.push(say(Role::User, "Prove that there are infinitely many."));
+    }
+    Request {
+        id: format!("req-{number}"),
+        messages,
+        ..Request::default()
+    }
 }
 
 fn first_rank(decision: &Decision, tiers: &[Tier]) -> Option<u32> {
@@ -154,6 +228,333 @@ fn a_hotter_machine_never_picks_a_larger_first_tier() {
             coolest = rank.or(coolest);
         }
     }
+}
+
+#[test]
+fn whatever_it_has_learned_a_hotter_machine_never_picks_a_larger_first_tier() {
+    use MetabolicState::{Constrained, Critical, Elevated, Nominal};
+    for seed in 0..SEEDS {
+        let mut random = Seeded(seed);
+        let (tiers, mut snapshot) = (random.tiers(), random.snapshot());
+        let c = random.classification();
+        let (kept, request) = random.kept(&tiers, &snapshot);
+        snapshot.monotonic_ms = random.next() % 60_000;
+        snapshot.budgets = vec![Budget {
+            limit: 100.0,
+            used: 10.0,
+            ..Budget::default()
+        }];
+        let mut coolest = None;
+        for state in [Nominal, Elevated, Constrained, Critical] {
+            snapshot.metabolism.state = state;
+            let decision = remembering(&request, &c, &tiers, &snapshot, &kept);
+            assert_eq!(check::decision(&decision, &tiers), Ok(()), "seed {seed}");
+            let rank = first_rank(&decision, &tiers);
+            assert!(coolest.is_none() || rank <= coolest, "seed {seed}");
+            coolest = rank.or(coolest);
+        }
+    }
+}
+
+/// A small, a middle and a large tier; the classifier finds the request hard.
+fn three_tiers() -> (Vec<Tier>, Classification) {
+    let tier = |id: &str, rank, quality, parameters| Tier {
+        id: id.into(),
+        rank,
+        ready: true,
+        quality,
+        parameters: Some(parameters),
+        ..Tier::default()
+    };
+    let tiers = vec![
+        tier("small", 0, (0.8, 0.4, 0.15), 135_000_000),
+        tier("middle", 1, (0.9, 0.7, 0.5), 900_000_000),
+        tier("large", 2, (0.97, 0.88, 0.8), 1_700_000_000),
+    ];
+    let classification = Classification {
+        p_simple: 0.1,
+        p_medium: 0.3,
+        p_complex: 0.6,
+        confidence: 0.9,
+        ..Classification::default()
+    };
+    (tiers, classification)
+}
+
+fn plan_of(decision: Decision) -> Plan {
+    match decision {
+        Decision::Plan(plan) => plan,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn one_request_on_one_machine_gets_three_decisions_from_three_profiles() {
+    let (tiers, classification) = three_tiers();
+    let mut seen = Vec::new();
+    for profile in [Profile::Datacenter, Profile::Edge, Profile::Mcu] {
+        let snapshot = Snapshot {
+            profile,
+            ..Snapshot::default()
+        };
+        let plan = plan_of(ask(&turn(1), &classification, &tiers, &snapshot));
+        let ids: Vec<&str> = plan.steps.iter().map(|s| s.tier.as_str()).collect();
+        let threshold = (plan.steps[0].accept_threshold * 100.0).round();
+        seen.push((ids.join(", "), threshold));
+    }
+    let table = [("large", 76.0), ("middle, large", 61.0), ("small", 46.0)];
+    let expected: Vec<(String, f32)> = table.map(|(ids, t)| (ids.to_owned(), t)).into();
+    assert_eq!(seen, expected);
+}
+
+fn answered(tier: &str, confidence: f32) -> Outcome {
+    Outcome {
+        tier: Some(tier.into()),
+        steps_tried: 1,
+        confidence: Some(confidence),
+        ..Outcome::default()
+    }
+}
+
+#[test]
+fn a_conversation_changes_its_tier_at_most_once_in_a_dwell_time() {
+    let (tiers, hard) = three_tiers();
+    let easy = Classification {
+        p_simple: 1.0,
+        p_medium: 0.0,
+        p_complex: 0.0,
+        ..hard.clone()
+    };
+    let kept = Kept::default();
+    let (mut tier, mut switches) = (None, Vec::new());
+    // Every other turn is easy, every five seconds.
+    for number in 1..100 {
+        let c = if number % 2 == 0 { &hard } else { &easy };
+        let snapshot = Snapshot {
+            monotonic_ms: number as u64 * 5_000,
+            ..Snapshot::default()
+        };
+        let plan = plan_of(remembering(&turn(number), c, &tiers, &snapshot, &kept));
+        let first = plan.steps[0].tier.clone();
+        kept.learn(&turn(number), &answered(&first, 0.9), &snapshot);
+        if tier.as_ref().is_some_and(|t| *t != first) {
+            switches.push(snapshot.monotonic_ms);
+        }
+        tier = Some(first);
+    }
+    let dwell_ms = u64::from(Settings::preset(Profile::Edge).dwell_s) * 1000;
+    assert!(switches.len() >= 5, "{switches:?}");
+    assert!(
+        switches
+            .windows(2)
+            .all(|pair| pair[1] - pair[0] >= dwell_ms),
+        "{switches:?}"
+    );
+    // What is forbidden is forbidden within the dwell time too.
+    let critical = Snapshot {
+        monotonic_ms: switches[switches.len() - 1] + 1000,
+        metabolism: Metabolism {
+            state: MetabolicState::Critical,
+            ..Metabolism::default()
+        },
+        ..Snapshot::default()
+    };
+    let plan = plan_of(remembering(&turn(3), &hard, &tiers, &critical, &kept));
+    assert_eq!(plan.steps[0].tier, "small");
+}
+
+#[test]
+fn what_the_classifier_does_not_know_is_moved_down_by_one_tier_at_most() {
+    let (mut tiers, mut classification) = three_tiers();
+    tiers[2].quality = (0.99, 0.97, 0.95);
+    let snapshot = |risk| Snapshot {
+        profile: Profile::Datacenter,
+        metabolism: Metabolism {
+            state: MetabolicState::Constrained,
+            degrade_ratio: 1.0,
+            risk,
+            ..Metabolism::default()
+        },
+        ..Snapshot::default()
+    };
+    let first = |c: &Classification, risk| {
+        plan_of(ask(&turn(1), c, &tiers, &snapshot(risk))).steps[0]
+            .tier
+            .clone()
+    };
+    assert_eq!(first(&classification, 1.0), "small");
+    classification.confidence = 0.3;
+    assert_eq!(first(&classification, 1.0), "middle");
+    assert_eq!(first(&classification, 0.0), "middle");
+}
+
+#[test]
+fn a_budget_above_its_pace_makes_tiers_dear_and_says_so() {
+    let (tiers, classification) = three_tiers();
+    let kept = Kept::default();
+    let machine = |second: u32, watts: f64| Snapshot {
+        profile: Profile::Datacenter,
+        monotonic_ms: u64::from(second) * 1000,
+        budgets: vec![Budget {
+            scope: "host".into(),
+            limit: 36_000.0,
+            used: watts * f64::from(second),
+            window_left_s: Some(3600 - second),
+            ..Budget::default()
+        }],
+        ..Snapshot::default()
+    };
+    let decide = |second, watts| {
+        let snapshot = machine(second, watts);
+        let plan = plan_of(remembering(
+            &turn(1),
+            &classification,
+            &tiers,
+            &snapshot,
+            &kept,
+        ));
+        kept.learn(&turn(1), &answered("large", 0.9), &snapshot);
+        (plan.steps[0].tier.clone(), plan.reason)
+    };
+    assert_eq!(decide(0, 20.0).0, "large");
+    (1..90).for_each(|second| drop(decide(second, 20.0)));
+    let (tier, reason) = decide(90, 20.0);
+    assert_ne!(tier, "large");
+    assert!(
+        reason.contains("budgets spent above their pace cost 0.8"),
+        "{reason}"
+    );
+    // As much in all, but nothing more: the price falls again.
+    for second in 91..300 {
+        kept.learn(
+            &turn(1),
+            &answered("small", 0.9),
+            &Snapshot {
+                monotonic_ms: second * 1000,
+                ..machine(90, 20.0)
+            },
+        );
+    }
+    assert_eq!(decide(91, 20.0).0, "large");
+}
+
+#[test]
+fn an_answer_is_not_asked_for_more_confidence_than_the_last_tier_has() {
+    let (tiers, _) = three_tiers();
+    let medium = Classification {
+        p_simple: 0.9,
+        p_medium: 0.1,
+        p_complex: 0.0,
+        confidence: 0.9,
+        ..Classification::default()
+    };
+    let kept = Kept::default();
+    let threshold = |kept: &Kept| {
+        let plan = plan_of(remembering(
+            &turn(1),
+            &medium,
+            &tiers,
+            &Snapshot::default(),
+            kept,
+        ));
+        assert!(plan.steps.len() > 1, "{}", plan.reason);
+        let last = plan.steps[plan.steps.len() - 1].tier.clone();
+        (plan.steps[0].accept_threshold, last)
+    };
+    let (before, last) = threshold(&kept);
+    for n in 0..60 {
+        let confidence = 0.3 + 0.01 * n as f32 / 2.0;
+        kept.learn(
+            &Request::default(),
+            &answered(&last, confidence),
+            &Snapshot::default(),
+        );
+    }
+    // The sixth smallest of sixty, at most one in ten below.
+    let (after, _) = threshold(&kept);
+    assert!(
+        before > 0.5 && (after - 0.33).abs() < 0.011,
+        "{before} {after}"
+    );
+}
+
+#[test]
+fn between_two_tiers_the_classifiers_second_opinion_decides_as_far_as_it_knows_such_requests() {
+    let (mut tiers, mut classification) = three_tiers();
+    tiers.remove(1);
+    let first = |c: &Classification, tiers: &[Tier]| {
+        plan_of(ask(&turn(1), c, tiers, &Snapshot::default())).steps[0]
+            .tier
+            .clone()
+    };
+    assert_eq!(first(&classification, &tiers), "large");
+    let told = |key: &str, value| (key.to_owned(), Value::Number(value));
+    classification.attributes = vec![told("weak-right", 0.97), told("strong-gain", 0.0)];
+    assert_eq!(first(&classification, &tiers), "small");
+    classification.confidence = 0.3;
+    let known = first(&classification, &tiers);
+    classification.attributes.clear();
+    assert_eq!(first(&classification, &tiers), known, "it does not know");
+}
+
+#[test]
+fn a_classifier_that_is_too_sure_is_cooled_down_to_what_it_is_worth() {
+    let (tiers, _) = three_tiers();
+    let sure = Classification {
+        p_simple: 0.96,
+        p_medium: 0.02,
+        p_complex: 0.02,
+        confidence: 1.0,
+        ..Classification::default()
+    };
+    let first = |temperature| {
+        let settings = Settings {
+            temperature,
+            ..Settings::preset(Profile::Datacenter)
+        };
+        let (request, memory) = (turn(1), Memory::default());
+        let snapshot = Snapshot::default();
+        let decision = route(&request, &sure, &tiers, &snapshot, &settings, &memory);
+        plan_of(decision).reason
+    };
+    assert!(first(1.0).contains("small 0.78"), "{}", first(1.0));
+    // Of nearly equal shares.
+    assert!(first(10.0).contains("small 0.50"), "{}", first(10.0));
+}
+
+#[test]
+fn learned_joules_stand_in_for_sizes_that_nobody_tells() {
+    let (mut tiers, classification) = three_tiers();
+    tiers.iter_mut().for_each(|t| t.parameters = None);
+    let kept = Kept::default();
+    let dear = |kept: &Kept| {
+        let snapshot = Snapshot::default();
+        plan_of(remembering(
+            &turn(1),
+            &classification,
+            &tiers,
+            &snapshot,
+            kept,
+        ))
+        .reason
+    };
+    // By rank a third, two thirds and all of it.
+    assert!(dear(&kept).contains("small 0.32−0.08"), "{}", dear(&kept));
+    for (tier, joules) in [("small", 1.0), ("middle", 10.0), ("large", 100.0)] {
+        for _ in 0..3 {
+            let outcome = Outcome {
+                generated_tokens: 10,
+                joules: Some(Sample::measured(joules)),
+                ..answered(tier, 0.9)
+            };
+            kept.learn(&Request::default(), &outcome, &Snapshot::default());
+        }
+    }
+    let reason = dear(&kept);
+    assert!(
+        reason.contains("small 0.32−0.00") && reason.contains("large 0.85−0.25"),
+        "{reason}"
+    );
 }
 
 #[test]
@@ -265,6 +666,8 @@ fn settings_that_cannot_be_read_are_refused_by_name() {
         ("energy-price", "cheap"),
         ("energy-price", "NaN"),
         ("accept-threshold", "2"),
+        ("dwell-seconds", "-1"),
+        ("classifier-temperature", "0"),
         ("direct-answers", "maybe"),
     ] {
         let error = set(key, value).expect_err(key).to_string();

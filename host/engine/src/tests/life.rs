@@ -282,6 +282,30 @@ fn a_tenant_of_weight_three_is_answered_three_times_as_often() {
 }
 
 #[test]
+fn a_narrowed_engine_runs_fewer_beside_each_other_and_widens_again() {
+    let engine = engine(|c| c.max_sequences = 4);
+    let handle = engine.handle();
+    handle.limit_running(1);
+    eventually(&handle, |h| h.stats().max_requests_running == 1);
+    let narrow = [1_500, 20, 20].map(|tokens| submit(&handle, long(tokens)));
+    first_token(&narrow[0]);
+    let stats = handle.stats();
+    assert_eq!(
+        (stats.num_requests_running, stats.num_requests_waiting),
+        (1, 2)
+    );
+    // Whoever is let in again joins those that run.
+    handle.limit_running(usize::MAX);
+    eventually(&handle, |h| h.stats().max_requests_running == 4);
+    for events in narrow {
+        assert_eq!(reason(events), FinishReason::Length, "nobody is lost");
+    }
+    handle.limit_running(0);
+    eventually(&handle, |h| h.stats().max_requests_running == 1);
+    assert_eq!(reason(submit(&handle, long(1))), FinishReason::Length);
+}
+
+#[test]
 fn a_weight_that_divides_nothing_is_refused() {
     let (_folder, path) = tiny::on_disk();
     let mut config = EngineConfig::new("tiny", path);

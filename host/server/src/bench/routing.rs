@@ -19,9 +19,11 @@ use crate::Failure;
 /// $24.7 for a million tokens (RouteLLM).
 const WEAK_COST: f64 = 0.01;
 
-/// Attribute in which a classifier may say how probable it is that a small model answers
-/// right; any prefix.
-const WEAK_RIGHT: &str = ".weak-right";
+/// Attribute in which a classifier may say how probable it is that a weak model answers right.
+const WEAK_RIGHT: &str = "weak-right";
+/// Attribute in which a classifier may say what a strong model adds to that. It then ranks by
+/// it: classes are about how hard a request is, and what is hard for both gains nothing.
+const STRONG_GAIN: &str = "strong-gain";
 
 /// What is asked for.
 pub struct Plan {
@@ -100,7 +102,7 @@ pub fn run(plan: &Plan) -> Result<(), Failure> {
             .iter()
             .map(|row| policy.classify(row.request()))
             .collect::<Result<_, _>>()?;
-        let mut scorers = vec![by_classes(&policy.name, &given)];
+        let mut scorers = by_policy(&policy.name, &given);
         scorers.extend(from_files(&scores, &rows));
         scorers.extend(baselines(&set, &chosen));
         let outcomes: Vec<Outcome> = rows.iter().map(|row| row.outcome).collect();
@@ -140,10 +142,27 @@ pub fn run(plan: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
-/// As the built-in router reads a classification: the share of medium counts half.
-fn by_classes(name: &str, given: &[Classification]) -> Scorer {
-    let score = |c: &Classification| f64::from(c.p_medium) * 0.5 + f64::from(c.p_complex);
-    ranked(name, &given.iter().map(score).collect::<Vec<_>>())
+/// By the gain that a classifier tells, and as the built-in router reads its classes: the share
+/// of medium counts half.
+fn by_policy(name: &str, given: &[Classification]) -> Vec<Scorer> {
+    let hardness = |c: &Classification| f64::from(c.p_medium) * 0.5 + f64::from(c.p_complex);
+    let classes: Vec<f64> = given.iter().map(hardness).collect();
+    let gain = |c: &Classification| told(c, STRONG_GAIN);
+    match given.iter().map(gain).collect::<Option<Vec<f64>>>() {
+        Some(gains) => vec![
+            ranked(name, &gains),
+            ranked(&format!("{name}, by classes"), &classes),
+        ],
+        None => vec![ranked(name, &classes)],
+    }
+}
+
+/// A number that a classifier gives beside its classes.
+fn told(c: &Classification, key: &str) -> Option<f64> {
+    match c.attributes.iter().find(|(name, _)| name == key)? {
+        (_, Value::Number(number)) => Some(*number),
+        _ => None,
+    }
 }
 
 fn ranked(name: &str, scores: &[f64]) -> Scorer {
@@ -314,16 +333,9 @@ fn claims(name: &str, given: &[Classification], outcomes: &[Outcome]) -> Vec<Cla
         said: given.iter().map(|c| f64::from(c.p_simple)).collect(),
         right: outcomes.iter().map(|o| o.weak >= o.strong).collect(),
     }];
-    let attribute = |c: &Classification| {
-        let named = |(key, _): &&(String, Value)| key.ends_with(WEAK_RIGHT);
-        match c.attributes.iter().find(named) {
-            Some((_, Value::Number(number))) => Some(*number),
-            _ => None,
-        }
-    };
-    if let Some(said) = given.iter().map(attribute).collect() {
+    if let Some(said) = given.iter().map(|c| told(c, WEAK_RIGHT)).collect() {
         claims.push(Claim {
-            name: format!("{name}{WEAK_RIGHT}: the weak model is right"),
+            name: format!("{name} {WEAK_RIGHT}: the weak model is right"),
             said,
             right: outcomes.iter().map(|o| o.weak > 0.5).collect(),
         });

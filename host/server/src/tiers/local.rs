@@ -6,14 +6,14 @@
 //! tokenised on a blocking thread, short ones in place, because the hop costs more.
 //! Grammars are compiled there as well.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use homeostat_cascade::{
-    CONTEXT_LENGTH_EXCEEDED, CONVERSATION_REFUSED, GenerateCall, OutputFormat, Prompt, Tier,
-    TierError, TierEvent, TierFault, Token, TokenStream,
+    CONTEXT_LENGTH_EXCEEDED, CONVERSATION_REFUSED, GenerateCall, JoulesOf, OutputFormat, Prompt,
+    Tier, TierError, TierEvent, TierFault, Token, TokenStream,
 };
 use homeostat_engine::{
     ChatMessage, Closed, ConstraintError, EngineError, EngineHandle, Event, FinishReason,
@@ -23,6 +23,7 @@ use homeostat_engine::{
 use homeostat_hooks::{Finish, Role, Sample, TierView};
 use tokio::sync::mpsc;
 
+use super::drafts::Drafts;
 use crate::energy::account;
 use crate::metrics::TierTimes;
 
@@ -44,6 +45,7 @@ struct Shared {
     wishes: Wishes,
     means: Mutex<Means>,
     times: TierTimes,
+    joules_of: OnceLock<JoulesOf>,
 }
 
 /// What holds where a request says nothing.
@@ -60,6 +62,7 @@ pub struct Wishes {
 struct Means {
     ttft_ms: Option<f64>,
     tpot_ms: Option<f64>,
+    drafts: Drafts,
 }
 
 impl LocalTier {
@@ -72,8 +75,14 @@ impl LocalTier {
                 wishes,
                 means: Mutex::default(),
                 times,
+                joules_of: OnceLock::new(),
             }),
         }
+    }
+
+    /// From now on the energy of answers is asked of these books; later ones are not listened to.
+    pub fn keep_books(&self, joules_of: JoulesOf) {
+        let _ = self.shared.joules_of.set(joules_of);
     }
 
     pub fn engine(&self) -> &EngineHandle {
@@ -95,6 +104,7 @@ impl Tier for LocalTier {
             num_requests_waiting: stats.num_requests_waiting as u32,
             ttft_ms: means.ttft_ms.map(Sample::measured),
             tpot_ms: means.tpot_ms.map(Sample::measured),
+            attributes: means.drafts.attributes(&stats),
             ..self.shared.view.clone()
         }
     }
@@ -193,7 +203,7 @@ impl Shared {
         }
     }
 
-    fn measured(&self, timings: Timings, completion_tokens: usize) {
+    fn measured(&self, job: &Job, timings: Timings, completion_tokens: usize) {
         self.times.queue.observe(timings.queued.as_secs_f64());
         let Some(first) = timings.first_token else {
             return;
@@ -201,11 +211,17 @@ impl Shared {
         let mix = |mean: &mut Option<f64>, ms: f64| {
             *mean = Some(mean.map_or(ms, |m| m + MEAN_WEIGHT * (ms - m)));
         };
+        // Before the lock: the books have one of their own.
+        let joules = self.joules_of.get().and_then(|of| of(&job.id));
         let mut means = self.means();
         mix(&mut means.ttft_ms, first.as_secs_f64() * 1e3);
         if completion_tokens > 1 {
             let rest = timings.total.saturating_sub(first).as_secs_f64() * 1e3;
-            mix(&mut means.tpot_ms, rest / (completion_tokens - 1) as f64);
+            let tpot_ms = rest / (completion_tokens - 1) as f64;
+            mix(&mut means.tpot_ms, tpot_ms);
+            let joules = joules.map(|j| j.value);
+            let drafts = &mut means.drafts;
+            drafts.take(job.might_guess, completion_tokens, tpot_ms, joules);
         }
     }
 }
@@ -320,10 +336,17 @@ impl Sink for ChannelSink {
     }
 }
 
+/// For whom an answer is made, and whether tokens of it might be guessed.
+struct Job {
+    id: String,
+    might_guess: bool,
+}
+
 /// One answer in the making. Dropping it cancels the sequence, also while its prompt is
 /// still being read and no event would tell the engine that nobody listens.
 struct Running {
     shared: Arc<Shared>,
+    job: Job,
     id: SequenceId,
     receiver: mpsc::UnboundedReceiver<Event>,
     /// When the newest token arrived.
@@ -338,6 +361,10 @@ impl Running {
         let id = shared.submit(call, events)?;
         Ok(Self {
             shared,
+            job: Job {
+                id: call.request_id.clone(),
+                might_guess: call.max_draft_tokens > 0,
+            },
             id,
             receiver,
             newest: None,
@@ -390,7 +417,8 @@ impl Running {
                 usage,
                 timings,
             } => {
-                self.shared.measured(timings, usage.completion_tokens);
+                self.shared
+                    .measured(&self.job, timings, usage.completion_tokens);
                 Ok(TierEvent::Finished {
                     finish: match reason {
                         FinishReason::Length => Finish::Length,

@@ -1,6 +1,7 @@
 //! Tiers as the cascade wants them: the local engine and other people's servers.
 
 mod continuation;
+mod drafts;
 mod encoder;
 mod local;
 #[cfg(test)]
