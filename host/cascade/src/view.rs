@@ -133,6 +133,7 @@ mod tests {
                 priority: 0,
                 deadline_ms: None,
                 attributes: Vec::new(),
+                purse: None,
             };
             of(&job, limit)
         };

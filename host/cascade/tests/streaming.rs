@@ -231,6 +231,7 @@ fn job() -> Job {
         priority: 0,
         deadline_ms: None,
         attributes: vec![],
+        purse: None,
     }
 }
 
@@ -352,10 +353,12 @@ async fn an_answer_that_is_doubted_in_the_middle_is_continued_from_what_the_clie
         (cut.by, cut.why.as_str()),
         (CutBy::Validator, "sense: there is none")
     );
-    let calls = calls.lock().unwrap();
-    assert_eq!(calls[0].answer_prefix, SENT);
-    assert_eq!(calls[0].draft_hint, "w8 w9 w10 w11. ");
-    assert_eq!(calls[0].max_tokens, Some(20 - 8));
+    {
+        let calls = calls.lock().unwrap();
+        assert_eq!(calls[0].answer_prefix, SENT);
+        assert_eq!(calls[0].draft_hint, "w8 w9 w10 w11. ");
+        assert_eq!(calls[0].max_tokens, Some(20 - 8));
+    }
     let r = record(&c).await;
     assert!(r.steps[0].sent && r.steps[1].sent);
     assert_eq!(r.steps[0].finish, Some(Finish::Unfinished));

@@ -221,6 +221,7 @@ fn job(number: usize, ask: &Ask) -> Job {
         priority: 0,
         deadline_ms: Some(DEADLINE_MS),
         attributes: Vec::new(),
+        purse: None,
     }
 }
 
