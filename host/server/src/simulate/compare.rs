@@ -27,7 +27,7 @@ const TRIED: usize = 9;
 /// What all hosts share.
 pub struct Scene {
     recorded: Recorded,
-    room: Arc<PolicyRoom>,
+    config: Config,
     qualities: [(f32, f32, f32); 2],
     energy_price: f64,
 }
@@ -44,21 +44,11 @@ impl Scene {
         let settings = config.policies.route.settings.get_or_insert_default();
         settings.insert("direct-answers".into(), "off".into());
         settings.insert("energy-price".into(), world.energy_price.to_string());
-        let room = Arc::new(embedded_room(&config)?);
-        let loaded = room
-            .status()
-            .iter()
-            .filter(|slot| slot.active.is_some())
-            .count();
-        if loaded < Hook::ALL.len() {
-            return Err(Failure::Failed(
-                "the host's own policies cannot be loaded".into(),
-            ));
-        }
+        let room = own_policies(&config)?;
         let qualities = qualities(&recorded, room.as_ref());
         Ok(Self {
             recorded,
-            room,
+            config,
             qualities,
             energy_price: world.energy_price,
         })
@@ -95,7 +85,9 @@ impl Scene {
                 let Some(place) = lived.get(at) else { return };
                 let (judgement, cap_watts) = hosts[at / days.len()];
                 let (day, asks) = &days[at % days.len()];
-                let one = life::live(day, asks, &self.host(judgement, cap_watts), &self.room);
+                let host = self.host(judgement, cap_watts);
+                let one =
+                    own_policies(&self.config).and_then(|room| life::live(day, asks, &host, &room));
                 *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(one);
             }
         };
@@ -145,6 +137,19 @@ fn assumptions() -> Value {
         "deadline_ms": life::DEADLINE_MS,
         "origin": "simulated",
     })
+}
+
+/// The host's own policies, loaded anew: what one host learned is no other's.
+fn own_policies(config: &Config) -> Result<Arc<PolicyRoom>, Failure> {
+    let room = embedded_room(config)?;
+    let status = room.status();
+    let loaded = status.iter().filter(|slot| slot.active.is_some()).count();
+    if loaded < Hook::ALL.len() {
+        return Err(Failure::Failed(
+            "the host's own policies cannot be loaded".into(),
+        ));
+    }
+    Ok(Arc::new(room))
 }
 
 /// Share of right answers of each tier on simple, medium and complex requests, as an operator

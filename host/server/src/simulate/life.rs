@@ -97,6 +97,8 @@ pub fn live(
     room: &Arc<PolicyRoom>,
 ) -> Result<Lived, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
+        // What policies are asked at one moment they are asked in turn: one learns from another.
+        .max_blocking_threads(1)
         .enable_time()
         .start_paused(true)
         .build()
