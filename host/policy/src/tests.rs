@@ -991,10 +991,10 @@ const COUNT: &str = r#"(call $open (i32.const 0) (i32.const 0) (i32.const 4096))
         (if (i32.load8_u (i32.const 4128)) (then unreachable))
         (drop (call $good))
         (f32.store (i32.const 1052)
-          (f32.div (f32.convert_i64_u (i64.load (i32.const 4136))) (f32.const 100)))
+          (f32.div (f32.convert_i64_u (i64.load (i32.const 4136))) (f32.const 10000)))
         (return (i32.const 1024))"#;
 
-/// Counts its calls in the host's state; the confidence is 0.01 x the count.
+/// Counts its calls in the host's state; the confidence is 0.0001 x the count.
 pub(crate) fn counting() -> Vec<u8> {
     guests::classifier(KEYVALUE, r#"(data (i32.const 3000) "n")"#, COUNT)
 }
@@ -1003,7 +1003,7 @@ pub(crate) fn counting() -> Vec<u8> {
 fn count(room: &PolicyRoom) -> u32 {
     let reply = classify(room, 7);
     assert!(is_component(&reply), "{:?}", reply.fault);
-    (reply.value.confidence * 100.0).round() as u32
+    (reply.value.confidence * 10_000.0).round() as u32
 }
 
 /// A room whose policies keep their state in this folder.

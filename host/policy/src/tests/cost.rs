@@ -112,7 +112,7 @@ fn a_component_that_touches_more_gets_a_pool_that_keeps_more_and_shares_it() {
     let large = put("large", 40);
     assert_eq!(kept(&large), 4 << 20, "40 pages are 2.5 MiB");
     assert!(large.cost.page_faults.unwrap() < 16, "{:?}", large.cost);
-    assert_eq!(kept(&put("as large", 50)), 4 << 20);
+    assert_eq!(kept(&put("as-large", 50)), 4 << 20);
     let huge = put("huge", 200);
     assert_eq!(kept(&huge), 8 << 20, "what the configuration allows");
     let told = |w: &String| w.contains("policies.keep_resident_max_bytes = 16777216");

@@ -94,7 +94,10 @@ fn asked(room: &PolicyRoom, n: u32) -> (bool, u32) {
     });
     assert!(reply.fault.is_none(), "{:?}", reply.fault);
     let candidate = matches!(reply.by, AnsweredBy::Component { candidate, .. } if candidate);
-    (candidate, (reply.value.confidence * 100.0).round() as u32)
+    (
+        candidate,
+        (reply.value.confidence * 10_000.0).round() as u32,
+    )
 }
 
 fn candidate() -> Offer {

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use homeostat_hooks::{
-    AnsweredBy, Classification, HookReply, Message, Policies, Request, Role, Session, Snapshot,
+    AnsweredBy, CONVERSATION, Classification, HookReply, Message, Policies, Request, Role, Session,
+    Snapshot, Value,
 };
 
 use super::*;
@@ -288,12 +289,8 @@ fn a_conversation_keeps_its_policy_and_both_policies_have_conversations() {
             .map(|turn| {
                 let mut request = (*asked(talk)).clone();
                 request.id = format!("turn-{turn}-of-{talk}");
-                for _ in 0..turn {
-                    request.messages.push(Message {
-                        role: Role::User,
-                        content: "And then?".into(),
-                    });
-                }
+                let number = Value::Integer(talk as i64);
+                request.attributes.push((CONVERSATION.into(), number));
                 by_candidate(&session(&room, Arc::new(request)).classify())
             })
             .collect();
@@ -544,7 +541,7 @@ fn a_shadow_writes_to_a_copy_of_its_state() {
     };
     let room = room();
     room.put(counting()).unwrap();
-    let count = |n| (serve(&room, n).value.confidence * 100.0).round() as u32;
+    let count = |n| (serve(&room, n).value.confidence * 10_000.0).round() as u32;
     assert_eq!((count(0), count(1)), (1, 2));
     room.start_shadow(Hook::Classify, counting()).unwrap();
     for n in 2..10 {
