@@ -7,7 +7,7 @@ import httpx
 
 import settings
 from homeostat_process import LIMIT_S, Homeostat, wait_until
-from test_energy import microjoules, settled
+from test_energy import first_window, microjoules, settled
 from test_heat import HARD, empty
 
 KEYS = {"sk-acme": "acme", "sk-bell": "bell"}
@@ -120,6 +120,7 @@ def test_receipts_of_concurrent_and_cancelled_requests_are_what_the_budget_paid(
     parts += [settings.telemetry(sysfs_root=empty(tmp_path), nvml="off")]
     parts += [settings.budget("all", unit="joules", limit=1e9, per="month")]
     server = start("".join(parts))
+    first_window(server)
 
     async def ask(client, i: int) -> str:
         stream = await client.chat.completions.create(

@@ -285,21 +285,24 @@ fn a_tenant_of_weight_three_is_answered_three_times_as_often() {
 fn a_narrowed_engine_runs_fewer_beside_each_other_and_widens_again() {
     let engine = engine(|c| c.max_sequences = 4);
     let handle = engine.handle();
+    let (sender, told) = channel();
+    handle.observe_steps(Box::new(Steps(sender)));
+    let widest = || told.try_iter().map(|step: Vec<_>| step.len()).max();
     handle.limit_running(1);
     eventually(&handle, |h| h.stats().max_requests_running == 1);
-    let narrow = [1_500, 20, 20].map(|tokens| submit(&handle, long(tokens)));
-    first_token(&narrow[0]);
-    let stats = handle.stats();
-    assert_eq!(
-        (stats.num_requests_running, stats.num_requests_waiting),
-        (1, 2)
-    );
-    // Whoever is let in again joins those that run.
-    handle.limit_running(usize::MAX);
-    eventually(&handle, |h| h.stats().max_requests_running == 4);
+    let narrow = [60, 20, 20].map(|tokens| submit(&handle, long(tokens)));
     for events in narrow {
         assert_eq!(reason(events), FinishReason::Length, "nobody is lost");
     }
+    assert_eq!(widest(), Some(1));
+    // Whoever is let in again joins those that run.
+    let wide = [1_500; 8].map(|tokens| submit(&handle, long(tokens)));
+    handle.limit_running(usize::MAX);
+    eventually(&handle, |h| h.stats().max_requests_running == 4);
+    for events in wide {
+        assert_eq!(reason(events), FinishReason::Length, "nobody is lost");
+    }
+    assert!(widest().is_some_and(|most| (2..=4).contains(&most)));
     handle.limit_running(0);
     eventually(&handle, |h| h.stats().max_requests_running == 1);
     assert_eq!(reason(submit(&handle, long(1))), FinishReason::Length);
