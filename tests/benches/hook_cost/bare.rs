@@ -9,7 +9,7 @@ use std::time::Instant;
 use homeostat_hooks::{Hook, Request};
 use homeostat_policy::RoomConfig;
 use homeostat_tests::scene;
-use wasmtime::component::{Component, InstancePre, Linker};
+use wasmtime::component::{Component, InstancePre, Linker, Resource};
 use wasmtime::{
     Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store,
     StoreLimits, StoreLimitsBuilder,
@@ -31,6 +31,7 @@ mod contract {
 use contract::exports::homeostat::policy::{classifier, router, validator};
 use contract::homeostat::policy::types;
 use contract::wasi::config::store::Error as ConfigError;
+use contract::wasi::keyvalue::store::Error as KeyvalueError;
 
 /// What a call is asked about, in the contract's records.
 struct Arguments {
@@ -56,12 +57,17 @@ pub fn through_wasmtime(
         component.initialize_copy_on_write_image()?;
         let mut linker: Linker<StoreLimits> = Linker::new(&engine);
         linker.define_unknown_imports_as_traps(&component)?;
-        // The one import that a default policy calls: no key is set.
+        // The imports that default policies call: no key is set, and nothing is kept.
         linker.allow_shadowing(true);
         linker
             .instance("wasi:config/store@0.2.0-rc.1")?
             .func_wrap("get", |_, (_,): (String,)| {
                 Ok((Ok::<Option<String>, ConfigError>(None),))
+            })?;
+        linker
+            .instance("wasi:keyvalue/store@0.2.0-draft")?
+            .func_wrap("open", |_, (_,): (String,)| {
+                Ok((Err::<Resource<()>, _>(KeyvalueError::AccessDenied),))
             })?;
         let bare = Bare {
             pre: linker.instantiate_pre(&component)?,
