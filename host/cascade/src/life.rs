@@ -201,6 +201,12 @@ enum Attempt {
     Failed(TierError),
 }
 
+/// What the policies were asked so far, as a receipt.
+struct Written {
+    session: Box<dyn Session>,
+    receipt: Option<String>,
+}
+
 struct Life {
     cascade: Arc<Cascade>,
     /// `None` once the client has everything: what is dropped ends its stream.
@@ -213,6 +219,8 @@ struct Life {
     record: DecisionRecord,
     confidence: Option<f32>,
     receipt: Option<String>,
+    /// The receipt is being made, while the first tier works; it has the session.
+    writing: Option<tokio::task::JoinHandle<Written>>,
     /// From here on a failure can only end the stream.
     head_sent: bool,
     /// All text that the client has, and its tokens.
@@ -258,6 +266,7 @@ impl Life {
             record,
             confidence: None,
             receipt: None,
+            writing: None,
             head_sent: false,
             seen: String::new(),
             seen_tokens: 0,
@@ -314,18 +323,43 @@ impl Life {
     /// Classify and route, in one hop to a thread that may block.
     async fn decide(&mut self) -> Decision {
         let tiers = self.record.tiers.clone();
-        let (classification, decision, receipt) = self
+        let (classification, decision, has_receipt) = self
             .ask(move |session| {
                 let classification = session.classify();
                 let decision = session.route(&classification.value, &tiers);
-                (classification, decision, session.receipt())
+                (classification, decision, session.has_receipt())
             })
             .await;
-        self.receipt = receipt;
+        if has_receipt {
+            self.write_receipt();
+        }
         let value = decision.value.clone();
         self.record.classification = Some(classification);
         self.record.decision = Some(decision);
         value
+    }
+
+    /// Begins the receipt. It is wanted with the head of the answer, which no tier sends sooner.
+    fn write_receipt(&mut self) {
+        let session = self
+            .session
+            .take()
+            .expect("one hook at a time holds the session");
+        self.writing = Some(tokio::task::spawn_blocking(move || Written {
+            receipt: session.receipt(),
+            session,
+        }));
+    }
+
+    /// Takes the receipt, and the session back.
+    async fn take_receipt(&mut self) {
+        if let Some(writing) = &mut self.writing {
+            // As in `ask`.
+            let written = writing.await.expect("a session never panics");
+            self.writing = None;
+            self.receipt = written.receipt;
+            self.session = Some(written.session);
+        }
     }
 
     /// A direct answer in another form than the client asked for is no answer: the built-in policy
@@ -603,6 +637,7 @@ impl Life {
     }
 
     async fn send_head(&mut self, tier: &str, method: Option<String>) {
+        self.take_receipt().await;
         let mut policies = Vec::new();
         let mut add = |hook, by: Option<&AnsweredBy>| {
             policies.extend(by.map(|by| (hook, by.clone())));
@@ -784,7 +819,7 @@ impl Life {
         self.cascade.records.put(record);
         self.client = None;
         let outcome = self.outcome();
-        if self.session.is_some() || self.asking.is_some() {
+        if self.session.is_some() || self.asking.is_some() || self.writing.is_some() {
             self.ask(move |session| session.learn(&outcome)).await;
         }
     }

@@ -107,6 +107,10 @@ pub trait Session: Send {
     fn validate(&mut self, answer: &Answer) -> HookReply<Verdict>;
     /// What became of the request; only policies that learn listen.
     fn learn(&mut self, outcome: &Outcome);
+    /// Whether there is a receipt: making one takes longer than knowing this.
+    fn has_receipt(&self) -> bool {
+        false
+    }
     /// A digest of what was decided before the first tier is asked, by which anybody can
     /// later tell that a recording shows it; none where the request is not recorded.
     fn receipt(&self) -> Option<String> {

@@ -567,6 +567,10 @@ impl Session for RoomSession {
         })
     }
 
+    fn has_receipt(&self) -> bool {
+        self.notebook.is_some()
+    }
+
     fn receipt(&self) -> Option<String> {
         self.notebook.as_ref()?.receipt()
     }

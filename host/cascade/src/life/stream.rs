@@ -108,6 +108,7 @@ impl Life {
             }
             if self.asking.is_none() && window.is_due(&held.tokens) {
                 window.asked(held.tokens.len());
+                self.take_receipt().await;
                 self.ask_ahead(step, steps_left, &held);
             }
         }
@@ -235,6 +236,7 @@ impl Life {
 
     /// Takes the session back, and a verdict that came too late to matter.
     pub(super) async fn settle(&mut self) {
+        self.take_receipt().await;
         if self.asking.is_some() {
             let asked = answered(&mut self.asking).await;
             self.asking = None;
