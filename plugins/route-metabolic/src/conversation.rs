@@ -111,11 +111,22 @@ fn said(request: &Request) -> Option<&str> {
     })
 }
 
+/// The host's number of it.
+fn numbered(request: &Request) -> Option<i64> {
+    let told = |(key, value): &(String, Value)| match value {
+        Value::Integer(number) if key == "homeostat.conversation" => Some(*number),
+        _ => None,
+    };
+    request.attributes.iter().find_map(told)
+}
+
 fn name(request: &Request) -> u64 {
     let hash = hashed(START, request.tenant.as_deref().unwrap_or(""));
     mixed(match said(request) {
         Some(name) => hashed(hash, name),
         None if request.messages.is_empty() => hashed(hash, &request.id),
+        // The host's number, made before anything was cut.
+        None if let Some(number) = numbered(request) => hashed(hash, &number.to_string()),
         None => {
             let first = |m: &&Message| m.role != Role::User;
             let before = request.messages.iter().take_while(first);

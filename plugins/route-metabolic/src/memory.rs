@@ -31,16 +31,14 @@ impl Memory {
         get: impl Fn(&str) -> Option<Vec<u8>>,
     ) -> Self {
         let text = |key: &str| String::from_utf8(get(key)?).ok();
-        let price = |budget: &Budget| BudgetPrice::parse(&text(&budget_key(budget))?);
+        let price = |key: String| BudgetPrice::parse(&text(&key)?);
         Self {
             tiers: tiers
                 .iter()
                 .map(|t| text(&tier_key(&t.id)).map_or_else(Figures::default, Figures::parse))
                 .collect(),
-            budget_price: snapshot
-                .budgets
-                .iter()
-                .filter_map(price)
+            budget_price: budget_keys(snapshot)
+                .filter_map(|(key, _)| price(key))
                 .map(|p| p.price)
                 .sum(),
             // Whoever has not been answered yet has no seat, whatever others began alike.
@@ -65,8 +63,7 @@ pub fn learn(
     mut set: impl FnMut(&str, String),
 ) {
     let text = |key: &str| String::from_utf8(get(key)?).ok();
-    for budget in &snapshot.budgets {
-        let key = budget_key(budget);
+    for (key, budget) in budget_keys(snapshot) {
         let before = text(&key).and_then(|t| BudgetPrice::parse(&t));
         if let Some(after) = BudgetPrice::after(before, budget, snapshot.monotonic_ms) {
             set(&key, after.to_string());
@@ -90,6 +87,14 @@ fn tier_key(id: &str) -> String {
     format!("tier.{id}")
 }
 
-fn budget_key(budget: &Budget) -> String {
-    format!("price.{:?}.{}", budget.unit, budget.scope)
+/// A key for each budget. Those of one unit and scope (an hour's and a day's) are told apart by
+/// their order, which is the configuration's.
+fn budget_keys(snapshot: &Snapshot) -> impl Iterator<Item = (String, &Budget)> {
+    let all = &snapshot.budgets;
+    all.iter().enumerate().map(move |(i, budget)| {
+        let alike = |other: &&Budget| other.unit == budget.unit && other.scope == budget.scope;
+        let before = all[..i].iter().filter(alike).count();
+        let key = format!("price.{:?}.{}.{before}", budget.unit, budget.scope);
+        (key, budget)
+    })
 }

@@ -18,6 +18,9 @@ const PRICE_MAX: f64 = 2.0;
 const LOOK_MS: u64 = 1_000;
 /// … and counts for at most this: longer silences say nothing about the present pace.
 const LOOK_MAX_MS: u64 = 60_000;
+/// A look from before the last one is that of a request which took long, up to this; from
+/// earlier it is one of another life of the host.
+const LATE_MS: u64 = 600_000;
 
 /// The price of one budget, and when it was last looked at.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,14 +56,15 @@ impl BudgetPrice {
         let Some(before) = before else {
             return Some(fresh(0.0));
         };
-        // A new window, or another life of the host: nothing to compare with.
-        if now_ms < before.at_ms || budget.used < before.used {
-            return Some(fresh(before.price));
-        }
-        let elapsed_ms = now_ms - before.at_ms;
+        let Some(elapsed_ms) = now_ms.checked_sub(before.at_ms) else {
+            let is_late = before.at_ms - now_ms < LATE_MS;
+            return (!is_late).then(|| fresh(before.price));
+        };
         if elapsed_ms < LOOK_MS {
             return None;
         }
+        // What is used may fall: a reservation came back, or a new window began. A fall counts
+        // as a rise does, or prices would climb by what requests reserve and give back.
         let excess = excess(budget, before.used, elapsed_ms)?;
         let step = RATE_PER_S * elapsed_ms.min(LOOK_MAX_MS) as f64 / 1e3 * excess;
         let price = (f64::from(before.price) + step).clamp(0.0, PRICE_MAX);
@@ -162,16 +166,34 @@ mod tests {
     }
 
     #[test]
-    fn a_new_window_and_a_restart_keep_the_price_and_words_survive_it() {
+    fn what_is_reserved_and_given_back_moves_no_price() {
+        let mut price = Some(BudgetPrice {
+            price: 0.5,
+            used: 100.0,
+            at_ms: 0,
+        });
+        for look in 1..=200u32 {
+            // Nothing is spent; every second look sees what others have reserved.
+            let used = if look % 2 == 1 { 1_100.0 } else { 100.0 };
+            let budget = joules(used, 3600);
+            price = BudgetPrice::after(price, &budget, u64::from(look) * 2_000).or(price);
+        }
+        assert!(price.expect("stored").price <= 0.52);
+    }
+
+    #[test]
+    fn a_late_look_changes_nothing_and_a_restart_and_a_new_window_nearly_nothing() {
         let before = BudgetPrice {
             price: 0.5,
             used: 3000.0,
-            at_ms: 90_000,
+            at_ms: 700_000,
         };
-        for (budget, now_ms) in [(joules(1.0, 3600), 95_000), (joules(3001.0, 100), 10)] {
-            let after = BudgetPrice::after(Some(before), &budget, now_ms).expect("a look");
-            assert_eq!((after.price, after.used), (0.5, budget.used));
-        }
+        let look = |budget: &Budget, now_ms| BudgetPrice::after(Some(before), budget, now_ms);
+        assert_eq!(look(&joules(2999.0, 100), 690_000), None);
+        let restarted = look(&joules(3001.0, 100), 10).expect("a look");
+        assert_eq!((restarted.price, restarted.used), (0.5, 3001.0));
+        let renewed = look(&joules(1.0, 3600), 705_000).expect("a look");
+        assert!((renewed.price - 0.45).abs() < 1e-6 && renewed.used == 1.0);
         assert_eq!(BudgetPrice::parse(&before.to_string()), Some(before));
         for wrong in ["", "x 1 2", "NaN 1 2", "0.5 1"] {
             assert_eq!(BudgetPrice::parse(wrong), None, "{wrong}");
