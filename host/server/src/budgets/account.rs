@@ -209,7 +209,11 @@ impl Account {
     /// As policies see it: what is reserved is as good as used.
     pub fn view(&self, unix_s: i64) -> Budget {
         Budget {
-            scope: self.owner.scope().to_string(),
+            scope: match &self.owner {
+                // Two keys are two, and which they are is nobody's business.
+                Owner::Key(_) => format!("key:{}", self.name),
+                owner => owner.scope().to_string(),
+            },
             unit: self.unit.in_the_contract(),
             limit: self.unit.amount(self.limit),
             used: self.unit.amount(self.spent + self.reserved),

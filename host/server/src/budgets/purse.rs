@@ -152,21 +152,23 @@ impl CascadePurse for Purse {
     }
 
     fn count(self: Arc<Self>, tier: &str, tokens: TokenStream) -> TokenStream {
-        let bill = self.bill();
+        let mut bill = self.bill();
         let offer = bill.offers.iter().find(|(terms, _)| terms.tier == tier);
         let Some(terms) = offer.map(|(terms, _)| terms.clone()) else {
             return tokens;
         };
-        drop(bill);
-        let step = Step {
+        let index = bill.steps.len();
+        // At once: the next step may begin while this one still runs, and is paid beside it.
+        bill.steps.push(Step {
             terms,
             prompt_tokens: self.prompt_tokens,
             output_tokens: 0,
             finished: false,
-        };
+        });
+        drop(bill);
         Counted {
-            purse: self.clone(),
-            step,
+            purse: self,
+            index,
             tokens,
         }
         .boxed()
@@ -185,7 +187,8 @@ impl Drop for Purse {
 /// A step whose tokens pass.
 struct Counted {
     purse: Arc<Purse>,
-    step: Step,
+    /// Of the step in the bill.
+    index: usize,
     tokens: TokenStream,
 }
 
@@ -194,25 +197,22 @@ impl Stream for Counted {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let event = self.tokens.poll_next_unpin(cx);
-        match &event {
-            Poll::Ready(Some(Ok(TierEvent::Token(_)))) => self.step.output_tokens += 1,
-            Poll::Ready(Some(Ok(TierEvent::Finished {
-                prompt_tokens,
-                completion_tokens,
-                ..
-            }))) => {
-                self.step.prompt_tokens = *prompt_tokens;
-                self.step.output_tokens = *completion_tokens;
-                self.step.finished = true;
+        if let Poll::Ready(Some(Ok(event))) = &event {
+            let mut bill = self.purse.bill();
+            let step = &mut bill.steps[self.index];
+            match event {
+                TierEvent::Token(_) => step.output_tokens += 1,
+                TierEvent::Finished {
+                    prompt_tokens,
+                    completion_tokens,
+                    ..
+                } => {
+                    step.prompt_tokens = *prompt_tokens;
+                    step.output_tokens = *completion_tokens;
+                    step.finished = true;
+                }
             }
-            Poll::Ready(_) | Poll::Pending => {}
         }
         event
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.purse.bill().steps.push(self.step.clone());
     }
 }

@@ -265,6 +265,21 @@ fn a_second_step_is_paid_beside_the_first_or_refused() {
 }
 
 #[test]
+fn a_step_that_was_left_and_still_runs_is_paid_beside_the_next() {
+    let w = world(DAY_OF_A);
+    let purse = w.purse("r", Some("acme")).unwrap();
+    purse.open(two()).unwrap();
+    purse.begin("small").unwrap();
+    let mut left = purse.clone().count("small", tokens(4, false));
+    while let Some(Some(event)) = left.next().now_or_never() {
+        event.unwrap();
+    }
+    purse.begin("large").unwrap();
+    // Four tokens are written and not over; the large tier's ten are to come.
+    assert_eq!(w.status("a").reserved, 4.0 * 1.0 + 10.0 * 5.0);
+}
+
+#[test]
 fn a_local_answer_pays_what_its_receipt_says_however_late_it_comes() {
     let w = world(DAY_OF_A);
     let local = || vec![tier("own", TierKind::Local, 2.0)];
@@ -342,7 +357,7 @@ fn a_key_a_tenant_and_the_host_pay_together_and_the_poorest_decides() {
         .unwrap();
     let told = purse.open(own()).unwrap().budgets;
     let scopes: Vec<_> = told.iter().map(|b| b.scope.as_str()).collect();
-    assert_eq!(scopes, ["host", "acme", "key"]);
+    assert_eq!(scopes, ["host", "acme", "key:one-key"]);
     serve(&purse, "own", 10, true);
     drop(purse);
     w.settle("r", 0, 30_000_000);
