@@ -421,7 +421,9 @@ impl Life {
             match self.attempt(index, step, later).await? {
                 Attempt::Sent => return Ok(()),
                 Attempt::Escalate(held) => self.keep(held),
-                Attempt::Failed(e) if e.is_final() && !self.head_sent => return Err(e.into()),
+                Attempt::Failed(e) if e.is_final() && !self.head_sent && self.best.is_none() => {
+                    return Err(e.into());
+                }
                 Attempt::Failed(e) => error = Some(e),
             }
         }

@@ -131,7 +131,9 @@ impl Life {
 
     /// An answer that is good enough shows what is usual for its tier.
     pub(super) fn learn_surprisal(&self, step: &Step, held: &Held, verdict: &Verdict) {
+        // Only free text is watched, and tokens that a form forces say nothing about it.
         if let Verdict::Accept(a) = verdict
+            && self.job.output == OutputFormat::Text
             && a.confidence >= step.accept_threshold
         {
             let logprobs = held.tokens.iter().filter_map(|t| t.logprob);

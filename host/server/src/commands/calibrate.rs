@@ -265,7 +265,7 @@ impl Line {
 
     /// What the validator said of the answer that was sent.
     fn told_confidence(&self) -> Option<f32> {
-        let sent = self.steps.iter().find(|step| step.sent);
+        let sent = self.steps.iter().rev().find(|step| step.sent);
         let told = sent.and_then(|step| match &step.verdict.as_ref()?.value {
             Verdict::Accept(a) | Verdict::Escalate(a) => Some(a.confidence),
             Verdict::Amend(a) => Some(a.assessment.confidence),
