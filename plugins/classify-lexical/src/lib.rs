@@ -17,11 +17,13 @@
 pub mod features;
 mod marks;
 pub mod outcomes;
+pub mod prompt;
 pub mod weights;
 
 use homeostat_sdk::*;
 
 use features::Text;
+use prompt::Prompt;
 use weights::Weights;
 
 struct Lexical;
@@ -36,12 +38,13 @@ export_classifier!(Lexical);
 
 /// The classification, without a host.
 pub fn classify(request: &Request) -> Classification {
-    let text = Text::read(request.question());
+    let prompt = Prompt::read(request.question());
+    let text = Text::of(&prompt);
     let weights = Weights::embedded();
     let marks = marks::read(request, &text);
-    let experience = experience(&text, &weights);
+    let experience = experience(&prompt, &text, &weights);
     let gain = gain(&text, &weights);
-    let outcomes = outcomes::expected(request.question());
+    let outcomes = outcomes::expected(&prompt);
     let (slope, middle) = weights.curve(text.is_choice());
     let fitted = 1.0 / (1.0 + (-slope * (gain - middle)).exp());
     let hard = experience * fitted + (1.0 - experience) * marks.hardness;
@@ -75,7 +78,7 @@ pub fn gain(text: &Text<'_>, weights: &Weights<'_>) -> f32 {
 }
 
 /// How far this prompt lies within what was fitted on, 0 to 1.
-fn experience(text: &Text<'_>, weights: &Weights<'_>) -> f32 {
+fn experience(prompt: &Prompt<'_>, text: &Text<'_>, weights: &Weights<'_>) -> f32 {
     let (known, words) = weights.known(text);
     if words < 3 {
         return 0.0;
@@ -83,7 +86,7 @@ fn experience(text: &Text<'_>, weights: &Weights<'_>) -> f32 {
     let share = known as f32 / words as f32;
     let familiar = ((share - 0.5) / 0.35).clamp(0.0, 1.0);
     // The shape reader knows word problems: texts with numbers to calculate with.
-    if text.is_choice() || text.numbers().count() >= 2 {
+    if text.is_choice() || prompt.numbers().count() >= 2 {
         familiar
     } else {
         0.2 * familiar

@@ -98,7 +98,7 @@ fn recorded_requests_are_ranked_better_than_by_chance() {
             let row: serde_json::Value = serde_json::from_str(line).expect("JSON lines");
             let prompt = row["prompt"].as_str().expect("a prompt");
             let c = classify(&asked(prompt));
-            let gain = outcomes::expected(prompt).strong_gain as f32;
+            let gain = outcomes::expected(&Prompt::read(prompt)).strong_gain as f32;
             let right = |who: &str| f32::from(u8::from(row[who] == true));
             let (weak, strong) = (right("weak"), right("strong"));
             by_classes.push((c.p_complex + 0.5 * c.p_medium, weak, strong));

@@ -3,7 +3,8 @@
 //! `weights.bin` is written by `models/train/fit_classifier.py`; `weights.txt` beside it
 //! tells how, from what, when, and how good they are.
 
-use crate::features::{Fnv, SHAPES, Text};
+use crate::features::{SHAPES, Text};
+use crate::prompt::Fnv;
 
 const BUCKETS: usize = 1 << 16;
 const MAGIC: &[u8; 8] = b"HLEX0001";
@@ -84,7 +85,7 @@ impl Weights<'_> {
     pub fn known(&self, text: &Text<'_>) -> (usize, usize) {
         let is_word = |t: &&[u8]| t.iter().all(u8::is_ascii_alphabetic);
         let seen = |t: &&[u8]| {
-            let bucket = Fnv::START.push(b"1").push(t).end() as usize % BUCKETS;
+            let bucket = Fnv::of_token(t) as usize % BUCKETS;
             self.known[bucket >> 3] & (1 << (bucket & 7)) != 0
         };
         let words = text.tokens().filter(is_word).count();
@@ -99,6 +100,7 @@ fn sigmoid(z: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::prompt::Prompt;
 
     #[test]
     fn the_weights_are_of_the_version_that_is_read_and_hold_only_numbers() {
@@ -119,7 +121,8 @@ mod tests {
             let (prompt, gain) = row.rsplit_once('\t').expect("two columns");
             let prompt: String = serde_json::from_str(prompt).expect("a JSON text");
             let expected: f32 = gain.parse().expect("a number");
-            let found = crate::gain(&Text::read(&prompt), &Weights::embedded());
+            let read = Prompt::read(&prompt);
+            let found = crate::gain(&Text::of(&read), &Weights::embedded());
             assert!(
                 (found - expected).abs() < 1e-3,
                 "{prompt:?}: {found}, expected {expected}"

@@ -1,18 +1,12 @@
-//! From text to numbers, in step with `models/train/fit_outcomes.py`.
-//!
-//! Everything works on bytes: ASCII letters are lowered, every byte above 127 counts as a
-//! letter. That is crude for other scripts, and exactly the same in both languages.
+//! From text to numbers, for the second head; in step with `models/train/fit_outcomes.py`.
 
 use std::ops::Range;
 
 use super::words::{LISTS, WORDS};
+use crate::prompt::{Fnv, Kind, Prompt, Token, kind, numbers, sentences, value};
 
 /// Features of [`Text::shape`].
 pub const SHAPES: usize = 50 + LISTS;
-/// Tokens looked at; bounds the time of a long prompt.
-const TOKENS_MAX: usize = 2000;
-/// Bytes looked at, for the same reason.
-const TEXT_BYTES_MAX: usize = 16_384;
 /// Choices that make a question one of multiple choice.
 const CHOICES_MIN: usize = 3;
 
@@ -39,82 +33,27 @@ const FIRST: [&[&[u8]]; 5] = [
     &[b"if", b"let", b"suppose", b"find", b"consider"],
 ];
 
-/// A prompt, cut into tokens once.
+/// A prompt as the second head reads it.
 pub struct Text<'a> {
-    bytes: &'a [u8],
-    lowered: Vec<u8>,
-    tokens: Vec<Token>,
+    prompt: &'a Prompt<'a>,
     /// Where the question ends; what follows are choices.
     question_end: usize,
     choices: Vec<Range<usize>>,
 }
 
-#[derive(Clone, Copy)]
-struct Token {
-    start: u32,
-    end: u32,
-    kind: Kind,
-    /// Of the token in lower case, digits as they are.
-    hash: u32,
-}
-
-#[derive(PartialEq, Clone, Copy)]
-enum Kind {
-    Letter,
-    Digit,
-    Blank,
-    Sign,
-}
-
-fn kind(byte: u8) -> Kind {
-    match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | 0x80..=0xff => Kind::Letter,
-        b'0'..=b'9' => Kind::Digit,
-        b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c => Kind::Blank,
-        _ => Kind::Sign,
-    }
-}
-
 impl<'a> Text<'a> {
-    /// Reads the beginning of `text`.
-    pub fn read(text: &'a str) -> Self {
-        let bytes = &text.as_bytes()[..text.len().min(TEXT_BYTES_MAX)];
-        let lowered = bytes.to_ascii_lowercase();
-        let mut tokens = Vec::with_capacity(bytes.len() / 4);
-        let mut at = 0;
-        while at < bytes.len() && tokens.len() < TOKENS_MAX {
-            let this = kind(bytes[at]);
-            let same = |b: &&u8| kind(**b) == this;
-            let len = match this {
-                Kind::Sign => 1,
-                _ => bytes[at..].iter().take_while(same).count(),
-            };
-            if this != Kind::Blank {
-                tokens.push(Token {
-                    start: at as u32,
-                    end: (at + len) as u32,
-                    kind: this,
-                    hash: hash(&lowered[at..at + len]),
-                });
-            }
-            at += len;
-        }
-        let (question_end, choices) = parts(bytes);
+    /// Looks for choices.
+    pub fn of(prompt: &'a Prompt<'a>) -> Self {
+        let (question_end, choices) = parts(prompt.bytes);
         Self {
-            bytes,
-            lowered,
-            tokens,
+            prompt,
             question_end,
             choices,
         }
     }
 
-    fn lower(&self, token: &Token) -> &[u8] {
-        &self.lowered[token.start as usize..token.end as usize]
-    }
-
     fn raw(&self, token: &Token) -> &[u8] {
-        &self.bytes[token.start as usize..token.end as usize]
+        &self.prompt.bytes[token.start as usize..token.end as usize]
     }
 
     /// Whether it offers at least three lettered choices.
@@ -126,12 +65,12 @@ impl<'a> Text<'a> {
     /// digits count, up to four.
     pub fn bag(&self) -> Vec<(u32, f64)> {
         const ZEROS: &[u8] = b"0000";
-        let zeros: [u32; 4] = std::array::from_fn(|i| hash(&ZEROS[..=i]));
+        let zeros: [u32; 4] = std::array::from_fn(|i| Fnv::of_token(&ZEROS[..=i]));
         let hash = |t: &Token| match t.kind {
             Kind::Digit => zeros[((t.end - t.start) as usize).min(4) - 1],
             _ => t.hash,
         };
-        let mut hashes: Vec<u32> = self.tokens.iter().map(hash).collect();
+        let mut hashes: Vec<u32> = self.prompt.tokens.iter().map(hash).collect();
         hashes.sort_unstable();
         let mut bag = Vec::with_capacity(hashes.len());
         let mut length = 0.0;
@@ -151,17 +90,12 @@ impl<'a> Text<'a> {
         bag
     }
 
-    /// Numbers as written, such as `1,200` or `12.5`.
-    pub fn numbers(&self) -> impl Iterator<Item = &'a [u8]> {
-        numbers(self.bytes)
-    }
-
     /// Lengths, signs, numbers and words by which requests of a kind can be told.
     pub fn shape(&self) -> [f64; SHAPES] {
         let mut features = Features::default();
-        let question = &self.bytes[..self.question_end];
+        let question = &self.prompt.bytes[..self.question_end];
         let asked = self.within(&(0..self.question_end));
-        let words = self.tokens.iter().filter(|t| t.kind == Kind::Letter);
+        let words = self.prompt.tokens.iter().filter(|t| t.kind == Kind::Letter);
         let count = words.count().max(1) as f64;
         self.lengths(&mut features, question);
         self.words(&mut features, asked, count);
@@ -174,32 +108,39 @@ impl<'a> Text<'a> {
 
     /// Tokens that begin in a range of bytes.
     fn within(&self, range: &Range<usize>) -> &[Token] {
-        let before = |at: usize| self.tokens.partition_point(|t| (t.start as usize) < at);
-        &self.tokens[before(range.start)..before(range.end)]
+        let before = |at: usize| {
+            self.prompt
+                .tokens
+                .partition_point(|t| (t.start as usize) < at)
+        };
+        &self.prompt.tokens[before(range.start)..before(range.end)]
     }
 
     fn lengths(&self, f: &mut Features, question: &[u8]) {
         let lengths = || {
-            let bare = self.choices.iter().map(|c| trimmed(&self.bytes[c.clone()]));
+            let bare = self
+                .choices
+                .iter()
+                .map(|c| trimmed(&self.prompt.bytes[c.clone()]));
             bare.map(<[u8]>::len)
         };
         let (longest, shortest) = (
             log(lengths().max().unwrap_or(0)),
             log(lengths().min().unwrap_or(0)),
         );
-        f.push(log(self.bytes.len()));
+        f.push(log(self.prompt.bytes.len()));
         f.push(log(question.len()));
         f.push(log(lengths().sum()));
         f.push(longest);
         f.push(shortest);
         f.push(longest - shortest);
-        f.push(question.len() as f64 / self.bytes.len().max(1) as f64);
+        f.push(question.len() as f64 / self.prompt.bytes.len().max(1) as f64);
     }
 
     /// How long words are, and how many are names or abbreviations.
     fn words(&self, f: &mut Features, asked: &[Token], count: f64) {
         let (mut letters, mut long, mut longer, mut abbreviations) = (0, 0, 0, 0);
-        for token in self.tokens.iter().filter(|t| t.kind == Kind::Letter) {
+        for token in self.prompt.tokens.iter().filter(|t| t.kind == Kind::Letter) {
             let raw = self.raw(token);
             letters += raw.len();
             long += usize::from(raw.len() >= 9);
@@ -228,10 +169,10 @@ impl<'a> Text<'a> {
             largest = largest.max(value);
             least = least.min(value);
         }
-        f.push(log(self.numbers().count()));
+        f.push(log(self.prompt.numbers().count()));
         f.push(log(count));
         f.push(largest.min(1e9).ln_1p());
-        f.flag(self.numbers().any(|n| n.contains(&b'.')));
+        f.flag(self.prompt.numbers().any(|n| n.contains(&b'.')));
         f.push(if count > 0 {
             least.min(1e9).ln_1p()
         } else {
@@ -249,7 +190,7 @@ impl<'a> Text<'a> {
             let (words, digits) = (of(Kind::Letter), of(Kind::Digit));
             numeric += usize::from(digits > 0 && words <= 1);
             single += usize::from(digits == 0 && words == 1);
-            let bare = trimmed(&self.bytes[choice.clone()]);
+            let bare = trimmed(&self.prompt.bytes[choice.clone()]);
             capital += usize::from(bare.first().is_some_and(u8::is_ascii_uppercase));
             sentence += usize::from(bare.last() == Some(&b'.'));
             sets.push(set(tokens.iter()));
@@ -270,20 +211,20 @@ impl<'a> Text<'a> {
         f.push(log(union.len()));
         f.push(common as f64 * k / all.max(1) as f64);
         f.push(repeated.count() as f64 / union.len().max(1) as f64);
-        let distinct = set(self.tokens.iter()).len();
-        f.push(distinct as f64 / self.tokens.len().max(1) as f64);
+        let distinct = set(self.prompt.tokens.iter()).len();
+        f.push(distinct as f64 / self.prompt.tokens.len().max(1) as f64);
     }
 
     fn signs(&self, f: &mut Features, question: &[u8], asked: &[Token]) {
         let mut seen = [0usize; 256];
-        for byte in self.bytes {
+        for byte in self.prompt.bytes {
             seen[usize::from(*byte)] += 1;
         }
         for signs in SIGNS {
             f.push(log(signs.iter().map(|s| seen[usize::from(*s)]).sum()));
         }
         let last = trimmed(question).last();
-        f.flag(self.bytes.windows(2).any(|pair| pair == b"__"));
+        f.flag(self.prompt.bytes.windows(2).any(|pair| pair == b"__"));
         f.flag(last == Some(&b'?'));
         f.flag(last == Some(&b'.'));
         f.flag(last == Some(&b':'));
@@ -293,7 +234,8 @@ impl<'a> Text<'a> {
         f.push(log(ends));
         f.push(log(lines));
         f.push((words().count() as f64 / ends.max(1) as f64).ln_1p());
-        let variables = words().filter(|t| !matches!(self.lower(t), b"a" | b"i" | [_, _, ..]));
+        let variables =
+            words().filter(|t| !matches!(self.prompt.lower(t), b"a" | b"i" | [_, _, ..]));
         f.push(log(variables.count()));
         f.flag(seen[128..].iter().any(|count| *count > 0));
         let shouted: [&[u8]; 3] = [b"NOT", b"EXCEPT", b"LEAST"];
@@ -302,7 +244,7 @@ impl<'a> Text<'a> {
 
     fn lists(&self, f: &mut Features, asked: &[Token], count: f64) {
         let mut counts = [0u32; LISTS];
-        for token in self.tokens.iter().filter(|t| t.kind == Kind::Letter) {
+        for token in self.prompt.tokens.iter().filter(|t| t.kind == Kind::Letter) {
             let Ok(at) = WORDS.binary_search_by_key(&token.hash, |word| word.0) else {
                 continue;
             };
@@ -315,7 +257,7 @@ impl<'a> Text<'a> {
         for list in counts {
             f.push(f64::from(list) / count.sqrt());
         }
-        let first = asked.first().map_or(&b""[..], |t| self.lower(t));
+        let first = asked.first().map_or(&b""[..], |t| self.prompt.lower(t));
         for words in FIRST {
             f.flag(words.contains(&first));
         }
@@ -401,53 +343,4 @@ fn trimmed(bytes: &[u8]) -> &[u8] {
     let start = bytes.iter().position(word).unwrap_or(bytes.len());
     let end = bytes.iter().rposition(word).map_or(start, |last| last + 1);
     &bytes[start..end]
-}
-
-/// Marks that end a sentence.
-fn sentences(text: &[u8]) -> usize {
-    let ends = |i: &usize| {
-        matches!(text[*i], b'.' | b'?' | b'!')
-            && matches!(text.get(i + 1), None | Some(b' ' | b'\n'))
-    };
-    (0..text.len()).filter(ends).count()
-}
-
-fn numbers(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let digit = |i: usize| bytes.get(i).is_some_and(u8::is_ascii_digit);
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        while at < bytes.len() && !digit(at) {
-            at += 1;
-        }
-        let start = at;
-        while digit(at)
-            || (at > start && matches!(bytes.get(at), Some(b'.' | b',')) && digit(at + 1))
-        {
-            at += 1;
-        }
-        (at > start).then(|| &bytes[start..at])
-    })
-}
-
-/// The value of a number as written; several points make it a version, not a number.
-fn value(written: &[u8]) -> f64 {
-    if written.iter().filter(|b| **b == b'.').count() > 1 {
-        return 0.0;
-    }
-    let digits: String = written
-        .iter()
-        .filter(|b| **b != b',')
-        .map(|b| char::from(*b))
-        .collect();
-    digits.parse().unwrap_or(0.0)
-}
-
-/// FNV-1a of 32 bits, begun with `1`, with a final mix, so that its low bits depend on all
-/// of it.
-fn hash(bytes: &[u8]) -> u32 {
-    let step = |h: u32, b: &u8| (h ^ u32::from(*b)).wrapping_mul(16_777_619);
-    let mut h = bytes.iter().fold(step(2_166_136_261, &b'1'), step);
-    h ^= h >> 16;
-    h = h.wrapping_mul(0x85eb_ca6b);
-    h ^ (h >> 13)
 }

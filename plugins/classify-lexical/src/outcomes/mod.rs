@@ -12,6 +12,7 @@
 mod features;
 mod words;
 
+use crate::prompt::Prompt;
 use features::{SHAPES, Text};
 
 const MAGIC: &[u8; 8] = b"HOUT0001";
@@ -35,8 +36,8 @@ pub struct Outcomes {
 }
 
 /// Reads them off the text.
-pub fn expected(text: &str) -> Outcomes {
-    let text = Text::read(text);
+pub fn expected(prompt: &Prompt<'_>) -> Outcomes {
+    let text = Text::of(prompt);
     let weights = Weights::embedded();
     let expected = weights.expected(&text);
     Outcomes {
@@ -258,7 +259,8 @@ mod tests {
         for row in rows {
             let columns: Vec<&str> = row.split('\t').collect();
             let prompt: String = serde_json::from_str(columns[0]).expect("a JSON text");
-            let (text, weights) = (Text::read(&prompt), Weights::embedded());
+            let read = Prompt::read(&prompt);
+            let (text, weights) = (Text::of(&read), Weights::embedded());
             let features = weights.features(&text);
             let expected: Vec<u8> = (0..columns[1].len() / 2)
                 .map(|i| u8::from_str_radix(&columns[1][2 * i..2 * i + 2], 16).expect("hex"))
