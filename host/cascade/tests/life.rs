@@ -123,25 +123,16 @@ impl Policies for Scripted {
     }
 }
 
-fn by_builtin<T>(value: T) -> HookReply<T> {
-    HookReply {
-        value,
-        by: AnsweredBy::BuiltIn,
-        fault: None,
-        micros: 1,
-    }
-}
-
 impl Session for ScriptedSession {
     fn classify(&mut self) -> HookReply<Classification> {
-        by_builtin(Classification::default())
+        builtin::reply(Classification::default())
     }
     fn route(&mut self, _: &Classification, _: &[TierView]) -> HookReply<Decision> {
-        by_builtin(self.0.clone())
+        builtin::reply(self.0.clone())
     }
     fn validate(&mut self, answer: &Answer) -> HookReply<Verdict> {
         let next = self.1.lock().unwrap().pop_front();
-        by_builtin(next.unwrap_or_else(|| homeostat_hooks::builtin::validate(answer)))
+        builtin::reply(next.unwrap_or_else(|| builtin::validate(answer)))
     }
     fn learn(&mut self, outcome: &Outcome) {
         self.2.lock().unwrap().push(outcome.clone());
@@ -703,7 +694,7 @@ impl Session for SlowSession {
         self.0.classify()
     }
     fn route(&mut self, _: &Classification, _: &[TierView]) -> HookReply<Decision> {
-        by_builtin(plan(&["small"]))
+        builtin::reply(plan(&["small"]))
     }
     fn validate(&mut self, answer: &Answer) -> HookReply<Verdict> {
         std::thread::sleep(std::time::Duration::from_millis(400));

@@ -158,21 +158,12 @@ impl Policies for Judged {
     }
 }
 
-fn by_builtin<T>(value: T) -> HookReply<T> {
-    HookReply {
-        value,
-        by: AnsweredBy::BuiltIn,
-        fault: None,
-        micros: 1,
-    }
-}
-
 impl Session for JudgedSession {
     fn classify(&mut self) -> HookReply<Classification> {
-        by_builtin(Classification::default())
+        builtin::reply(Classification::default())
     }
     fn route(&mut self, _: &Classification, _: &[TierView]) -> HookReply<Decision> {
-        by_builtin(self.0.clone())
+        builtin::reply(self.0.clone())
     }
     fn validate(&mut self, answer: &Answer) -> HookReply<Verdict> {
         self.1(answer)
@@ -195,7 +186,7 @@ fn escalate() -> Verdict {
 fn doubts(word: &'static str) -> Judge {
     Arc::new(move |answer| {
         let partial = answer.finish == Finish::Unfinished;
-        by_builtin(match partial && answer.text.contains(word) {
+        builtin::reply(match partial && answer.text.contains(word) {
             true => escalate(),
             false => builtin::validate(answer),
         })
@@ -399,7 +390,7 @@ async fn an_answer_that_is_whole_and_doubted_is_continued_from_what_the_client_h
     let small = tier("small", 0, vec![then(words(12), [Ends(Finish::Stop)])]);
     let large = tier("large", 1, vec![says("but")]);
     let judge: Judge = Arc::new(|a| {
-        by_builtin(match a.finish {
+        builtin::reply(match a.finish {
             Finish::Unfinished => Verdict::Undecided,
             _ if a.steps_left > 0 => escalate(),
             _ => builtin::validate(a),
@@ -493,7 +484,7 @@ async fn a_tier_that_cannot_continue_is_used_only_while_nothing_was_sent() {
     large.continues = false;
     let small = tier("small", 0, vec![then(words(12), [Ends(Finish::Stop)])]);
     let judge: Judge = Arc::new(|a| {
-        by_builtin(match a.steps_left {
+        builtin::reply(match a.steps_left {
             0 => builtin::validate(a),
             _ => escalate(),
         })
@@ -527,7 +518,7 @@ async fn a_middle_step_continues_and_is_continued() {
     let large = tier("large", 2, vec![says("z")]);
     let calls = large.calls.clone();
     let judge: Judge = Arc::new(|a| {
-        by_builtin(match a.finish {
+        builtin::reply(match a.finish {
             Finish::Unfinished if a.text.ends_with("w11. ") => escalate(),
             // It sees the whole text, and the log-probabilities of its own tier.
             Finish::Unfinished if a.text == format!("{SENT}a b c d e f g h i. ") => {
@@ -578,7 +569,7 @@ async fn an_amendment_may_add_to_what_the_client_has_and_not_change_it() {
     ] {
         let small = tier("small", 0, vec![then(words(12), [Ends(Finish::Stop)])]);
         let judge: Judge = Arc::new(move |a| {
-            by_builtin(match a.finish {
+            builtin::reply(match a.finish {
                 Finish::Unfinished => Verdict::Undecided,
                 _ => Verdict::Amend(Amendment {
                     text: amended.clone(),
@@ -596,7 +587,7 @@ async fn an_amendment_may_add_to_what_the_client_has_and_not_change_it() {
 async fn what_is_refused_in_the_middle_is_withheld_and_the_stream_says_why() {
     let small = tier("small", 0, vec![then(words(12), [Hangs])]);
     let judge: Judge = Arc::new(|a| {
-        by_builtin(match a.text.contains("w11") {
+        builtin::reply(match a.text.contains("w11") {
             true => Verdict::Reject(Rejection {
                 kind: Refusal::NotAllowed,
                 message: "not this".into(),
@@ -632,7 +623,7 @@ async fn a_validator_that_fails_on_a_part_does_not_stop_the_stream_and_is_record
             fallback: "built-in".into(),
             candidate: false,
         },
-        ..by_builtin(builtin::validate(answer))
+        ..builtin::reply(builtin::validate(answer))
     });
     let c = cascade(vec![(small, 4), (tier("large", 1, vec![None]), 0)], judge);
     let (_, text, _) = read(c.run(job()).await.unwrap()).await;
@@ -688,7 +679,7 @@ async fn a_slow_validator_makes_a_verdict_late_and_never_a_token() {
         if a.finish == Finish::Unfinished {
             answer.lock().unwrap().recv().ok();
         }
-        by_builtin(builtin::validate(a))
+        builtin::reply(builtin::validate(a))
     });
     let small = tier("small", 0, vec![then(words(12), [Hangs])]);
     let c = cascade(vec![(small, 4), (tier("large", 1, vec![None]), 0)], judge);

@@ -53,7 +53,8 @@ impl Session for BuiltInSession {
     fn learn(&mut self, _outcome: &Outcome) {}
 }
 
-fn reply<T>(value: T) -> HookReply<T> {
+/// The reply of whoever is no component and cannot fail.
+pub fn reply<T>(value: T) -> HookReply<T> {
     HookReply {
         value,
         by: AnsweredBy::BuiltIn,

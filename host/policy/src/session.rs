@@ -200,13 +200,8 @@ impl RoomSession {
         question: &mut Question<'_, T>,
     ) -> (HookReply<T>, Option<Why>) {
         let Some(generation) = self.table.get(question.hook).map(Arc::clone) else {
-            let reply = HookReply {
-                value: (question.fallback)(Fallback::BuiltIn),
-                by: AnsweredBy::BuiltIn,
-                fault: None,
-                micros: 0,
-            };
-            return (reply, None);
+            let value = (question.fallback)(Fallback::BuiltIn);
+            return (builtin::reply(value), None);
         };
         let started = Instant::now();
         let outcome = self.try_generation(&generation, question);

@@ -19,9 +19,9 @@ use homeostat_cascade::{
     Cascade, CascadeConfig, DecisionRecord, Ending, Job, OutputFormat, Prompt, Sampling, Tier,
 };
 use homeostat_hooks::{
-    Answer, AnsweredBy, BuiltIn, Classification, Decision, DeviceKind, Endpoint, Hook, HookReply,
-    Models, Origin, Outcome, Policies, Request, ResponseFormat, Session, Snapshot, TierView, Value,
-    Verdict,
+    Answer, BuiltIn, Classification, Decision, DeviceKind, Endpoint, Hook, HookReply, Models,
+    Origin, Outcome, Policies, Request, ResponseFormat, Session, Snapshot, TierView, Value,
+    Verdict, builtin,
 };
 use homeostat_policy::recording::RecordedPolicy;
 use homeostat_policy::{Decided, Moved, PolicyRoom, Promise, RecordLog, RoomConfig};
@@ -295,22 +295,13 @@ impl Policies for Scripted {
     }
 }
 
-fn scripted<T>(value: T) -> HookReply<T> {
-    HookReply {
-        value,
-        by: AnsweredBy::BuiltIn,
-        fault: None,
-        micros: 0,
-    }
-}
-
 impl Session for ScriptedSession {
     fn classify(&mut self) -> HookReply<Classification> {
-        scripted(self.classification.clone())
+        builtin::reply(self.classification.clone())
     }
 
     fn route(&mut self, _: &Classification, _: &[TierView]) -> HookReply<Decision> {
-        scripted(self.decision.clone())
+        builtin::reply(self.decision.clone())
     }
 
     fn validate(&mut self, answer: &Answer) -> HookReply<Verdict> {

@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use homeostat_hooks::{
-    Answer, AnsweredBy, Classification, Decision, HookReply, Outcome, Plan, Policies, Request,
-    Session, Snapshot, Step, TierView, Verdict,
+    Answer, Classification, Decision, HookReply, Outcome, Plan, Policies, Request, Session,
+    Snapshot, Step, TierView, Verdict, builtin,
 };
 use homeostat_policy::PolicyRoom;
 
@@ -110,8 +110,12 @@ struct Judging {
 impl Session for Judging {
     fn classify(&mut self) -> HookReply<Classification> {
         match self.judgement {
-            Judgement::AlwaysLarge | Judgement::AlwaysSmall => by_rule(Classification::default()),
-            judgement if judgement.lacks(Part::Classifier) => by_rule(Classification::default()),
+            Judgement::AlwaysLarge | Judgement::AlwaysSmall => {
+                builtin::reply(Classification::default())
+            }
+            judgement if judgement.lacks(Part::Classifier) => {
+                builtin::reply(Classification::default())
+            }
             _ => self.session.classify(),
         }
     }
@@ -135,7 +139,7 @@ impl Session for Judging {
             max_draft_tokens: DRAFT_TOKENS,
             ..Step::default()
         };
-        by_rule(Decision::Plan(Plan {
+        builtin::reply(Decision::Plan(Plan {
             steps: vec![step],
             reason: "a rule".into(),
             attributes: Vec::new(),
@@ -165,14 +169,5 @@ impl Judging {
             }
         }
         reply
-    }
-}
-
-fn by_rule<T>(value: T) -> HookReply<T> {
-    HookReply {
-        value,
-        by: AnsweredBy::BuiltIn,
-        fault: None,
-        micros: 0,
     }
 }
