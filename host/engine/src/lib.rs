@@ -24,6 +24,7 @@ pub mod kernels;
 pub mod model;
 mod observer;
 mod prefix;
+mod prompt_classifier;
 pub mod queue;
 mod random;
 pub mod runner;
@@ -43,6 +44,7 @@ mod tokenizer;
 pub use chat_template::{ChatMessage, ChatTemplate, TemplateError};
 pub use constraint::{Constraint, ConstraintError, Constraints, Grammar, TokenMask};
 pub use device::{Device, DeviceError};
+pub use encoder::texts::Computed;
 pub use encoder::{Embedding, Encoder, EncoderError};
 pub use engine::{
     DrafterKind, Engine, EngineConfig, EngineHandle, GenerationRequest, LoadError,
@@ -57,6 +59,7 @@ pub use inspect::{Experts, Inspection, TypeTotal, inspect};
 pub use model::ModelError;
 pub use model::source::ModelSource;
 pub use observer::{SequenceStep, StepObserver};
+pub use prompt_classifier::{PROMPT_VECTOR, PromptClassifier, PromptScores};
 pub use queue::MAX_TENANT_WEIGHT;
 pub use safetensors::{Safetensors, SafetensorsError, StoredTensor};
 pub use sampler::{MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS, ParamError, SamplingParams};

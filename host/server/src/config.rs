@@ -149,6 +149,7 @@ pub struct EncoderConfig {
     pub id: String,
     pub model: String,
     pub path: Option<PathBuf>,
+    pub prompt_classifier: Option<PromptClassifierConfig>,
 }
 
 impl Default for EncoderConfig {
@@ -158,7 +159,33 @@ impl Default for EncoderConfig {
             id: "all-minilm-l6-v2".into(),
             model: "all-minilm-l6-v2".into(),
             path: None,
+            prompt_classifier: None,
         }
+    }
+}
+
+/// `[encoder.prompt_classifier]`. It is loaded whether or not the encoder itself is enabled.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PromptClassifierConfig {
+    /// Its name for policies.
+    #[serde(default = "prompt_classifier_id")]
+    pub id: String,
+    /// A folder with `config.json`, `tokenizer.json` and `model.safetensors`.
+    pub path: PathBuf,
+}
+
+fn prompt_classifier_id() -> String {
+    "prompt-classifier".into()
+}
+
+impl EncoderConfig {
+    /// The names that it takes, and where they are given.
+    fn ids(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let own = self.enabled.then_some(("encoder.id", self.id.as_str()));
+        let classifier = self.prompt_classifier.iter();
+        let classifier = classifier.map(|c| ("encoder.prompt_classifier.id", c.id.as_str()));
+        own.into_iter().chain(classifier)
     }
 }
 
@@ -486,11 +513,12 @@ impl Config {
                 ));
             }
         }
-        if self.encoder.enabled && !ids.insert(&self.encoder.id) {
-            return Err(format!(
-                "encoder.id {:?} is also a tier's id",
-                self.encoder.id
-            ));
+        for (place, id) in self.encoder.ids() {
+            if !ids.insert(id) {
+                return Err(format!(
+                    "{place} {id:?} is taken: a tier, or the encoder, has it"
+                ));
+            }
         }
         self.budgets.check(self)
     }
@@ -753,6 +781,27 @@ mod tests {
             &format!("{good}\nquality = [2.0, 0, 0]"),
             &["quality", "from 0 to 1"],
         );
+    }
+
+    #[test]
+    fn a_prompt_classifier_has_a_folder_and_a_name_of_its_own() {
+        let table = "[encoder.prompt_classifier]\n";
+        let read = |text: &str| Config::parse("t", text).unwrap().encoder.prompt_classifier;
+        assert_eq!(read("[encoder]\nenabled = false"), None);
+        let found = read(&format!("{table}path = \"folder\"")).unwrap();
+        assert_eq!(found.path, Path::new("folder"));
+        assert_eq!(found.id, "prompt-classifier");
+        refused(table, &["path"]);
+        refused(
+            &format!("{table}path = \"x\"\nids = \"y\""),
+            &["line 3", "did you mean `id`?"],
+        );
+        for taken in ["smollm2", "all-minilm-l6-v2", "auto"] {
+            let text = format!("{table}path = \"x\"\nid = \"{taken}\"");
+            refused(&text, &["encoder.prompt_classifier.id", taken, "taken"]);
+        }
+        let tier = "[[tiers]]\nid = \"all-minilm-l6-v2\"\nmodel = \"x\"";
+        refused(tier, &["encoder.id", "taken"]);
     }
 
     #[test]

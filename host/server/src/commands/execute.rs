@@ -160,6 +160,7 @@ fn narrowed(config: &Config, runnable: &[&Moved]) -> Config {
     let needed: BTreeSet<&String> = runnable.iter().flat_map(|moved| tiers_of(moved)).collect();
     let mut config = config.clone();
     config.encoder.enabled = false;
+    config.encoder.prompt_classifier = None;
     config.tiers.retain(|tier| needed.contains(&tier.id));
     for tier in &mut config.tiers {
         let TierConfig {

@@ -28,7 +28,7 @@ const WAITING_MAX: usize = 16;
 pub struct HostModels {
     local: Vec<Arc<LocalTier>>,
     remote: Vec<Arc<dyn Tier>>,
-    encoder: Option<Arc<dyn Embedder>>,
+    encoders: Vec<Arc<dyn Embedder>>,
     worker: Worker,
 }
 
@@ -36,18 +36,18 @@ impl HostModels {
     pub fn new(
         local: Vec<Arc<LocalTier>>,
         remote: Vec<Arc<dyn Tier>>,
-        encoder: Option<Arc<dyn Embedder>>,
+        encoders: impl IntoIterator<Item = Arc<dyn Embedder>>,
     ) -> std::io::Result<Self> {
         Ok(Self {
             local,
             remote,
-            encoder,
+            encoders: encoders.into_iter().collect(),
             worker: Worker::start()?,
         })
     }
 
     fn encoder(&self, name: &str) -> Option<&Arc<dyn Embedder>> {
-        self.encoder.as_ref().filter(|e| e.id() == name)
+        self.encoders.iter().find(|e| e.id() == name)
     }
 
     fn local(&self, name: &str) -> Result<&Arc<LocalTier>, ModelError> {
@@ -72,8 +72,8 @@ impl Models for HostModels {
     fn names(&self) -> Vec<String> {
         let tiers = self.local.iter().map(|t| t.id().to_string());
         let remote = self.remote.iter().map(|t| t.id().to_string());
-        let encoder = self.encoder.iter().map(|e| e.id().to_string());
-        tiers.chain(remote).chain(encoder).collect()
+        let encoders = self.encoders.iter().map(|e| e.id().to_string());
+        tiers.chain(remote).chain(encoders).collect()
     }
 
     fn info(&self, name: &str) -> Result<TierView, ModelError> {
@@ -281,11 +281,11 @@ mod tests {
     use super::*;
 
     /// A fake encoder whose vectors tell the length of the text.
-    struct Lengths;
+    struct Lengths(&'static str);
 
     impl Embedder for Lengths {
         fn id(&self) -> &str {
-            "lengths"
+            self.0
         }
         fn dimensions(&self) -> usize {
             1
@@ -302,7 +302,21 @@ mod tests {
     }
 
     fn models() -> HostModels {
-        HostModels::new(Vec::new(), Vec::new(), Some(Arc::new(Lengths))).unwrap()
+        let encoder: Arc<dyn Embedder> = Arc::new(Lengths("lengths"));
+        HostModels::new(Vec::new(), Vec::new(), [encoder]).unwrap()
+    }
+
+    #[test]
+    fn each_encoder_answers_by_its_own_name() {
+        let named = |id| Arc::new(Lengths(id)) as Arc<dyn Embedder>;
+        let both = [named("sentences"), named("prompts")];
+        let models = HostModels::new(Vec::new(), Vec::new(), both).unwrap();
+        assert_eq!(models.names(), ["sentences", "prompts"]);
+        for name in ["sentences", "prompts"] {
+            assert_eq!(models.embed(name, "abc", 10_000).unwrap(), [3.0]);
+        }
+        let error = models.embed("pictures", "abc", 10_000).unwrap_err();
+        assert!(error.to_string().contains("prompts"), "{error}");
     }
 
     #[test]
