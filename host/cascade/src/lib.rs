@@ -10,10 +10,12 @@
 //! taken back. Of an answer that may still be escalated the newest tokens are held back (all
 //! of it, where the next tier could not go on from a part); what was held back is dropped when
 //! the answer is doubted, and the next tier continues from what the client has seen. Only the
-//! last step of a plan streams live.
+//! last step of a plan streams live. Which step is next is asked anew after every answer that was
+//! left, where the plan tells what its router expects of them.
 
 mod job;
 mod life;
+mod posterior;
 mod purse;
 mod record;
 mod surprisal;
@@ -23,8 +25,9 @@ mod window;
 
 pub use job::{Closing, Head, Job, Refused, Reply, ReplyEvent, Usage};
 pub use life::{Cascade, CascadeConfig, JoulesOf, Observer};
-pub use purse::{Payable, Purse};
+pub use purse::{Begun, Payable, Purse};
 pub use record::{Cut, CutBy, DecisionRecord, Ending, RequestSummary, StepRecord};
+pub use surprisal::Baselines;
 pub use tier::{
     CANNOT_CONTINUE, CONTEXT_LENGTH_EXCEEDED, CONVERSATION_REFUSED, GenerateCall, OutputFormat,
     Prompt, Sampling, Tier, TierError, TierEvent, TierFault, Token, TokenStream,

@@ -6,19 +6,21 @@
 
 mod stream;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt;
 use homeostat_hooks::{
-    Answer, AnsweredBy, Assessment, BudgetUnit, Decision, DirectAnswer, Fault, FaultKind, Finish,
-    Hook, HookReply, Outcome, Plan, Policies, Sample, Session, Snapshot, Step, TierView, Verdict,
-    builtin,
+    Answer, AnsweredBy, Assessment, Attribute, BudgetUnit, Decision, DirectAnswer, Fault,
+    FaultKind, Finish, Hook, HookReply, Outcome, Plan, Policies, Sample, Session, Snapshot, Step,
+    TierView, Value, Verdict, builtin,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::job::{Closing, Head, Job, Refused, Reply, ReplyEvent, Usage};
+use crate::posterior::{self, Course, InHand};
 use crate::record::{CutBy, DecisionRecord, Ending, Records, RequestSummary, StepRecord};
 use crate::surprisal::Baselines;
 use crate::tier::{
@@ -30,6 +32,9 @@ use crate::view;
 pub type Observer = Arc<dyn Fn(&DecisionRecord) + Send + Sync>;
 /// What a job of this id has used, as far as somebody keeps books.
 pub type JoulesOf = Arc<dyn Fn(&str) -> Option<Sample> + Send + Sync>;
+
+/// Attribute of an answer, a number.
+const FIRST_TOKEN_ENTROPY: &str = "homeostat.first-token-entropy";
 
 /// Limits of this room.
 pub struct CascadeConfig {
@@ -45,6 +50,8 @@ pub struct CascadeConfig {
     pub observer: Option<Observer>,
     /// Asked once for every job that is over, for policies that learn.
     pub joules_of: Option<JoulesOf>,
+    /// What is usual for the tiers, as far as an earlier life has learned it.
+    pub baselines: Arc<Baselines>,
 }
 
 impl Default for CascadeConfig {
@@ -55,6 +62,7 @@ impl Default for CascadeConfig {
             events_waiting_max: 256,
             observer: None,
             joules_of: None,
+            baselines: Arc::default(),
         }
     }
 }
@@ -66,7 +74,7 @@ pub struct Cascade {
     snapshots: Arc<dyn Fn() -> Arc<Snapshot> + Send + Sync>,
     config: CascadeConfig,
     records: Records,
-    baselines: Baselines,
+    baselines: Arc<Baselines>,
 }
 
 /// What a request's task tells its caller. The first message is `Head` or `Refused`.
@@ -93,13 +101,14 @@ impl Cascade {
             assert!(!twice, "two tiers are called {:?}", tier.id());
         }
         let records = Records::new(config.records_max);
+        let baselines = config.baselines.clone();
         Self {
             policies,
             tiers,
             snapshots,
             config,
             records,
-            baselines: Baselines::default(),
+            baselines,
         }
     }
 
@@ -146,6 +155,15 @@ impl Cascade {
         }
     }
 
+    /// A record that is closed.
+    fn written(&self, record: DecisionRecord) {
+        let record = Arc::new(record);
+        if let Some(observer) = &self.config.observer {
+            observer(&record);
+        }
+        self.records.put(record);
+    }
+
     fn candidates(&self, model: &str) -> Result<Vec<TierView>, Refused> {
         let all = self.tiers.iter().map(|t| t.view());
         if model == "auto" {
@@ -165,7 +183,10 @@ impl Cascade {
 
 /// An answer, or as much of it as there is.
 struct Held {
+    /// Which of the steps that were tried, as in the record.
     step: usize,
+    /// Which step of the plan.
+    place: usize,
     /// Bytes of text that the client had seen when the step began: it goes on from there.
     begins_at: usize,
     tokens: Vec<Token>,
@@ -245,7 +266,15 @@ impl Life {
         let mut tiers = cascade.candidates(&job.model)?;
         let mut snapshot = (cascade.snapshots)();
         if let Some(purse) = &job.purse {
-            let payable = purse.open(tiers).map_err(Refused::Policy)?;
+            let payable = purse.open(tiers.clone()).map_err(|rejection| {
+                let refused = Refused::Policy(rejection);
+                let mut record = open_record(&job, snapshot.clone(), tiers);
+                record.ending = Ending::Refused {
+                    message: refused.to_string(),
+                };
+                cascade.written(record);
+                refused
+            })?;
             tiers = payable.tiers;
             // Those of the snapshot are older and know no tenant; power is no purse.
             let budgets = &mut Arc::make_mut(&mut snapshot).budgets;
@@ -298,7 +327,7 @@ impl Life {
         // that learn. Neither the client's leaving nor its deadline matters any more.
         if let Some((step, held)) = self.unjudged.take() {
             let answer = self.answer(&step, 0, &held);
-            let verdict = self.validate(answer).await;
+            let verdict = self.validate(held.step, answer).await;
             self.learn_surprisal(&step, &held, &verdict);
             self.confidence = confidence_of(&verdict);
         }
@@ -413,18 +442,26 @@ impl Life {
     }
 
     /// Step after step, until an answer is sent. When the tiers that should have done
-    /// better fail, the best answer in hand is sent after all.
+    /// better fail, or are no longer worth asking, the best answer in hand is sent after all.
     async fn climb(&mut self, plan: Plan) -> Result<(), Refused> {
         let mut error = None;
-        for (index, step) in plan.steps.iter().enumerate() {
-            let later = &plan.steps[index + 1..];
-            match self.attempt(index, step, later).await? {
+        let mut course = Course::of((0..plan.steps.len()).collect());
+        while let Some(place) = course.next.pop_front() {
+            let later = course.next.iter().map(|later| plan.steps[*later].clone());
+            let later: Vec<Step> = later.collect();
+            match self.attempt(place, &plan.steps[place], &later).await? {
                 Attempt::Sent => return Ok(()),
-                Attempt::Escalate(held) => self.keep(held),
+                Attempt::Escalate(held) => {
+                    error = None;
+                    course = self.weigh_again(&plan, held, course.next);
+                }
                 Attempt::Failed(e) if e.is_final() && !self.head_sent && self.best.is_none() => {
                     return Err(e.into());
                 }
-                Attempt::Failed(e) => error = Some(e),
+                Attempt::Failed(e) => {
+                    error = Some(e);
+                    course.after_a_failure();
+                }
             }
         }
         let Some(held) = self.best.take() else {
@@ -435,7 +472,7 @@ impl Life {
             let note = format!("an earlier answer was sent, since a later step failed: {e}");
             self.record.notes.push(note);
         }
-        let step = &plan.steps[held.step];
+        let step = &plan.steps[held.place];
         match self.send_held(step, held).await {
             Attempt::Failed(e) => Err(e.into()),
             Attempt::Sent | Attempt::Escalate(_) => Ok(()),
@@ -450,10 +487,28 @@ impl Life {
         }
     }
 
+    /// An answer was left: what of the plan is still worth a try, by what was measured of the best
+    /// one and by the machine as it is now.
+    fn weigh_again(&mut self, plan: &Plan, left: Held, later: VecDeque<usize>) -> Course {
+        self.keep(left);
+        let Some(best) = &self.best else {
+            return Course::of(later);
+        };
+        let hand = InHand {
+            place: best.place,
+            confidence: best.confidence,
+        };
+        let then = &self.record.snapshot.metabolism;
+        let now = (self.cascade.snapshots)().metabolism;
+        let mut course = posterior::weigh(plan, later, &hand, &self.record.tiers, then, &now);
+        self.record.notes.extend(course.note.take());
+        course
+    }
+
     /// One step: generate, then to the client as far as no later step could do better.
     async fn attempt(
         &mut self,
-        index: usize,
+        place: usize,
         step: &Step,
         later: &[Step],
     ) -> Result<Attempt, Refused> {
@@ -461,6 +516,7 @@ impl Life {
             self.send_end(Finish::Length).await;
             return Ok(Attempt::Sent);
         }
+        let index = self.record.steps.len();
         let opened = open_step(step, self.elapsed_ms(), self.seen_tokens);
         self.record.steps.push(opened);
         let rest = match self.start(step).await {
@@ -469,6 +525,7 @@ impl Life {
         };
         let mut held = Held {
             step: index,
+            place,
             begins_at: self.seen.len(),
             tokens: Vec::new(),
             sent: 0,
@@ -530,8 +587,7 @@ impl Life {
             return tier.generate(call).await;
         };
         purse.begin(&step.tier)?;
-        let tokens = tier.generate(call).await?;
-        Ok(purse.clone().count(&step.tier, tokens))
+        purse.clone().pay(&step.tier, tier.generate(call)).await
     }
 
     /// The verdict on a whole answer, and what follows from it.
@@ -542,13 +598,12 @@ impl Life {
         held: Held,
     ) -> Result<Attempt, Refused> {
         let answer = self.answer(step, steps_left, &held);
-        let verdict = self.validate(answer).await;
+        let verdict = self.validate(held.step, answer).await;
         self.learn_surprisal(step, &held, &verdict);
         self.act_on(verdict, held, step, steps_left).await
     }
 
-    async fn validate(&mut self, answer: Answer) -> Verdict {
-        let step = answer.step as usize;
+    async fn validate(&mut self, step: usize, answer: Answer) -> Verdict {
         let reply = self.ask(move |session| session.validate(&answer)).await;
         let verdict = reply.value.clone();
         self.record.steps[step].verdict = Some(reply);
@@ -559,14 +614,14 @@ impl Life {
     /// own part.
     fn answer(&self, step: &Step, steps_left: usize, held: &Held) -> Answer {
         Answer {
-            step: held.step as u32,
+            step: held.place as u32,
             steps_left: steps_left as u32,
             tier: step.tier.clone(),
             text: format!("{}{}", &self.seen[..held.begins_at], held.text_from(0)),
             finish: held.finish,
             logprobs: held.tokens.iter().map_while(|t| t.logprob).collect(),
             accept_threshold: step.accept_threshold,
-            attributes: Vec::new(),
+            attributes: first_entropy(held).into_iter().collect(),
         }
     }
 
@@ -814,11 +869,7 @@ impl Life {
     /// Close the record, then tell policies that learn.
     async fn close(mut self) {
         self.record.total_ms = self.elapsed_ms();
-        let record = Arc::new(self.record.clone());
-        if let Some(observer) = &self.cascade.config.observer {
-            observer(&record);
-        }
-        self.cascade.records.put(record);
+        self.cascade.written(self.record.clone());
         self.client = None;
         let outcome = self.outcome();
         if self.session.is_some() || self.asking.is_some() || self.writing.is_some() {
@@ -878,6 +929,15 @@ fn confidence_of(verdict: &Verdict) -> Option<f32> {
         Verdict::Amend(a) => Some(a.assessment.confidence),
         Verdict::Reject(_) | Verdict::Undecided => None,
     }
+}
+
+/// How unsure its tier was at the beginning of its own part, in nats.
+fn first_entropy(held: &Held) -> Option<Attribute> {
+    let entropy = held.tokens.first()?.entropy.filter(|e| e.is_finite())?;
+    Some((
+        FIRST_TOKEN_ENTROPY.to_owned(),
+        Value::Number(entropy.into()),
+    ))
 }
 
 fn mean(values: impl Iterator<Item = f32>) -> Option<f32> {

@@ -129,7 +129,7 @@ pub enum Ending {
     Sent {
         /// Which.
         tier: String,
-        /// Which step.
+        /// Which of the steps that were tried.
         step: u32,
     },
     /// Answered without a model.

@@ -178,6 +178,8 @@ pub struct Token {
     pub text: String,
     /// Natural logarithm of its probability, when the tier tells.
     pub logprob: Option<f32>,
+    /// Entropy of the distribution that it was chosen from, in nats, when the tier tells.
+    pub entropy: Option<f32>,
     /// Likeliest alternatives with their log-probabilities, when asked for.
     pub top: Vec<(String, f32)>,
 }

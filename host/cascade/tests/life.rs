@@ -63,7 +63,7 @@ impl Tier for ScriptedTier {
                 Ok(TierEvent::Token(Token {
                     text: text.into(),
                     logprob: Some(p),
-                    top: vec![],
+                    ..Token::default()
                 }))
             };
             let events: Vec<Result<TierEvent, TierError>> = match script {

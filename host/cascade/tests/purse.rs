@@ -27,7 +27,7 @@ impl Tier for Named {
             text: self.0.into(),
             // Sure of nothing: where there is a next step, it is taken.
             logprob: Some(-9.0),
-            top: Vec::new(),
+            ..Token::default()
         });
         let end = TierEvent::Finished {
             finish: Finish::Stop,
@@ -85,9 +85,9 @@ impl Purse for Scripted {
         }
     }
 
-    fn count(self: Arc<Self>, tier: &str, tokens: TokenStream) -> TokenStream {
-        self.heard.lock().unwrap().push(format!("count {tier}"));
-        tokens
+    fn pay(self: Arc<Self>, tier: &str, begun: Begun) -> Begun {
+        self.heard.lock().unwrap().push(format!("pay {tier}"));
+        begun
     }
 }
 
@@ -151,7 +151,7 @@ async fn a_tier_that_cannot_be_paid_is_no_candidate_and_policies_see_the_purse()
         ..Scripted::default()
     });
     assert_eq!(tier_of(&cascade, &purse).await, "large");
-    assert_eq!(*purse.heard.lock().unwrap(), ["begin large", "count large"]);
+    assert_eq!(*purse.heard.lock().unwrap(), ["begin large", "pay large"]);
     let record = cascade.record("req-1").unwrap();
     assert_eq!(record.tiers.len(), 1);
     let budgets = &record.snapshot.budgets;
@@ -171,6 +171,13 @@ async fn what_cannot_pay_for_any_tier_is_refused_before_a_policy_is_asked() {
     assert_eq!(rejection.kind, Refusal::BudgetExhausted);
     assert_eq!(rejection.retry_after_ms, Some(9));
     assert!(purse.heard.lock().unwrap().is_empty());
+    let record = cascade.record("req-1").expect("it can be explained");
+    assert!(
+        matches!(&record.ending, Ending::Refused { message } if message.contains("empty")),
+        "{:?}",
+        record.ending
+    );
+    assert_eq!(record.tiers.len(), 2);
 }
 
 #[tokio::test]
@@ -182,7 +189,7 @@ async fn when_the_second_step_cannot_be_paid_the_first_answer_is_sent() {
         ..Scripted::default()
     });
     assert_eq!(tier_of(&cascade, &purse).await, "small");
-    let heard = ["begin small", "count small", "begin large"];
+    let heard = ["begin small", "pay small", "begin large"];
     assert_eq!(*purse.heard.lock().unwrap(), heard);
     let record = cascade.record("req-1").unwrap();
     let error = record.steps[1].error.as_ref().unwrap();

@@ -16,6 +16,8 @@ enum Beat {
     Says(&'static str),
     /// With this log-probability.
     Thinks(f32),
+    /// Chosen from a distribution of this entropy.
+    Wonders(f32),
     WaitsFor(Arc<Notify>),
     Hangs,
     Breaks,
@@ -65,13 +67,18 @@ async fn play(
         Ok(TierEvent::Token(Token {
             text: text.into(),
             logprob: Some(logprob),
-            top: vec![],
+            ..Token::default()
         }))
     };
     loop {
         let item = match beats.pop_front()? {
             Says(text) => token(text, -0.1),
             Thinks(logprob) => token("x", logprob),
+            Wonders(entropy) => Ok(TierEvent::Token(Token {
+                text: "x".into(),
+                entropy: Some(entropy),
+                ..Token::default()
+            })),
             WaitsFor(notify) => {
                 notify.notified().await;
                 continue;
@@ -195,12 +202,24 @@ fn doubts(word: &'static str) -> Judge {
 
 /// A cascade over these tiers, in the order of a plan with these hold-backs.
 fn cascade(tiers: Vec<(Scripted, u32)>, judge: Judge) -> Arc<Cascade> {
+    cascade_knowing(Arc::default(), tiers, judge)
+}
+
+/// One that knows from an earlier life what is usual for its tiers.
+fn cascade_knowing(
+    baselines: Arc<Baselines>,
+    tiers: Vec<(Scripted, u32)>,
+    judge: Judge,
+) -> Arc<Cascade> {
     let plan = tiers.iter().map(|(t, hold_back)| (t.id, *hold_back));
     let policies = Arc::new(Judged(plan.collect(), judge));
     let tiers = tiers.into_iter().map(|(t, _)| Arc::new(t) as Arc<dyn Tier>);
     let snapshot = Arc::new(Snapshot::default());
     let snapshots = Arc::new(move || snapshot.clone());
-    let limits = CascadeConfig::default();
+    let limits = CascadeConfig {
+        baselines,
+        ..CascadeConfig::default()
+    };
     Arc::new(Cascade::new(policies, tiers.collect(), snapshots, limits))
 }
 
@@ -409,9 +428,15 @@ async fn a_tier_that_begins_to_guess_is_left_within_what_is_held_back() {
     let calm = (0..1_200).map(|i| Thinks([-0.1, -0.3][i % 2]));
     let calm = then(calm.collect(), [Ends(Finish::Stop)]);
     let wild = then(vec![Thinks(-0.2); 10], vec![Thinks(-3.0); 40]);
-    let small = tier("small", 0, vec![calm, wild]);
+    let small = tier("small", 0, vec![calm, wild.clone()]);
     let large = tier("large", 1, vec![says("!")]);
-    let c = cascade(vec![(small, 4), (large, 0)], doubts("?"));
+    let same_model = || {
+        let models = [("small".to_owned(), "m".to_owned())];
+        Arc::new(Baselines::new(models.into()))
+    };
+    let learned = same_model();
+    let tiers = vec![(small, 4), (large, 0)];
+    let c = cascade_knowing(learned.clone(), tiers, doubts("?"));
     let mut first = job();
     first.id = "req-0".into();
     let (_, text, _) = read(c.run(first).await.unwrap()).await;
@@ -419,16 +444,24 @@ async fn a_tier_that_begins_to_guess_is_left_within_what_is_held_back() {
     while c.record("req-0").is_none() {
         tokio::task::yield_now().await;
     }
-    let (_, text, last) = read(c.run(job()).await.unwrap()).await;
-    // The third wild token passes the limit; the first two are still held back.
-    assert_eq!(text, format!("{}!", "x".repeat(12 - 4)));
-    let (_, _, closing) = ended(last);
-    let cut = &closing.cuts[0];
-    assert_eq!(
-        (cut.by, cut.sent_tokens, cut.dropped_tokens),
-        (CutBy::Surprisal, 8, 5)
-    );
-    assert!(cut.why.contains("0.20 nats"), "{}", cut.why);
+    // After a restart what is usual is known from the first answer on.
+    let recalled = same_model();
+    assert_eq!(recalled.recall(&learned.text()), Ok(vec![]));
+    let small = tier("small", 0, vec![wild]);
+    let large = tier("large", 1, vec![says("!")]);
+    let restarted = cascade_knowing(recalled, vec![(small, 4), (large, 0)], doubts("?"));
+    for c in [c, restarted] {
+        let (_, text, last) = read(c.run(job()).await.unwrap()).await;
+        // The third wild token passes the limit; the first two are still held back.
+        assert_eq!(text, format!("{}!", "x".repeat(12 - 4)));
+        let (_, _, closing) = ended(last);
+        let cut = &closing.cuts[0];
+        assert_eq!(
+            (cut.by, cut.sent_tokens, cut.dropped_tokens),
+            (CutBy::Surprisal, 8, 5)
+        );
+        assert!(cut.why.contains("0.20 nats"), "{}", cut.why);
+    }
 }
 
 #[tokio::test]
@@ -693,4 +726,34 @@ async fn a_slow_validator_makes_a_verdict_late_and_never_a_token() {
     }
     drop((question, events));
     record(&c).await;
+}
+
+#[tokio::test]
+async fn a_validator_is_told_how_unsure_a_tier_began_where_the_tier_tells() {
+    let unsure = vec![Wonders(1.5), Wonders(0.25), Ends(Finish::Stop)];
+    let untold = vec![Wonders(f32::NAN), Ends(Finish::Stop)];
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let told = seen.clone();
+    let judge: Judge = Arc::new(move |answer| {
+        let shown = (answer.tier.clone(), answer.attributes.clone());
+        told.lock().unwrap().push(shown);
+        builtin::reply(match answer.steps_left {
+            0 => builtin::validate(answer),
+            _ => escalate(),
+        })
+    });
+    let small = tier("small", 0, vec![Some(unsure)]);
+    let large = tier("large", 1, vec![Some(untold)]);
+    let c = cascade(vec![(small, 4), (large, 0)], judge);
+    read(c.run(job()).await.unwrap()).await;
+    record(&c).await;
+    let entropy = (
+        "homeostat.first-token-entropy".to_owned(),
+        Value::Number(1.5),
+    );
+    let expected = [
+        ("small".to_owned(), vec![entropy]),
+        ("large".to_owned(), vec![]),
+    ];
+    assert_eq!(*seen.lock().unwrap(), expected);
 }

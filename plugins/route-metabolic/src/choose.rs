@@ -11,9 +11,19 @@
 //! machine then enters only through `pressure · e`, and since *e* never falls with size, a
 //! hotter machine can move the first tier down but never up.
 //!
+//! Heat presses on a tier as far as its own device is hot, where the host tells
+//! (`homeostat.device-degrade-ratio`): then, and only then, a hotter machine may move a request to
+//! an equal or larger tier, on a cooler device. Budgets of money press on dollars and not on
+//! effort, unless no tier states a price.
+//!
+//! What each step is expected to give and to take goes with the plan, so that the host can weigh
+//! the later ones anew when it has an answer in hand (`homeostat.step.1.quality`,
+//! `homeostat.step.1.price`; see `host/cascade/src/posterior.rs`).
+//!
 //! Two things hold a decision where it was. A conversation that has just changed its tier keeps
-//! it for the dwell time. And a request that the classifier does not know is moved down by one
-//! tier at most: what looks easy there may not be. Both give way to the hard limits.
+//! it for the dwell time, and no doubt moves it on. And a request that the classifier does not
+//! know is moved down by one tier at most: what looks easy there may not be. Both give way to the
+//! hard limits.
 
 use homeostat_sdk::*;
 
@@ -33,9 +43,6 @@ const UNTOLD: (f32, f32, f32) = (0.0, 0.0, 0.0);
 /// What is believed of it then: smallest and largest, on simple, medium
 /// and complex requests; tiers between them lie between.
 const UNSTATED: [(f32, f32, f32); 2] = [(0.85, 0.5, 0.2), (0.95, 0.88, 0.75)];
-/// Share of wrong answers that a validator notices, and of right ones that it doubts.
-const NOTICED: f32 = 0.7;
-const DOUBTED: f32 = 0.15;
 /// Better by less than this is not worth a second try.
 const STEP_UP_MIN: f32 = 0.03;
 /// Tokens of an answer when nothing limits it.
@@ -45,6 +52,9 @@ const ANSWER_TOKENS: f32 = 256.0;
 const HOLD_BACK_TOKENS: u32 = 32;
 /// Confidence of a classifier below which a request is none of those that it knows.
 const UNFAMILIAR: f32 = 0.35;
+/// Efforts up to so many times the smallest are as small: equal models on equal devices never
+/// measure quite alike.
+const AS_SMALL: f32 = 1.1;
 /// Bytes per token, low on purpose: a prompt that barely fits is better sent elsewhere.
 const BYTES_PER_TOKEN: u64 = 3;
 
@@ -54,8 +64,60 @@ struct Candidate<'a> {
     known: Figures,
     quality: f32,
     effort: f32,
+    /// Dollars, as a share of the dearest tier's; 0 where nobody states a price.
+    dollars: f32,
+    /// How much of the host's heat is that of its own device, 0 to 1.
+    heat: f32,
     /// Waiting and money.
     other_price: f32,
+}
+
+impl Candidate<'_> {
+    fn price(&self, at: Prices) -> f32 {
+        (at.effort + at.heat * self.heat) * self.effort
+            + at.dollars * self.dollars
+            + self.other_price
+    }
+}
+
+/// What is asked for all of the largest tier's effort, more for it on the hottest device, and for
+/// all of the dearest tier's dollars.
+#[derive(Clone, Copy)]
+struct Prices {
+    effort: f32,
+    heat: f32,
+    dollars: f32,
+}
+
+impl Prices {
+    /// On a machine that lacks nothing.
+    fn calm(settings: &Settings) -> Self {
+        Self {
+            effort: settings.energy_price,
+            heat: 0.0,
+            dollars: 0.0,
+        }
+    }
+
+    fn now(question: &Question<'_>, pressure: &Pressure, all: &[Candidate<'_>]) -> Self {
+        let (settings, memory) = (question.settings, question.memory);
+        let effort = settings.energy_price + pressure.price + memory.budget_price;
+        let money = pressure.money + memory.money_price;
+        // Where no tier states a price, what budgets count in dollars is electricity.
+        let (effort, dollars) = match has_prices(all) {
+            true => (effort, money),
+            false => (effort + money, 0.0),
+        };
+        Self {
+            effort,
+            heat: pressure.heat,
+            dollars,
+        }
+    }
+}
+
+fn has_prices(all: &[Candidate<'_>]) -> bool {
+    all.iter().any(|c| c.dollars > 0.0)
 }
 
 /// Everything that one decision rests on.
@@ -71,11 +133,12 @@ pub(crate) struct Question<'a> {
 /// Where a plan begins, and what besides its worth has decided that.
 struct Beginning {
     index: usize,
-    price: f32,
-    left_out: usize,
+    prices: Prices,
+    left_out: Vec<String>,
     held_s: Option<u64>,
     guarded: bool,
-    moved: bool,
+    /// The share that is moved to a smaller tier, if this request is of it.
+    moved: Option<f32>,
 }
 
 pub(crate) fn plan(question: &Question<'_>) -> Decision {
@@ -90,15 +153,30 @@ pub(crate) fn plan(question: &Question<'_>) -> Decision {
     }
     let (all, begin) = begin(question, all, &pressure);
     let chain = chain(&all, &begin, &pressure, question.settings);
-    let steps = steps(question, &chain, &pressure);
+    let threshold = threshold(question, &chain, &pressure);
     Decision::Plan(Plan {
-        reason: reason(question, &all, &chain, &pressure, &begin),
-        steps,
-        attributes: vec![(
-            "route-metabolic.energy-price".to_owned(),
-            Value::Number(f64::from(begin.price)),
-        )],
+        reason: reason(question, &all, &chain, &pressure, &begin, threshold),
+        steps: steps(question, &chain, &pressure, threshold),
+        attributes: attributes(&chain, begin.prices),
     })
+}
+
+/// What is expected of each step, for whoever weighs the later ones when the first has answered.
+fn attributes(chain: &[&Candidate<'_>], prices: Prices) -> Vec<Attribute> {
+    let energy = "route-metabolic.energy-price".to_owned();
+    let energy = (energy, prices.effort + prices.heat);
+    let steps = chain.iter().enumerate().flat_map(|(place, candidate)| {
+        let key = |what: &str| format!("homeostat.step.{place}.{what}");
+        [
+            (key("quality"), candidate.quality),
+            (key("price"), candidate.price(prices)),
+        ]
+    });
+    let told = std::iter::once(energy).chain(steps);
+    // What is no number is told to nobody: the host would refuse the plan.
+    let told = told.filter(|(_, number)| number.is_finite());
+    told.map(|(key, number)| (key, Value::Number(number.into())))
+        .collect()
 }
 
 /// The tiers that are permitted, and the one to begin with.
@@ -109,25 +187,30 @@ fn begin<'a>(
 ) -> (Vec<Candidate<'a>>, Beginning) {
     let settings = question.settings;
     // What a machine that lacks nothing would do.
-    let calm = best(&all, settings.energy_price, settings);
+    let calm = best(&all, Prices::calm(settings), settings);
+    let guard = all[calm.saturating_sub(1)].tier;
+    let prices = Prices::now(question, pressure, &all);
     let (all, left_out) = permitted(all, pressure);
-    let price = settings.energy_price + pressure.price + question.memory.budget_price;
-    let cheap = best(&all, price, settings);
+    let cheap = best(&all, prices, settings);
+    let smaller = |c: &&Candidate<'_>| (c.tier.rank, &c.tier.id) < (guard.rank, &guard.id);
     let floor = match unit(question.classification.confidence) < UNFAMILIAR {
-        true => calm.saturating_sub(1).min(all.len() - 1),
+        true => all.iter().filter(smaller).count().min(all.len() - 1),
         false => 0,
     };
     let guarded = cheap < floor;
     let cheap = cheap.max(floor);
-    let share = question.snapshot.metabolism.degrade_ratio;
-    let moved = cheap > floor && conversation::is_among(question.request, share);
+    // To a smaller tier on a device that sheds more nothing is moved.
+    let shed = |index: usize| shed(question, pressure, &all[index]);
+    let moved = cheap > floor
+        && shed(cheap - 1) <= shed(cheap)
+        && conversation::is_among(question.request, shed(cheap));
     let mut begin = Beginning {
         index: cheap - usize::from(moved),
-        price,
+        prices,
         left_out,
         held_s: None,
         guarded,
-        moved,
+        moved: moved.then(|| shed(cheap)),
     };
     let now_ms = question.snapshot.monotonic_ms;
     if let Some(seat) = &question.memory.seat
@@ -138,11 +221,20 @@ fn begin<'a>(
             index,
             held_s: Some(ago_s),
             guarded: false,
-            moved: false,
+            moved: None,
             ..begin
         };
     }
     (all, begin)
+}
+
+/// Share of its conversations that this tier should leave to smaller ones.
+fn shed(question: &Question<'_>, pressure: &Pressure, candidate: &Candidate<'_>) -> f32 {
+    let whole = question.snapshot.metabolism.degrade_ratio;
+    match pressure.is_heat {
+        true => whole * candidate.heat,
+        false => whole,
+    }
 }
 
 /// Tiers that are ready and long enough, smallest first.
@@ -168,6 +260,8 @@ fn candidates<'a>(question: &Question<'a>) -> Vec<Candidate<'a>> {
     let efforts = efforts(&ready);
     let shares = believed(question.classification, settings);
     let count = ready.len();
+    let usd = |tier: &Tier| usd_per_thousand(tier, needed, request);
+    let dearest = ready.iter().map(|known| usd(known.0)).fold(0.0, f32::max);
     let mut all: Vec<Candidate<'_>> = ready
         .into_iter()
         .zip(efforts)
@@ -175,7 +269,13 @@ fn candidates<'a>(question: &Question<'a>) -> Vec<Candidate<'a>> {
         .map(|(i, ((tier, known), effort))| Candidate {
             quality: quality(tier, i, count, shares),
             effort,
-            other_price: waiting(question, tier, &known) + money(tier, needed, request, settings),
+            dollars: if dearest > 0.0 {
+                usd(tier) / dearest
+            } else {
+                0.0
+            },
+            heat: own_heat(tier, &question.snapshot.metabolism),
+            other_price: waiting(question, tier, &known) + settings.money_price * usd(tier),
             tier,
             known,
         })
@@ -313,14 +413,25 @@ fn waiting(question: &Question<'_>, tier: &Tier, known: &Figures) -> f32 {
     question.settings.latency_price * (ms / 10_000.0).min(10.0) as f32 + f32::from(u8::from(late))
 }
 
-fn money(tier: &Tier, prompt_tokens: u64, request: &Request, settings: &Settings) -> f32 {
+/// US dollars of a thousand requests like this.
+fn usd_per_thousand(tier: &Tier, prompt_tokens: u64, request: &Request) -> f32 {
     let per_request = tier.usd_per_mtok_prompt.unwrap_or(0.0) * prompt_tokens as f64 / 1e6
         + tier.usd_per_mtok_output.unwrap_or(0.0) * f64::from(answer_tokens(request)) / 1e6;
     let per_thousand = (per_request * 1000.0) as f32;
     if per_thousand.is_finite() {
-        settings.money_price * per_thousand
+        per_thousand.max(0.0)
     } else {
         0.0
+    }
+}
+
+/// What the tier's own device would shed of what the hottest does; all of it where nobody tells,
+/// or nothing is to be shed.
+fn own_heat(tier: &Tier, metabolism: &Metabolism) -> f32 {
+    let whole = unit(metabolism.degrade_ratio);
+    match speculate::number(tier, "homeostat.device-degrade-ratio") {
+        Some(own) if whole > 0.0 => unit(own as f32 / whole),
+        _ => 1.0,
     }
 }
 
@@ -330,23 +441,47 @@ fn answer_tokens(request: &Request) -> f32 {
         .map_or(ANSWER_TOKENS, |m| ANSWER_TOKENS.min(m as f32))
 }
 
-/// What hard limits leave, and how many tiers they took.
-fn permitted<'a>(mut all: Vec<Candidate<'a>>, pressure: &Pressure) -> (Vec<Candidate<'a>>, usize) {
+/// What hard limits leave, and what they took, in words.
+fn permitted<'a>(
+    mut all: Vec<Candidate<'a>>,
+    pressure: &Pressure,
+) -> (Vec<Candidate<'a>>, Vec<String>) {
     let before = all.len();
-    if pressure.smallest_only {
-        all.truncate(1);
-    } else if pressure.no_large {
-        all.truncate(before.div_ceil(2));
+    let by_dollars = pressure.cheapest_only && has_prices(&all);
+    if by_dollars {
+        let least = all.iter().map(|c| c.dollars).fold(f32::INFINITY, f32::min);
+        all.retain(|c| c.dollars <= least);
     }
-    let left_out = before - all.len();
+    let dearer = before - all.len();
+    if pressure.smallest_only || (pressure.cheapest_only && !by_dollars) {
+        all = vec![smallest(all)];
+    } else if pressure.no_large {
+        all.truncate(all.len().div_ceil(2));
+    }
+    let larger = before - dearer - all.len();
+    let left_out = [(dearer, "dearer"), (larger, "larger")].into_iter();
+    let left_out = left_out.filter(|(count, _)| *count > 0);
+    let left_out = left_out.map(|(count, kind)| format!("{count} {kind} left out"));
+    let left_out = left_out.collect();
     (all, left_out)
 }
 
+/// Of those as small as the smallest, the one on the coolest device.
+fn smallest(mut all: Vec<Candidate<'_>>) -> Candidate<'_> {
+    let most = all[0].effort * AS_SMALL;
+    let as_small = all.iter().take_while(|c| c.effort <= most);
+    let coolest = as_small
+        .enumerate()
+        .min_by(|a, b| a.1.heat.total_cmp(&b.1.heat));
+    let index = coolest.map_or(0, |(index, _)| index);
+    all.swap_remove(index)
+}
+
 /// Index of the tier to begin with; of equals the smaller.
-fn best(all: &[Candidate<'_>], price: f32, settings: &Settings) -> usize {
+fn best(all: &[Candidate<'_>], prices: Prices, settings: &Settings) -> usize {
     let mut best = (0, f32::MIN);
     for (i, c) in all.iter().enumerate() {
-        let worth = c.quality + credit(all, i, settings) - price * c.effort - c.other_price;
+        let worth = c.quality + credit(all, i, settings) - c.price(prices);
         if worth > best.1 {
             best = (i, worth);
         }
@@ -362,18 +497,19 @@ fn credit(all: &[Candidate<'_>], from: usize, settings: &Settings) -> f32 {
     let asked = &all[from];
     all[from + 1..]
         .iter()
-        .map(|next| gain(asked, next, settings.energy_price))
+        .map(|next| gain(asked, next, Prices::calm(settings), settings))
         .fold(0.0, f32::max)
 }
 
 /// Expected gain of asking `next` after `asked` was doubted.
-fn gain(asked: &Candidate<'_>, next: &Candidate<'_>, price: f32) -> f32 {
-    let wrong = 1.0 - asked.quality;
-    let tried = wrong * NOTICED + asked.quality * DOUBTED;
+fn gain(asked: &Candidate<'_>, next: &Candidate<'_>, prices: Prices, settings: &Settings) -> f32 {
+    let noticed = (1.0 - asked.quality) * settings.noticed;
+    let doubted = asked.quality * settings.doubted;
     // A doubted right answer is replaced by one that may be wrong.
-    let mended = wrong * NOTICED * next.quality;
-    let spoilt = asked.quality * DOUBTED * (1.0 - next.quality);
-    mended - spoilt - tried * (price * next.effort + next.other_price)
+    let mended = noticed * next.quality;
+    let spoilt = doubted * (1.0 - next.quality);
+    let tried = noticed + doubted;
+    mended - spoilt - tried * next.price(prices)
 }
 
 /// The first tier and those that are worth a try after it.
@@ -384,30 +520,48 @@ fn chain<'a, 'b>(
     settings: &Settings,
 ) -> Vec<&'b Candidate<'a>> {
     let mut chain = vec![&all[begin.index]];
-    if pressure.one_step {
+    // A doubt is no reason to change the tier a second time within the dwell time.
+    if pressure.one_step || begin.held_s.is_some() {
         return chain;
     }
     for next in &all[begin.index + 1..] {
         let last = chain[chain.len() - 1];
         let better = next.quality > last.quality + STEP_UP_MIN;
-        if chain.len() < settings.steps_max && better && gain(last, next, begin.price) > 0.0 {
+        if chain.len() < settings.steps_max
+            && better
+            && gain(last, next, begin.prices, settings) > 0.0
+        {
             chain.push(next);
         }
     }
     chain
 }
 
-fn steps(question: &Question<'_>, chain: &[&Candidate<'_>], pressure: &Pressure) -> Vec<Step> {
+/// Confidence from which an answer is accepted.
+fn threshold(question: &Question<'_>, chain: &[&Candidate<'_>], pressure: &Pressure) -> f32 {
     let settings = question.settings;
+    let last = chain[chain.len() - 1];
     // Harder requests must convince more …
     let harder = 0.1 * believed(question.classification, settings).2;
-    // … but not more than the last tier's own answers do, or asking it would change nothing …
-    let last = chain.len() - 1;
-    let reached = chain[last].known.floor(settings.needless_max);
     let wanted = settings.accept_threshold + harder;
-    let wanted = reached.map_or(wanted, |r| wanted.min(r));
+    // … but not more than the last tier's own answers do, or asking it would change nothing. That
+    // promises no risk, so it lowers nothing that an operator has set …
+    let reached = last.known.floor(settings.needless_max);
+    let (wanted, most) = match settings.threshold_is_set {
+        true => (wanted, settings.accept_threshold.max(0.95)),
+        false => (reached.map_or(wanted, |r| wanted.min(r)), 0.95),
+    };
     // … and a machine in need is content with less.
-    let threshold = (wanted - 0.25 * pressure.price.min(1.0)).clamp(0.2, 0.95);
+    (wanted - 0.25 * pressure.on(last.heat).min(1.0)).clamp(0.2, most)
+}
+
+fn steps(
+    question: &Question<'_>,
+    chain: &[&Candidate<'_>],
+    pressure: &Pressure,
+    threshold: f32,
+) -> Vec<Step> {
+    let last = chain.len() - 1;
     chain
         .iter()
         .enumerate()
@@ -417,7 +571,7 @@ fn steps(question: &Question<'_>, chain: &[&Candidate<'_>], pressure: &Pressure)
                 question.request,
                 candidate.tier,
                 question.snapshot,
-                settings,
+                question.settings,
             ),
             max_tokens: pressure.max_tokens,
             hold_back_tokens: if i < last { HOLD_BACK_TOKENS } else { 0 },
@@ -433,6 +587,7 @@ fn reason(
     chain: &[&Candidate<'_>],
     pressure: &Pressure,
     begin: &Beginning,
+    threshold: f32,
 ) -> String {
     let profile = match question.settings.profile {
         Profile::Datacenter => "datacenter",
@@ -442,7 +597,7 @@ fn reason(
     let worth: Vec<String> = all
         .iter()
         .map(|c| {
-            let price = begin.price * c.effort + c.other_price;
+            let price = c.price(begin.prices);
             format!("{} {:.2}−{price:.2}", c.tier.id, c.quality)
         })
         .collect();
@@ -455,7 +610,7 @@ fn reason(
     text.push_str(&ids.join(", then "));
     let worth = worth.join(", ");
     text.push_str(&format!(" (quality − price: {worth}; profile {profile}"));
-    for part in circumstances(question, begin) {
+    for part in circumstances(question, begin, threshold) {
         text.push_str("; ");
         text.push_str(&part);
     }
@@ -464,25 +619,33 @@ fn reason(
 }
 
 /// What besides worth has decided where to begin, and what drafts depend on.
-fn circumstances(question: &Question<'_>, begin: &Beginning) -> Vec<String> {
-    let metabolism = &question.snapshot.metabolism;
-    let mut parts = Vec::new();
-    if begin.left_out > 0 {
-        parts.push(format!("{} larger left out", begin.left_out));
-    }
+fn circumstances(question: &Question<'_>, begin: &Beginning, threshold: f32) -> Vec<String> {
+    let mut parts = begin.left_out.clone();
     if question.memory.budget_price > 0.0 {
         let price = question.memory.budget_price;
         parts.push(format!("budgets spent above their pace cost {price:.2}"));
     }
+    if question.memory.money_price > 0.0 {
+        let price = question.memory.money_price;
+        parts.push(format!("budgets of money above their pace cost {price:.2}"));
+    }
+    let calibrated = question.settings.accept_threshold;
+    if question.settings.threshold_is_set && threshold < calibrated {
+        parts.push(format!(
+            "accepts from {threshold:.2}, calibrated {calibrated:.2}"
+        ));
+    }
     if let Some(ago_s) = begin.held_s {
-        parts.push(format!("the conversation changed its tier {ago_s} s ago"));
+        parts.push(format!(
+            "the conversation changed its tier {ago_s} s ago and keeps it"
+        ));
     }
     if begin.guarded {
         parts.push("the classifier does not know such requests: one tier down at most".into());
     }
-    if begin.moved {
-        let share = metabolism.degrade_ratio * 100.0;
-        parts.push(format!("one of the {share:.0} % moved to a smaller tier"));
+    if let Some(share) = begin.moved {
+        let percent = share * 100.0;
+        parts.push(format!("one of the {percent:.0} % moved to a smaller tier"));
     }
     if let Some(headroom) = speculate::headroom_celsius(question.snapshot) {
         parts.push(format!("headroom {headroom:.0} °C"));

@@ -90,8 +90,9 @@ impl Figures {
         })
     }
 
-    /// Takes an outcome of a request that began at `began_ms`.
-    pub(crate) fn take(&mut self, outcome: &Outcome, began_ms: u64) {
+    /// Takes an outcome of a request that began at `began_ms`. Of an answer that came whole nobody
+    /// tells when its first token was there, so its times teach nothing.
+    pub(crate) fn take(&mut self, outcome: &Outcome, streamed: bool, began_ms: u64) {
         let silent = self.is_silent(began_ms);
         self.answered_ms = Some(began_ms + u64::from(outcome.total_ms));
         if let Some(confidence) = outcome.confidence.filter(|c| c.is_finite()) {
@@ -110,7 +111,8 @@ impl Figures {
             self.joules_per_token
                 .take((joules.value / f64::from(tokens)) as f32);
         }
-        let Some(first) = outcome.ttft_ms.filter(|f| *f <= outcome.total_ms) else {
+        let first = outcome.ttft_ms.filter(|f| *f <= outcome.total_ms);
+        let Some(first) = first.filter(|_| streamed) else {
             return;
         };
         let ttft = match silent {
@@ -192,7 +194,7 @@ mod tests {
         let mut figures = Figures::default();
         for n in 0..3 {
             assert_eq!(figures.joules_per_token.value(), None);
-            figures.take(&outcome(50, 0.9), n * 1000);
+            figures.take(&outcome(50, 0.9), true, n * 1000);
         }
         assert_eq!(figures.joules_per_token.value(), Some(2.0));
         assert_eq!(figures.tpot_ms.value(), Some(10.0));
@@ -204,14 +206,19 @@ mod tests {
     }
 
     #[test]
-    fn several_steps_teach_no_times_and_short_answers_no_energy() {
+    fn several_steps_and_whole_answers_teach_no_times_and_short_ones_no_energy() {
         let mut figures = Figures::default();
+        let mut whole = Figures::default();
+        (0..3).for_each(|_| whole.take(&outcome(150, 0.9), false, 0));
+        assert_eq!([whole.ttft_ms.count, whole.tpot_ms.count], [0, 0]);
+        assert_eq!(whole.joules_per_token.value(), Some(2.0));
         for _ in 0..5 {
             figures.take(
                 &Outcome {
                     steps_tried: 2,
                     ..outcome(50, 0.9)
                 },
+                true,
                 0,
             );
             figures.take(
@@ -219,6 +226,7 @@ mod tests {
                     generated_tokens: 2,
                     ..outcome(50, 0.9)
                 },
+                true,
                 0,
             );
         }
@@ -232,8 +240,8 @@ mod tests {
         let mut figures = Figures::default();
         let mut now = 0;
         for _ in 0..4 {
-            figures.take(&outcome(5_000, 0.9), now);
-            figures.take(&outcome(100, 0.9), now + 6_000);
+            figures.take(&outcome(5_000, 0.9), true, now);
+            figures.take(&outcome(100, 0.9), true, now + 6_000);
             now += UNLOADED_MS + 20_000;
         }
         // The first of all came after nothing.
@@ -256,7 +264,7 @@ mod tests {
             let (mut below, trials) = (0, 4000);
             for _ in 0..trials {
                 let mut figures = Figures::default();
-                (0..CONFIDENCES).for_each(|_| figures.take(&outcome(1, draw()), 0));
+                (0..CONFIDENCES).for_each(|_| figures.take(&outcome(1, draw()), true, 0));
                 let floor = figures.floor(alpha).expect("64 are enough");
                 below += u32::from((draw() * 100.0).round() / 100.0 < floor);
             }
@@ -267,9 +275,9 @@ mod tests {
             );
         }
         let mut few = Figures::default();
-        (0..18).for_each(|_| few.take(&outcome(1, 0.5), 0));
+        (0..18).for_each(|_| few.take(&outcome(1, 0.5), true, 0));
         assert_eq!(few.floor(0.05), None, "18 cannot promise 5 %");
-        few.take(&outcome(1, 0.5), 0);
+        few.take(&outcome(1, 0.5), true, 0);
         assert_eq!(few.floor(0.05), Some(0.5));
     }
 }

@@ -13,8 +13,9 @@
 //! worth ([`prices`]), what tiers take ([`figures`]) and where conversations were answered
 //! ([`conversation`]); that is kept in the host's key-value state ([`memory`]). Its settings
 //! come from `wasi:config`: `profile` (datacenter, edge, mcu), `energy-price` (a factor),
-//! `accept-threshold`, `classifier-temperature`, `dwell-seconds` and `direct-answers` (off);
-//! `homeostat policy calibrate` fits two of them to one's own decisions.
+//! `accept-threshold`, `noticed-ratio`, `doubted-ratio`, `classifier-temperature`, `dwell-seconds`
+//! and `direct-answers` (off); `homeostat policy calibrate` fits four of them to one's own
+//! decisions.
 
 mod choose;
 mod conversation;

@@ -16,8 +16,10 @@ use crate::prices::BudgetPrice;
 pub struct Memory {
     /// What the tiers' answers took, by tier, in the order of the question.
     pub(crate) tiers: Vec<Figures>,
-    /// Sum of the prices of this request's budgets.
+    /// Sum of the prices of this request's budgets, but for those of money.
     pub(crate) budget_price: f32,
+    /// Sum of the prices of those.
+    pub(crate) money_price: f32,
     /// Where this conversation was answered before.
     pub(crate) seat: Option<Seat>,
 }
@@ -31,16 +33,19 @@ impl Memory {
         get: impl Fn(&str) -> Option<Vec<u8>>,
     ) -> Self {
         let text = |key: &str| String::from_utf8(get(key)?).ok();
-        let price = |key: String| BudgetPrice::parse(&text(&key)?);
+        let price = |is_money: bool| -> f32 {
+            let alike = |b: &Budget| (b.unit == BudgetUnit::Usd) == is_money;
+            let budgets = budget_keys(snapshot).filter(|(_, budget)| alike(budget));
+            let prices = budgets.filter_map(|(key, _)| BudgetPrice::parse(&text(&key)?));
+            prices.map(|p| p.price).sum()
+        };
         Self {
             tiers: tiers
                 .iter()
                 .map(|t| text(&tier_key(&t.id)).map_or_else(Figures::default, Figures::parse))
                 .collect(),
-            budget_price: budget_keys(snapshot)
-                .filter_map(|(key, _)| price(key))
-                .map(|p| p.price)
-                .sum(),
+            budget_price: price(false),
+            money_price: price(true),
             // Whoever has not been answered yet has no seat, whatever others began alike.
             seat: conversation::has_begun(request)
                 .then(|| Seat::read(request, text))
@@ -74,7 +79,7 @@ pub fn learn(
     };
     let key = tier_key(tier);
     let mut figures = text(&key).map_or_else(Figures::default, Figures::parse);
-    figures.take(outcome, snapshot.monotonic_ms);
+    figures.take(outcome, request.stream, snapshot.monotonic_ms);
     set(&key, figures.to_string());
     let before = Seat::read(request, text);
     if let Some(seat) = conversation::reseated(request, before, tier, snapshot.monotonic_ms) {

@@ -4,6 +4,9 @@
 //! Pressure only ever grows with bad news: a hotter, emptier or poorer machine never makes
 //! a larger tier cheaper. Absent readings add nothing; the host raises the cause `sensor`
 //! when a reading that it once had is gone.
+//!
+//! What lacks decides who pays: energy is saved by effort, money by dollars, and of heat a tier
+//! pays as much as its own device has.
 
 use homeostat_sdk::*;
 
@@ -21,8 +24,16 @@ const BATTERY_URGENT_S: u32 = 20 * 60;
 pub(crate) struct Pressure {
     /// Added to the profile's energy price.
     pub(crate) price: f32,
+    /// Added to it as well, for tiers on the hottest device.
+    pub(crate) heat: f32,
+    /// Added to the price of the dearest tier's dollars.
+    pub(crate) money: f32,
+    /// Whether heat alone asks for less traffic.
+    pub(crate) is_heat: bool,
     /// Only the smallest tier.
     pub(crate) smallest_only: bool,
+    /// Only what costs the fewest dollars.
+    pub(crate) cheapest_only: bool,
     /// No tier of the larger half.
     pub(crate) no_large: bool,
     /// No second try.
@@ -37,7 +48,11 @@ pub(crate) struct Pressure {
 pub(crate) fn read(snapshot: &Snapshot) -> Pressure {
     let mut p = Pressure {
         price: 0.0,
+        heat: 0.0,
+        money: 0.0,
+        is_heat: is_heat(&snapshot.metabolism.causes),
         smallest_only: false,
+        cheapest_only: false,
         no_large: false,
         one_step: false,
         max_tokens: None,
@@ -52,7 +67,21 @@ pub(crate) fn read(snapshot: &Snapshot) -> Pressure {
     p
 }
 
+/// Whether nothing but heat is known to lack.
+fn is_heat(causes: &Causes) -> bool {
+    let heat = Causes {
+        thermal: causes.thermal,
+        ..Causes::default()
+    };
+    *causes == heat
+}
+
 impl Pressure {
+    /// All that lacks, for a tier whose device has so much of the heat.
+    pub(crate) fn on(&self, heat: f32) -> f32 {
+        self.price + self.heat * heat + self.money
+    }
+
     fn cap(&mut self, tokens: u32) {
         self.max_tokens = Some(self.max_tokens.map_or(tokens, |t| t.min(tokens)));
     }
@@ -62,26 +91,26 @@ impl Pressure {
 /// serve only as words.
 fn state(p: &mut Pressure, snapshot: &Snapshot) {
     let m = &snapshot.metabolism;
-    p.price += 0.2 * unit(m.risk);
-    let name = match m.state {
+    // Risk is that of a slowdown by heat; a state may have another cause.
+    p.heat += 0.2 * unit(m.risk);
+    let (name, price) = match m.state {
         MetabolicState::Nominal => return,
-        MetabolicState::Elevated => {
-            p.price += 0.15;
-            "elevated"
-        }
+        MetabolicState::Elevated => ("elevated", 0.15),
         MetabolicState::Constrained => {
-            p.price += 0.6;
             p.one_step = true;
-            "constrained"
+            ("constrained", 0.6)
         }
         MetabolicState::Critical => {
-            p.price += 1.2;
             p.smallest_only = true;
             p.one_step = true;
             p.cap(256);
-            "critical"
+            ("critical", 1.2)
         }
     };
+    match p.is_heat {
+        true => p.heat += price,
+        false => p.price += price,
+    }
     let causes = causes(&m.causes);
     let mut text = format!("state {name}");
     if !causes.is_empty() {
@@ -178,9 +207,19 @@ fn spent(p: &mut Pressure, budget: &Budget) {
         "budget of {}: {:.1} of {:.1} {unit} used",
         budget.scope, budget.used, budget.limit
     ));
-    p.price += (share.min(1.0) - BUDGET_SAVING_RATIO) as f32 * 3.0;
-    if share >= 1.0 {
-        p.smallest_only = true;
+    let price = (share.min(1.0) - BUDGET_SAVING_RATIO) as f32 * 3.0;
+    let is_spent = share >= 1.0;
+    match budget.unit {
+        BudgetUnit::Usd => {
+            p.money += price;
+            p.cheapest_only |= is_spent;
+        }
+        _ => {
+            p.price += price;
+            p.smallest_only |= is_spent;
+        }
+    }
+    if is_spent {
         p.one_step = true;
         p.cap(128);
     }

@@ -18,6 +18,14 @@ pub struct Settings {
     pub steps_max: usize,
     /// Confidence from which an answer is accepted, before pressure lowers it.
     pub accept_threshold: f32,
+    /// Whether an operator has set it, perhaps for a risk that was promised to somebody: then
+    /// nothing but pressure lowers it.
+    pub threshold_is_set: bool,
+    /// Share of wrong answers that the validator notices, and of right ones that it doubts. Assumed
+    /// until `homeostat policy calibrate` has counted them.
+    pub noticed: f32,
+    /// See `noticed`.
+    pub doubted: f32,
     /// Temperature of the classifier's probabilities: above 1 it is too sure of itself.
     pub temperature: f32,
     /// Of answers as good as those of a plan's last tier, the share that may be doubted and
@@ -53,6 +61,9 @@ impl Settings {
             money_price: 0.02,
             steps_max: 2,
             accept_threshold: 0.55,
+            threshold_is_set: false,
+            noticed: 0.7,
+            doubted: 0.15,
             temperature: 1.0,
             needless_max: 0.1,
             dwell_s: 60,
@@ -108,6 +119,18 @@ impl Settings {
                 Ok(t) if (0.0..=1.0).contains(&t) => t,
                 _ => return wrong("accept-threshold", &threshold, "0 to 1"),
             };
+            settings.threshold_is_set = true;
+        }
+        for (key, share) in [
+            ("noticed-ratio", &mut settings.noticed),
+            ("doubted-ratio", &mut settings.doubted),
+        ] {
+            if let Some(text) = config(key) {
+                *share = match text.parse::<f32>() {
+                    Ok(s) if (0.0..=1.0).contains(&s) => s,
+                    _ => return wrong(key, &text, "0 to 1"),
+                };
+            }
         }
         if let Some(temperature) = config("classifier-temperature") {
             settings.temperature = match temperature.parse::<f32>() {

@@ -3,8 +3,9 @@
 //! Drafts spend arithmetic to save time. Whether that costs or saves energy depends on the
 //! models, the texts and the batch, so the host measures both kinds of answers of each tier and
 //! tells it by attributes. Drafts that save energy go on on a hot machine and on battery: heat is
-//! a reason to stop only what costs energy. Drafts that save neither stop everywhere. Of what was
-//! measured one request in [`TRY_ONE_IN`] does the opposite, so that it stays measured.
+//! a reason to stop only what costs energy. Drafts that save neither stop everywhere. Once one
+//! kind is measured, one request in [`TRY_ONE_IN`] is of the other, so that both become known and
+//! stay so.
 //!
 //! Where nothing was measured, headroom decides. A thermometer that is not there is no reason to
 //! stop: the engine verifies no more of a draft than its measured step times make worth it.
@@ -63,10 +64,16 @@ pub(crate) fn max_draft_tokens(
         None => may(snapshot, settings),
     };
     let calm = snapshot.metabolism.state <= MetabolicState::Elevated;
-    if calm && measured.is_some() && conversation::is_one_in(&request.id, TRY_ONE_IN) {
+    if calm && is_measured(tier) && conversation::is_one_in(&request.id, TRY_ONE_IN) {
         guesses = !guesses;
     }
     if guesses { length(tier) } else { 0 }
+}
+
+/// Whether answers of either kind were.
+fn is_measured(tier: &Tier) -> bool {
+    let kinds = ["homeostat.tpot-plain-ms", "homeostat.tpot-drafted-ms"];
+    kinds.iter().any(|kind| number(tier, kind).is_some())
 }
 
 /// What was measured: energy first, and time where energy has no opinion or the machine has
@@ -111,7 +118,8 @@ fn length(tier: &Tier) -> u32 {
     }
 }
 
-fn number(tier: &Tier, key: &str) -> Option<f64> {
+/// A number that the host tells of a tier.
+pub(crate) fn number(tier: &Tier, key: &str) -> Option<f64> {
     match tier.attributes.iter().find(|(name, _)| name == key)? {
         (_, Value::Number(number)) if number.is_finite() => Some(*number),
         _ => None,
@@ -213,6 +221,35 @@ mod tests {
                 "nothing is tried on a hot machine"
             );
         }
+    }
+
+    #[test]
+    fn where_only_one_kind_was_measured_the_other_is_tried() {
+        let cool = machine(MetabolicState::Nominal, false);
+        let hot = machine(MetabolicState::Constrained, false);
+        let settings = Settings::preset(Profile::Edge);
+        let plain = |snapshot: &Snapshot, tier: &Tier| {
+            let drafts = (0..160).map(|n| {
+                let request = Request {
+                    id: format!("req-{n}"),
+                    ..Request::default()
+                };
+                max_draft_tokens(&request, tier, snapshot, &settings)
+            });
+            drafts.filter(|drafts| *drafts == 0).count()
+        };
+        let new = tier(None, None, None);
+        assert_eq!([plain(&cool, &new), plain(&hot, &new)], [0, 160]);
+        let mut drafted = tier(Some(0.6), None, None);
+        drafted
+            .attributes
+            .retain(|(key, _)| key.ends_with("drafted-ms"));
+        assert!((1..30).contains(&plain(&cool, &drafted)));
+        let mut undrafted = tier(Some(0.6), None, None);
+        undrafted
+            .attributes
+            .retain(|(key, _)| key.ends_with("plain-ms"));
+        assert_eq!(plain(&hot, &undrafted), 160);
     }
 
     #[test]

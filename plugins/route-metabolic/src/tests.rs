@@ -316,51 +316,127 @@ fn answered(tier: &str, confidence: f32) -> Outcome {
     }
 }
 
-#[test]
-fn a_conversation_changes_its_tier_at_most_once_in_a_dwell_time() {
-    let (tiers, hard) = three_tiers();
+/// Turns of one conversation, one every five seconds, every other one easy and every third one
+/// escalated where it can be, while heat comes and goes. When it was answered by another tier.
+fn switches(profile: Profile, kept: &Kept) -> Vec<u64> {
+    let (mut tiers, hard) = three_tiers();
+    // Light enough for every profile to want it.
+    tiers[1].parameters = Some(600_000_000);
     let easy = Classification {
         p_simple: 1.0,
         p_medium: 0.0,
         p_complex: 0.0,
         ..hard.clone()
     };
-    let kept = Kept::default();
     let (mut tier, mut switches) = (None, Vec::new());
-    // Every other turn is easy, every five seconds.
-    for number in 1..100 {
+    for number in 1..200 {
         let c = if number % 2 == 0 { &hard } else { &easy };
-        let snapshot = Snapshot {
+        let mut snapshot = Snapshot {
+            profile,
             monotonic_ms: number as u64 * 5_000,
             ..Snapshot::default()
         };
-        let plan = plan_of(remembering(&turn(number), c, &tiers, &snapshot, &kept));
-        let first = plan.steps[0].tier.clone();
-        kept.learn(&turn(number), &answered(&first, 0.9), &snapshot);
-        if tier.as_ref().is_some_and(|t| *t != first) {
+        if number / 10 % 2 == 1 {
+            snapshot.metabolism.state = MetabolicState::Elevated;
+            snapshot.metabolism.causes.thermal = true;
+            snapshot.metabolism.degrade_ratio = 1.0;
+        }
+        let plan = plan_of(remembering(&turn(number), c, &tiers, &snapshot, kept));
+        let doubted = number % 3 == 0;
+        let tried = if doubted { plan.steps.len() } else { 1 };
+        let sent = plan.steps[tried - 1].tier.clone();
+        let outcome = Outcome {
+            steps_tried: tried as u32,
+            ..answered(&sent, 0.9)
+        };
+        kept.learn(&turn(number), &outcome, &snapshot);
+        if tier.as_ref().is_some_and(|t| *t != sent) {
             switches.push(snapshot.monotonic_ms);
         }
-        tier = Some(first);
+        tier = Some(sent);
     }
-    let dwell_ms = u64::from(Settings::preset(Profile::Edge).dwell_s) * 1000;
-    assert!(switches.len() >= 5, "{switches:?}");
-    assert!(
-        switches
-            .windows(2)
-            .all(|pair| pair[1] - pair[0] >= dwell_ms),
-        "{switches:?}"
-    );
-    // What is forbidden is forbidden within the dwell time too.
-    let critical = Snapshot {
-        monotonic_ms: switches[switches.len() - 1] + 1000,
-        metabolism: Metabolism {
-            state: MetabolicState::Critical,
-            ..Metabolism::default()
-        },
+    switches
+}
+
+#[test]
+fn a_conversation_changes_its_tier_at_most_once_in_a_dwell_time() {
+    for profile in [Profile::Datacenter, Profile::Edge, Profile::Mcu] {
+        let kept = Kept::default();
+        let switches = switches(profile, &kept);
+        let dwell_ms = u64::from(Settings::preset(profile).dwell_s) * 1000;
+        assert!(switches.len() >= 5, "{profile:?} {switches:?}");
+        let dwelt = |pair: &[u64]| pair[1] - pair[0] >= dwell_ms;
+        assert!(switches.windows(2).all(dwelt), "{profile:?} {switches:?}");
+        // What is forbidden is forbidden within the dwell time too.
+        let critical = Snapshot {
+            profile,
+            monotonic_ms: switches[switches.len() - 1] + 1000,
+            metabolism: Metabolism {
+                state: MetabolicState::Critical,
+                ..Metabolism::default()
+            },
+            ..Snapshot::default()
+        };
+        let (tiers, hard) = three_tiers();
+        let plan = plan_of(remembering(&turn(3), &hard, &tiers, &critical, &kept));
+        assert_eq!(plan.steps[0].tier, "small");
+    }
+}
+
+#[test]
+fn no_doubt_moves_a_conversation_that_has_just_moved() {
+    let (tiers, hard) = three_tiers();
+    let kept = Kept::default();
+    let at = |second: u64| Snapshot {
+        monotonic_ms: second * 1000,
         ..Snapshot::default()
     };
-    let plan = plan_of(remembering(&turn(3), &hard, &tiers, &critical, &kept));
-    assert_eq!(plan.steps[0].tier, "small");
+    // The second turn begins with the same tier, and is escalated to a larger one.
+    kept.learn(&turn(2), &answered("small", 0.9), &at(0));
+    let escalated = Outcome {
+        steps_tried: 2,
+        ..answered("middle", 0.9)
+    };
+    kept.learn(&turn(3), &escalated, &at(100));
+    let planned = |second| {
+        let plan = plan_of(remembering(&turn(4), &hard, &tiers, &at(second), &kept));
+        let ids: Vec<String> = plan.steps.into_iter().map(|s| s.tier).collect();
+        (ids.join(", "), plan.reason)
+    };
+    let (tiers, reason) = planned(105);
+    assert_eq!(tiers, "middle", "{reason}");
+    let keeps = "the conversation changed its tier 5 s ago and keeps it";
+    assert!(reason.contains(keeps), "{reason}");
+    assert_eq!(planned(165).0, "middle, large");
+}
+
+#[test]
+fn a_share_of_conversations_is_moved_and_none_changes_sides() {
+    let (tiers, hard) = three_tiers();
+    let kept = Kept::default();
+    let mut moved = 0;
+    for conversation in 0..1000u64 {
+        let firsts = [1, 2, 3].map(|number| {
+            let mut request = turn(number);
+            request.messages[0].content = format!("Tell me about the prime number {conversation}.");
+            let snapshot = Snapshot {
+                monotonic_ms: conversation * 100 + number as u64 * 10_000,
+                metabolism: Metabolism {
+                    degrade_ratio: 0.3,
+                    ..Metabolism::default()
+                },
+                ..Snapshot::default()
+            };
+            let plan = plan_of(remembering(&request, &hard, &tiers, &snapshot, &kept));
+            let first = plan.steps[0].tier.clone();
+            kept.learn(&request, &answered(&first, 0.9), &snapshot);
+            first
+        });
+        assert!(firsts.iter().all(|f| *f == firsts[0]), "{firsts:?}");
+        assert!(matches!(firsts[0].as_str(), "small" | "middle"));
+        moved += u32::from(firsts[0] == "small");
+    }
+    assert!((250..350).contains(&moved), "{moved} of 1000");
 }
 
 #[test]
@@ -436,6 +512,288 @@ fn a_budget_above_its_pace_makes_tiers_dear_and_says_so() {
         );
     }
     assert_eq!(decide(91, 20.0).0, "large");
+}
+
+/// An hour of hard requests, one a second, that would all go to the large tier and spend three
+/// times the budget: what is used of it after half of the hour, and after all of it.
+fn hour(learns: bool) -> [f64; 2] {
+    let (tiers, hard) = three_tiers();
+    let kept = Kept::default();
+    let limit = 12_000.0;
+    let (mut used, mut half) = (0.0, 0.0);
+    for second in 0..3600u32 {
+        let snapshot = Snapshot {
+            profile: Profile::Datacenter,
+            monotonic_ms: u64::from(second) * 1000,
+            budgets: vec![Budget {
+                scope: "host".into(),
+                limit,
+                used,
+                window_left_s: Some(3600 - second),
+                ..Budget::default()
+            }],
+            ..Snapshot::default()
+        };
+        if second == 1800 {
+            half = used;
+        }
+        let plan = plan_of(remembering(&turn(1), &hard, &tiers, &snapshot, &kept));
+        let first = plan.steps[0].tier.clone();
+        if learns {
+            kept.learn(&turn(1), &answered(&first, 0.9), &snapshot);
+        }
+        used += match first.as_str() {
+            "small" => 1.0,
+            "middle" => 5.0,
+            _ => 10.0,
+        };
+    }
+    [half, used].map(|used| used / limit)
+}
+
+#[test]
+fn what_is_learned_of_a_budget_makes_it_last_its_window() {
+    let [half, whole] = hour(true);
+    assert!((0.4..0.6).contains(&half), "{half}");
+    assert!((0.85..1.0).contains(&whole), "{whole}");
+    // By its share alone it is saved too late.
+    let [half, whole] = hour(false);
+    assert!(half > 0.8 && whole > 1.0, "{half} {whole}");
+}
+
+fn nearly_spent(unit: BudgetUnit, used: f64) -> Snapshot {
+    Snapshot {
+        budgets: vec![Budget {
+            unit,
+            limit: 100.0,
+            used,
+            ..Budget::default()
+        }],
+        ..Snapshot::default()
+    }
+}
+
+#[test]
+fn a_budget_of_dollars_makes_dear_tiers_dear_and_not_large_ones() {
+    let (mut tiers, hard) = three_tiers();
+    tiers.remove(1);
+    let easy = Classification {
+        p_simple: 1.0,
+        p_medium: 0.0,
+        p_complex: 0.0,
+        ..hard.clone()
+    };
+    let first = |c: &Classification, tiers: &[Tier], snapshot: &Snapshot| {
+        plan_of(ask(&turn(1), c, tiers, snapshot)).steps[0]
+            .tier
+            .clone()
+    };
+    let dollars = |used| nearly_spent(BudgetUnit::Usd, used);
+    let joules = nearly_spent(BudgetUnit::Joules, 95.0);
+    // Without prices they can only be those of electricity.
+    assert_eq!(first(&hard, &tiers, &dollars(10.0)), "large");
+    assert_eq!(first(&hard, &tiers, &joules), "small");
+    assert_eq!(first(&hard, &tiers, &dollars(95.0)), "small");
+    assert_eq!(first(&hard, &tiers, &dollars(100.0)), "small");
+    // A small remote tier that is dear, and a large one that costs nothing but effort.
+    tiers[0].kind = TierKind::Remote;
+    tiers[0].usd_per_mtok_output = Some(1.0);
+    assert_eq!(first(&easy, &tiers, &dollars(10.0)), "small");
+    assert_eq!(first(&easy, &tiers, &joules), "small");
+    assert_eq!(first(&easy, &tiers, &dollars(95.0)), "large");
+    let spent = plan_of(ask(&turn(1), &easy, &tiers, &dollars(100.0)));
+    assert_eq!(spent.steps[0].tier, "large");
+    assert!(
+        spent.reason.contains("1 dearer left out"),
+        "{}",
+        spent.reason
+    );
+    // So does one that is spent above its pace.
+    let kept = Kept::default();
+    let at = |second: u32| {
+        let mut snapshot = dollars(f64::from(second));
+        snapshot.monotonic_ms = u64::from(second) * 1000;
+        snapshot.budgets[0].window_left_s = Some(3600 - second);
+        snapshot
+    };
+    (0..70).for_each(|second| kept.learn(&turn(1), &answered("small", 0.9), &at(second)));
+    let plan = plan_of(remembering(&turn(1), &easy, &tiers, &at(70), &kept));
+    assert_eq!(plan.steps[0].tier, "large");
+    let above = "budgets of money above their pace cost 0.69";
+    assert!(plan.reason.contains(above), "{}", plan.reason);
+}
+
+/// Equal tiers on GPUs of which so much of the load should go elsewhere.
+fn on_gpus(degrade_ratios: &[f64]) -> Vec<Tier> {
+    let (tiers, _) = three_tiers();
+    let tier = |(i, ratio): (usize, &f64)| Tier {
+        id: format!("gpu-{i}"),
+        rank: i as u32,
+        attributes: vec![(
+            "homeostat.device-degrade-ratio".to_owned(),
+            Value::Number(*ratio),
+        )],
+        ..tiers[1].clone()
+    };
+    degrade_ratios.iter().enumerate().map(tier).collect()
+}
+
+fn hot(state: MetabolicState, degrade_ratio: f32, risk: f32) -> Snapshot {
+    Snapshot {
+        metabolism: Metabolism {
+            state,
+            causes: Causes {
+                thermal: true,
+                ..Causes::default()
+            },
+            degrade_ratio,
+            risk,
+            ..Metabolism::default()
+        },
+        ..Snapshot::default()
+    }
+}
+
+#[test]
+fn a_tier_on_a_hot_device_is_avoided_and_its_equals_on_cool_ones_are_not() {
+    use MetabolicState::{Constrained, Critical, Elevated, Nominal};
+    let (three, hard) = three_tiers();
+    let first = |tiers: &[Tier], snapshot: &Snapshot| {
+        plan_of(ask(&turn(1), &hard, tiers, snapshot)).steps[0]
+            .tier
+            .clone()
+    };
+    let mut ratios = [0.1; 8];
+    ratios[0] = 0.9;
+    let eight = on_gpus(&ratios);
+    for state in [Nominal, Elevated, Constrained, Critical] {
+        assert_eq!(first(&eight, &hot(state, 0.9, 0.5)), "gpu-1", "{state:?}");
+    }
+    assert_eq!(first(&eight, &Snapshot::default()), "gpu-0");
+    // What the whole host lacks no cool device has.
+    let mut power = hot(Constrained, 0.9, 0.0);
+    power.metabolism.causes.power = true;
+    assert_eq!(first(&eight, &power), "gpu-0");
+    // Work is moved from a hot device to a cool one, and never the other way.
+    let mut two = vec![three[0].clone(), three[2].clone()];
+    let all = hot(Nominal, 1.0, 0.0);
+    assert_eq!(first(&two, &all), "small");
+    let mut tell = |ratios: [f64; 2]| {
+        for (tier, ratio) in two.iter_mut().zip(ratios) {
+            let key = "homeostat.device-degrade-ratio".to_owned();
+            tier.attributes = vec![(key, Value::Number(ratio))];
+        }
+        first(&two, &all)
+    };
+    assert_eq!(tell([0.0, 1.0]), "small");
+    assert_eq!(tell([1.0, 0.0]), "large");
+}
+
+#[test]
+fn a_tier_that_was_silent_for_long_loses_against_its_equal_and_wins_while_it_is_warm() {
+    let (_, hard) = three_tiers();
+    let mut tiers = on_gpus(&[0.0, 0.0]);
+    for tier in &mut tiers {
+        tier.ttft_ms = Some(Sample::measured(100.0));
+        tier.tpot_ms = Some(Sample::measured(5.0));
+    }
+    let kept = Kept::default();
+    let streamed = Request {
+        stream: true,
+        ..turn(1)
+    };
+    let at = |monotonic_ms| Snapshot {
+        profile: Profile::Mcu,
+        monotonic_ms,
+        ..Snapshot::default()
+    };
+    let answer = |began_ms: u64, ttft_ms| {
+        let outcome = Outcome {
+            ttft_ms: Some(ttft_ms),
+            total_ms: ttft_ms + 100,
+            ..answered("gpu-0", 0.9)
+        };
+        kept.learn(&streamed, &outcome, &at(began_ms));
+    };
+    answer(0, 100);
+    for round in 1..5 {
+        // After a silence of more than six minutes its model is loaded again.
+        answer(round * 400_000, 8_000);
+        answer(round * 400_000 + 10_000, 100);
+    }
+    let last = 4 * 400_000 + 10_200;
+    let first = |tiers: &[Tier], now_ms| {
+        let plan = remembering(&streamed, &hard, tiers, &at(now_ms), &kept);
+        plan_of(plan).steps[0].tier.clone()
+    };
+    assert_eq!(first(&tiers, last + 1_000), "gpu-0");
+    assert_eq!(first(&tiers, last + 360_000), "gpu-1");
+    // Whoever works is there.
+    tiers[0].num_requests_running = 1;
+    assert_eq!(first(&tiers, last + 360_000), "gpu-0");
+}
+
+#[test]
+fn every_step_tells_what_is_expected_of_it() {
+    let (tiers, hard) = three_tiers();
+    let plan = plan_of(ask(&turn(1), &hard, &tiers, &Snapshot::default()));
+    let told = |key: &str| match plan.attributes.iter().find(|(name, _)| name == key) {
+        Some((_, Value::Number(number))) => *number,
+        other => panic!("{key}: {other:?}"),
+    };
+    let ids: Vec<&str> = plan.steps.iter().map(|s| s.tier.as_str()).collect();
+    assert_eq!(ids, ["middle", "large"]);
+    // As the reason says: middle 0.62−0.13, large 0.85−0.25.
+    for (key, expected) in [
+        ("homeostat.step.0.quality", 0.618),
+        ("homeostat.step.0.price", 0.25 * 0.9 / 1.7),
+        ("homeostat.step.1.quality", 0.84865),
+        ("homeostat.step.1.price", 0.25),
+    ] {
+        assert!((told(key) - expected).abs() < 1e-4, "{key}: {}", told(key));
+    }
+    assert_eq!(plan.attributes.len(), 5, "{:?}", plan.attributes);
+}
+
+#[test]
+fn a_threshold_that_was_set_is_lowered_by_need_alone_and_the_reason_says_so() {
+    let (tiers, _) = three_tiers();
+    let medium = Classification {
+        p_simple: 0.9,
+        p_medium: 0.1,
+        p_complex: 0.0,
+        confidence: 0.9,
+        ..Classification::default()
+    };
+    let kept = Kept::default();
+    for tier in ["small", "middle", "large"] {
+        for _ in 0..60 {
+            let outcome = answered(tier, 0.3);
+            kept.learn(&Request::default(), &outcome, &Snapshot::default());
+        }
+    }
+    let planned = |set: Option<&str>, state| {
+        let config = |key: &str| set.filter(|_| key == "accept-threshold").map(str::to_owned);
+        let settings = Settings::read(Profile::Edge, config).expect("settings");
+        let snapshot = hot(state, 0.0, 0.0);
+        let memory = Memory::read(&turn(1), &tiers, &snapshot, |key| kept.get(key));
+        let request = turn(1);
+        let decision = route(&request, &medium, &tiers, &snapshot, &settings, &memory);
+        let plan = plan_of(decision);
+        (plan.steps[0].accept_threshold, plan.reason)
+    };
+    let (threshold, _) = planned(None, MetabolicState::Nominal);
+    assert!((threshold - 0.3).abs() < 1e-3, "the yardstick: {threshold}");
+    let (threshold, reason) = planned(Some("0.62"), MetabolicState::Nominal);
+    assert!(
+        threshold >= 0.62 && !reason.contains("calibrated"),
+        "{reason}"
+    );
+    let (threshold, reason) = planned(Some("0.62"), MetabolicState::Elevated);
+    assert!(threshold < 0.62, "{threshold}");
+    let lowered = "accepts from 0.58, calibrated 0.62";
+    assert!(reason.contains(lowered), "{reason}");
+    assert!(planned(Some("0.99"), MetabolicState::Nominal).0 >= 0.99);
 }
 
 #[test]
