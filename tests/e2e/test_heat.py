@@ -133,6 +133,20 @@ def test_a_lost_gpu_is_a_lost_sensor_and_requests_go_on(server, gpu):
     assert sample is None or (sample["value"] == 50 and sample["age_ms"] > 0)
 
 
+def test_a_driver_that_hangs_holds_no_request(server, gpu):
+    wait_until("the GPU has 50 °C", lambda: temperature(server) == 50)
+    gpu.set(temperature=50, fault="hang")
+    # Now its thread is inside a call that does not return; nobody waits for it.
+    assert server.ask("hi", max_tokens=2).status_code == 200
+    wait_until("the device is lost", lambda: devices(server)["gpu.0"]["health"] == "lost")
+    assert server.ask("hi", max_tokens=2).status_code == 200
+    sequence = snapshot(server)["sequence"]
+    wait_until("the sampler goes on", lambda: snapshot(server)["sequence"] > sequence)
+    gpu.set(temperature=51)
+    wait_until("the GPU is back", lambda: devices(server)["gpu.0"]["health"] == "ok")
+    assert temperature(server) == 51
+
+
 def test_a_bare_machine_says_absent_and_never_0(start, tmp_path):
     config = settings.server() + settings.no_encoder()
     bare = empty(tmp_path)

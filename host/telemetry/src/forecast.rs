@@ -513,6 +513,13 @@ impl Forecasters {
         self.devices.get(id)?.1.as_ref()
     }
 
+    /// What is expected of every device that had a thermometer once; `None` where nobody can
+    /// tell now.
+    pub fn outlooks(&self) -> impl Iterator<Item = (&str, Option<&Outlook>)> {
+        let devices = self.devices.iter();
+        devices.map(|(id, (_, outlook))| (id.as_str(), outlook.as_ref()))
+    }
+
     /// Whether a device that could be forecast no longer can.
     pub fn is_lost(&self, id: &str) -> bool {
         self.devices.get(id).is_some_and(|(f, _)| f.is_lost())

@@ -17,6 +17,7 @@ use homeostat_hooks::{DeviceKind, Origin, ThrottleReasons};
 use crate::gpu_metrics::GpuMetrics;
 use crate::reading::{CounterStep, EnergyMeter, Reading, Signal};
 use crate::sampler::{Provider, Tick};
+use crate::stats::Recorder;
 use crate::sysfs;
 
 /// Chips come and go with drivers and docks, seldom.
@@ -50,6 +51,8 @@ struct Thermometer {
     input: PathBuf,
     label: String,
     limit_celsius: Option<f64>,
+    /// Its last value could not be true; that was counted.
+    absurd: bool,
 }
 
 /// One value that a chip gave at a tick.
@@ -220,7 +223,7 @@ impl Chip {
             return false;
         }
         let metrics = self.metrics();
-        let mut found = self.temperatures();
+        let mut found = self.temperatures(tick.recorder);
         found.extend(self.powers(&metrics, tick));
         if self.kind == DeviceKind::Gpu {
             found.extend(self.memory_and_use());
@@ -246,16 +249,13 @@ impl Chip {
     /// The core's and the memory's temperature, and the smallest margin over all sensors
     /// that state a limit. Junction sensors run hotter and have their own limit, so margins
     /// are comparable where temperatures are not.
-    fn temperatures(&self) -> Vec<Found> {
+    fn temperatures(&mut self, recorder: &Recorder) -> Vec<Found> {
         let mut core: Option<(u8, f64)> = None;
         let mut memory = None;
         let mut margin: Option<f64> = None;
-        for thermometer in &self.thermometers {
+        for thermometer in &mut self.thermometers {
             // One glitch among many sensors must not look like a margin.
-            let Some(celsius) = thermometer
-                .read()
-                .filter(|c| Signal::Temperature.accepts(*c))
-            else {
+            let Some(celsius) = thermometer.believed(recorder) else {
                 continue;
             };
             if let Some(limit) = thermometer.limit_celsius {
@@ -383,6 +383,7 @@ impl Thermometer {
             label: sysfs::text(path("_label")).unwrap_or_default(),
             // `crit` is where the hardware slows down; `max` is only where fans run full.
             limit_celsius: limit("_crit").or_else(|| limit("_max")),
+            absurd: false,
             input: path("_input"),
         }
     }
@@ -390,6 +391,18 @@ impl Thermometer {
     fn read(&self) -> Option<f64> {
         let milli: f64 = sysfs::number(&self.input)?;
         Some(milli / 1000.0)
+    }
+
+    /// Its value, if that can be true. A run of values that cannot is counted once: a dead
+    /// input would otherwise count ten times a second for ever.
+    fn believed(&mut self, recorder: &Recorder) -> Option<f64> {
+        let celsius = self.read()?;
+        let absurd = !Signal::Temperature.accepts(celsius);
+        if absurd && !self.absurd {
+            recorder.error("hwmon", "absurd");
+        }
+        self.absurd = absurd;
+        (!absurd).then_some(celsius)
     }
 
     fn is_of_memory(&self) -> bool {
@@ -511,6 +524,10 @@ mod tests {
         assert_eq!(cpu.temperature_celsius.map(|s| s.value), Some(70.0));
         let margin = cpu.thermal_margin_celsius.expect("limits are stated");
         assert_eq!((margin.value, margin.origin), (18.0, Origin::Derived));
+        for now in [100, 200] {
+            fixture.read(&mut hwmon, now);
+        }
+        assert_eq!(fixture.errors("hwmon"), 1, "the dead input, once");
     }
 
     #[test]

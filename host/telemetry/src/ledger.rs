@@ -264,17 +264,23 @@ impl Ledger {
         self.books[usize::from(device.0)].meter.power(at_us, watts);
     }
 
-    /// Takes this process's processor time, for a device without a sensor; nothing happens
-    /// if energy is to be measured only.
-    pub fn processor_time(&mut self, device: DeviceIndex, at_us: u64, busy_us: u64) {
+    /// Takes this process's processor time, for a device without a sensor, or one whose
+    /// sensor may leave; see [`Meter::processor_time`]. `part` of the machine's processors,
+    /// 0 to 1, is this device: parts of one machine add up to 1, so that no processor time is
+    /// modelled twice. Nothing happens if energy is to be measured only.
+    pub fn processor_time(&mut self, device: DeviceIndex, at_us: u64, busy_us: u64, part: f64) {
         if let Some(power) = &self.processor {
+            let power = ProcessorPower {
+                busy_watts: power.busy_watts * part,
+                idle_watts: power.idle_watts * part,
+            };
             let book = &mut self.books[usize::from(device.0)];
-            book.meter.processor_time(at_us, busy_us, power);
+            book.meter.processor_time(at_us, busy_us, &power);
         }
     }
 
-    /// Our share of what a device does from now on, 0 to 1; the rest is other programs' and
-    /// goes to nobody.
+    /// Our share of what a device is measured to do from now on, 0 to 1; the rest is other
+    /// programs' and goes to nobody. What is modelled is of our doing alone.
     pub fn set_own_ratio(&mut self, device: DeviceIndex, ratio: f64) {
         if ratio.is_finite() {
             self.books[usize::from(device.0)].own_ratio = ratio.clamp(0.0, 1.0);
@@ -352,12 +358,16 @@ impl Ledger {
     fn book(&mut self, device: usize, window: &Window) {
         self.note_gap(device, window);
         let book = &mut self.books[device];
+        let own_ratio = match window.own {
+            true => 1.0,
+            false => book.own_ratio,
+        };
         let quality = Quality {
             origin: window.origin,
             coarse: window.coarse,
-            shared: book.own_ratio < ALONE_RATIO,
+            shared: own_ratio < ALONE_RATIO,
         };
-        let own = [(0, book.own_ratio), (1, 1.0 - book.own_ratio)];
+        let own = [(0, own_ratio), (1, 1.0 - own_ratio)];
         let own = apportion(window.uj, &own);
         let accounts = &mut book.accounts;
         accounts.origin = accounts.origin.max_weakness(quality.origin);
@@ -376,7 +386,9 @@ impl Ledger {
             }
         }
         let book = &mut self.books[device];
-        if !quality.coarse {
+        // What a sensor taught is not mixed with what a table says.
+        let teaches = !window.own || !book.meter.has_sensor();
+        if teaches && !quality.coarse {
             book.fit.saw_window(&done, own[0] as f64 / 1e6);
         }
         book.booked_us = window.end_us;

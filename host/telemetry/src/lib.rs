@@ -18,6 +18,8 @@
 //! telemetry.shutdown();
 //! ```
 
+#[cfg(any(test, all(target_os = "macos", target_arch = "aarch64")))]
+mod apple;
 mod battery;
 mod cgroup;
 mod config;
@@ -53,7 +55,7 @@ pub use energy::EnergyMove;
 pub use external::{ExternalReading, Refused};
 pub use homeostat_hooks::Snapshot;
 pub use metabolism::{Ladder, Thresholds};
-pub use nvml::{CallReport, ChangeReport, probe_nvml};
+pub use nvml::{CALL_LIMIT_MS, CallReport, ChangeReport, MAX_ABANDONED, probe_nvml};
 pub use power_plan::{HOURS, PowerPlan, hour_of_day};
 pub use processor_time::{ProcessorClock, ProcessorTime};
 pub use reading::{Absurd, CounterStep, DeviceReadings, EnergyMeter, Reading, Readings, Signal};

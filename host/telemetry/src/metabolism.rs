@@ -6,7 +6,8 @@
 //! returns soon after it left must stay quiet twice as long the next time. Beside the
 //! state, which is for hard rules and people, stands the *degrade ratio*, a continuous
 //! share of the traffic that should move to smaller tiers: it reacts at once and cannot
-//! flap, so routing follows it.
+//! flap, so routing follows it. It is told for the host, where the worst device counts, and
+//! for each device ([`Shares`]), so that one hot board does not empty seven cool ones.
 //!
 //! Pure: the answer depends on the readings and on `now_ms`, no clock is read. It refuses
 //! to read an absent thermometer as cool: a device that once had a temperature and has
@@ -23,7 +24,7 @@ use homeostat_hooks::{
 
 use crate::filter::{Ema, GAP_MS};
 use crate::forecast::{Forecasters, Method, Outlook};
-use crate::reading::{DeviceReadings, GONE_MS, Readings, Signal};
+use crate::reading::{DeviceReadings, GONE_MS, Reading, Readings, Signal};
 
 /// A die under full load after idling warms by about this much in its first seconds; the
 /// margin that can no longer be read shrinks at this rate.
@@ -319,6 +320,23 @@ impl Heat {
     }
 }
 
+/// Which share of the work should go elsewhere, by device, 0 to 1.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Shares {
+    /// What concerns the whole host: its power cap, budgets, battery and memory.
+    host: f32,
+    /// The same or what the device's own heat or its silence asks for, the larger.
+    devices: BTreeMap<String, f32>,
+}
+
+impl Shares {
+    /// Of one device; of one without a thermometer, or that is not known, the host's alone.
+    /// The largest over all devices is the host's degrade ratio.
+    pub fn of(&self, device_id: &str) -> f32 {
+        self.devices.get(device_id).copied().unwrap_or(self.host)
+    }
+}
+
 /// Index of each cause's gate.
 #[derive(Debug, Clone, Copy)]
 enum Cause {
@@ -352,6 +370,7 @@ pub struct StateMachine {
     level: u8,
     changed_ms: u64,
     transitions: [[u64; 4]; 4],
+    shares: Shares,
 }
 
 /// What one look at the heat of all devices gave.
@@ -360,6 +379,8 @@ struct HeatView {
     evidence: Evidence,
     risk: f64,
     share: f64,
+    /// The share of each device that has or had a margin.
+    shares: BTreeMap<String, f64>,
     /// Smallest margin over all devices that have one.
     margin: Option<f64>,
     /// The same as it is expected to become.
@@ -409,7 +430,13 @@ impl StateMachine {
             level: 0,
             changed_ms: 0,
             transitions: [[0; 4]; 4],
+            shares: Shares::default(),
         }
+    }
+
+    /// What of each device's work should go elsewhere, as of the last readings.
+    pub fn shares(&self) -> &Shares {
+        &self.shares
     }
 
     /// How often the state went from the first index to the second.
@@ -443,16 +470,10 @@ impl StateMachine {
         }
         self.settle(now_ms, trusting);
 
-        let share = [
-            heat.share,
-            power_share,
-            budget_share,
-            battery_share,
-            memory_share,
-            sensor_share,
-        ]
-        .into_iter()
-        .fold(0.0, f64::max);
+        let of_host = [power_share, budget_share, battery_share, memory_share];
+        let of_host = of_host.into_iter().fold(0.0, f64::max);
+        let share = of_host.max(heat.share).max(sensor_share);
+        self.shares = shares(&heat, of_host, sensor_share, vitals.readings, now_ms);
         Metabolism {
             state: STATES[usize::from(self.level)],
             causes: self.causes(),
@@ -533,9 +554,9 @@ impl StateMachine {
                 view.evidence.insist(3);
             }
             view.risk = view.risk.max(risk);
-            view.share = view
-                .share
-                .max(if bits.thermal_hardware { 1.0 } else { share });
+            let share = if bits.thermal_hardware { 1.0 } else { share };
+            view.share = view.share.max(share);
+            view.shares.insert(id.clone(), share);
             view.margin = Some(view.margin.map_or(margin, |m: f64| m.min(margin)));
             let soon = soon.unwrap_or(margin);
             view.margin_soon = Some(view.margin_soon.map_or(soon, |m: f64| m.min(soon)));
@@ -707,7 +728,7 @@ impl StateMachine {
                 continue;
             };
             sighted += 1;
-            if device.lost || device.suspect || !margin.is_fresh(now_ms) {
+            if is_silent(device, margin, now_ms) {
                 silent += 1;
             } else if vitals.forecasts.is_lost(id) {
                 evidence.claim(1);
@@ -722,6 +743,33 @@ impl StateMachine {
         evidence.claim(if dead == sighted { 3 } else { 2 });
         // Half the traffic can do without the device whose heat is unknown.
         (evidence, if dead == sighted { 1.0 } else { 0.5 })
+    }
+}
+
+/// A thermometer that existed does not answer, or stands still against all evidence.
+fn is_silent(device: &DeviceReadings, margin: &Reading, now_ms: u64) -> bool {
+    device.lost || device.suspect || !margin.is_fresh(now_ms)
+}
+
+/// The share of each device: what concerns all, its own heat, and its silence, the largest.
+fn shares(
+    heat: &HeatView,
+    of_host: f64,
+    of_silence: f64,
+    readings: &Readings,
+    now_ms: u64,
+) -> Shares {
+    let devices = heat.shares.iter().map(|(id, &of_heat)| {
+        let silent = readings.devices.get(id).is_some_and(|device| {
+            let margin = device.last(Signal::ThermalMargin);
+            margin.is_some_and(|margin| is_silent(device, margin, now_ms))
+        });
+        let of_silence = if silent { of_silence } else { 0.0 };
+        (id.clone(), of_host.max(of_heat).max(of_silence) as f32)
+    });
+    Shares {
+        host: of_host as f32,
+        devices: devices.collect(),
     }
 }
 
@@ -763,20 +811,6 @@ fn spent_too_early(budget: &Budget, per_s: f64) -> Evidence {
         evidence.weigh(&ladder, by_then, 1);
     }
     evidence
-}
-
-/// Whether a conversation belongs to the share that moves to smaller tiers. From its name
-/// alone, so that it does not change sides within itself, and a growing share only ever adds
-/// conversations.
-pub fn is_moved(conversation: &str, degrade_ratio: f32) -> bool {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for byte in conversation.bytes() {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    // The upper bits of this hash hardly depend on the last bytes, in which names differ.
-    hash ^= hash >> 32;
-    hash = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    ((hash >> 40) as f32 / (1u64 << 24) as f32) < degrade_ratio
 }
 
 /// Risk by margin, by the margin that is foreseen, or by the device's own word that heat
@@ -848,7 +882,6 @@ fn ramp(value: f64, ladder: &Ladder) -> f64 {
 mod tests {
     use super::*;
     use crate::plant::{Plant, PlantSpec, Random};
-    use crate::reading::Reading;
     use crate::stats::Recorder;
     use crate::stuck::StuckWatch;
     use homeostat_hooks::Origin;
@@ -1153,6 +1186,42 @@ mod tests {
     }
 
     #[test]
+    fn one_hot_device_gives_up_its_own_work_and_a_cap_is_everybodys() {
+        let mut bench = Bench::new(Profile::Edge);
+        let both = |bench: &mut Bench| {
+            let cool = Reading::instant(40.0, bench.now_ms, 100);
+            let other = bench.readings.device("gpu.1", DeviceKind::Gpu);
+            other
+                .record(Signal::ThermalMargin, cool)
+                .expect("plausible");
+            bench.at(86.0)
+        };
+        let hot = bench.hold(5.0, both);
+        let share = |bench: &Bench, id| bench.machine.shares().of(id);
+        assert!(share(&bench, "gpu.0") > 0.0);
+        assert_eq!(
+            share(&bench, "gpu.0"),
+            hot.degrade_ratio,
+            "the worst counts"
+        );
+        assert_eq!((share(&bench, "gpu.1"), share(&bench, "npu.0")), (0.0, 0.0));
+        bench.budgets = vec![Budget {
+            scope: "host".to_owned(),
+            limit: 1_000.0,
+            used: 900.0,
+            ..Budget::default()
+        }];
+        bench.hold(1.0, both);
+        let cool = share(&bench, "gpu.1");
+        assert!(cool > 0.0 && cool == share(&bench, "npu.0"));
+        // Its thermometer falls silent: half the work can do without it.
+        bench.budgets.clear();
+        let alone = bench.hold(2.0, |b| b.at(50.0));
+        assert_eq!((share(&bench, "gpu.1"), alone.causes.sensor), (0.5, true));
+        assert!(share(&bench, "gpu.0") < 0.5);
+    }
+
+    #[test]
     fn a_board_at_its_own_power_limit_is_normal_in_a_data_centre_but_a_cap_is_a_promise() {
         let full_power = |bench: &mut Bench| {
             bench.record(Signal::Power, 699.0);
@@ -1442,23 +1511,5 @@ mod tests {
             bench.forecasts.outlook("gpu.0").is_none(),
             "it learned nothing from it"
         );
-    }
-
-    #[test]
-    fn a_conversation_stays_on_its_side_and_a_growing_share_only_adds_some() {
-        let names: Vec<String> = (0..10_000).map(|i| format!("conversation-{i}")).collect();
-        let moved = |ratio: f32| names.iter().filter(|n| is_moved(n, ratio)).count();
-        assert_eq!((moved(0.0), moved(1.0)), (0, 10_000));
-        for percent in 1..100u8 {
-            let ratio = f32::from(percent) / 100.0;
-            let share = moved(ratio) as f32 / 10_000.0;
-            assert!((share - ratio).abs() < 0.02, "{share} for {ratio}");
-            let before = ratio - 0.01;
-            assert!(
-                names
-                    .iter()
-                    .all(|n| !is_moved(n, before) || is_moved(n, ratio))
-            );
-        }
     }
 }

@@ -8,6 +8,8 @@
 //! simulated. It refuses to read a clock: time passes by [`Plant::advance`], and equal
 //! seeds and equal work give equal machines.
 
+use std::collections::VecDeque;
+
 use homeostat_hooks::{DeviceKind, Origin, Supply, ThrottleReasons};
 
 use crate::reading::{Absurd, DeviceReadings, Reading, Signal};
@@ -400,7 +402,8 @@ pub struct Plant {
     /// Where in its period the counter changes.
     counter_phase_ms: u64,
     window: (f64, u64),
-    second: Vec<f64>,
+    /// Power in each inner step of the last second, where the sensor tells their mean.
+    second: VecDeque<f64>,
     instant_watts: f64,
     charge_wh: f64,
     drain_watts: f64,
@@ -427,7 +430,7 @@ impl Plant {
             counter_mj: 0,
             counter_phase_ms: random.below(spec.sensors.counter_refresh_ms),
             window: (0.0, 0),
-            second: Vec::new(),
+            second: VecDeque::new(),
             instant_watts: spec.roofline.static_watts,
             charge_wh: spec.battery.map_or(0.0, |battery| battery.capacity_wh),
             drain_watts: 0.0,
@@ -548,11 +551,10 @@ impl Plant {
         }
         match sensors.power {
             PowerSensor::Average => {
-                self.second.push(self.watts);
-                let kept = (1_000 / STEP_MS) as usize;
-                let extra = self.second.len().saturating_sub(kept);
-                self.second.drain(..extra);
-                self.instant_watts = self.second.iter().sum::<f64>() / self.second.len() as f64;
+                if self.second.len() == (1_000 / STEP_MS) as usize {
+                    self.second.pop_front();
+                }
+                self.second.push_back(self.watts);
             }
             PowerSensor::PartTime => {
                 let at = self.now_ms % 100;
@@ -643,7 +645,11 @@ impl Plant {
 
     /// Power as its sensor tells it, W.
     pub fn power(&self) -> f64 {
-        self.instant_watts
+        // Summed when it is asked for: the inner steps are many, the questions few.
+        match self.second.len() {
+            0 => self.instant_watts,
+            steps => self.second.iter().sum::<f64>() / steps as f64,
+        }
     }
 
     /// The energy counter, mJ.

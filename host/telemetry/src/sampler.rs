@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::energy::{EnergyMove, EnergyMoves};
 use crate::forecast::{Forecasters, Outlook};
 use crate::hwmon::Hwmon;
-use crate::metabolism::{StateMachine, Vitals};
+use crate::metabolism::{Shares, StateMachine, Vitals};
 use crate::pace::Pace;
 use crate::proc::Proc;
 use crate::rapl::Rapl;
@@ -152,6 +152,7 @@ impl Sampler {
         let plans = &inputs.planned_watts;
         if self.looks_ahead {
             self.forecasters.observe(&self.readings, plans, now_ms);
+            self.note_outlooks();
         }
         let pressure = self.readings.pressure(inputs.kv_used_ratio);
         let metabolism = self.machine.observe(
@@ -179,10 +180,49 @@ impl Sampler {
             metabolism,
             attributes: Vec::new(),
         };
-        if let Some((changes, trace)) = changes {
+        if let Some((mut changes, trace)) = changes {
+            changes.planned_watts.clone_from(plans);
             trace.tick(changes, &snapshot);
         }
         snapshot
+    }
+
+    /// Which share of the work on this device should go elsewhere, 0 to 1, as of the last
+    /// tick; see [`Shares::of`].
+    pub fn device_degrade_ratio(&self, device_id: &str) -> f32 {
+        self.shares().of(device_id)
+    }
+
+    /// The same of all devices.
+    pub(crate) fn shares(&self) -> &Shares {
+        self.machine.shares()
+    }
+
+    /// Writes down what of the forecasts no policy sees; what cannot be told any more is
+    /// absent and not old.
+    fn note_outlooks(&self) {
+        for (id, outlook) in self.forecasters.outlooks() {
+            let listed = self.readings.devices.contains_key(id);
+            let outlook = outlook.filter(|_| listed);
+            let told = [
+                (
+                    "sustainable_watts",
+                    outlook.and_then(|o| o.sustainable_watts),
+                ),
+                (
+                    "forecast_rmse_celsius",
+                    outlook.and_then(|o| o.rmse_celsius),
+                ),
+            ];
+            self.recorder.device(id, |stats| {
+                for (name, value) in told {
+                    match value {
+                        Some(value) => stats.values.insert(name, value),
+                        None => stats.values.remove(name),
+                    };
+                }
+            });
+        }
     }
 
     fn ask_providers(&mut self, now_ms: u64) {

@@ -2,13 +2,16 @@
 //! metrics. Written once per tick and by the NVML thread, read by whoever scrapes; never
 //! on the path of a request. Where a trace is recorded, every call goes into it from here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::trace::{TraceCall, TraceWriter};
+
+/// Reads of a provider whose durations are kept: a minute and a half at ten a second.
+const DURATIONS_KEPT: usize = 1_024;
 
 /// Counters of one call into a vendor's library.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -34,6 +37,8 @@ pub struct ProviderStats {
     pub read_seconds_last: f64,
     /// Longest of them, s.
     pub read_seconds_max: f64,
+    /// What 99 of 100 of the last thousand or so did not exceed, s; `None` before the first.
+    pub read_seconds_p99: Option<f64>,
     /// Monotonic time of the last one that gave a value.
     pub answered_ms: Option<u64>,
     /// Present polling period; longer than configured after back-off.
@@ -92,6 +97,16 @@ pub struct Recorder {
 struct Recorded {
     stats: Stats,
     ticked_ms: u64,
+    /// What the last reads of each provider took, s, oldest first.
+    durations: BTreeMap<&'static str, VecDeque<f64>>,
+}
+
+/// The value that 99 of 100 do not exceed.
+fn p99(durations: &VecDeque<f64>) -> Option<f64> {
+    let mut sorted: Vec<f64> = durations.iter().copied().collect();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (sorted.len() * 99).div_ceil(100);
+    sorted.get(rank.checked_sub(1)?).copied()
 }
 
 impl Recorder {
@@ -162,9 +177,14 @@ impl Recorder {
         period_ms: u32,
         answered_ms: Option<u64>,
     ) {
-        let mut recorded = self.lock();
-        let provider = recorded.stats.providers.entry(provider).or_default();
         let seconds = took.as_secs_f64();
+        let mut recorded = self.lock();
+        let durations = recorded.durations.entry(provider).or_default();
+        if durations.len() == DURATIONS_KEPT {
+            durations.pop_front();
+        }
+        durations.push_back(seconds);
+        let provider = recorded.stats.providers.entry(provider).or_default();
         provider.reads += 1;
         provider.read_seconds_total += seconds;
         provider.read_seconds_last = seconds;
@@ -182,10 +202,56 @@ impl Recorder {
 
     /// All counters as of `now_ms`.
     pub fn stats(&self, now_ms: u64) -> Stats {
-        let recorded = self.lock();
-        Stats {
-            age_ms: now_ms.saturating_sub(recorded.ticked_ms),
-            ..recorded.stats.clone()
+        let (mut stats, durations) = {
+            let recorded = self.lock();
+            let age_ms = now_ms.saturating_sub(recorded.ticked_ms);
+            let stats = Stats {
+                age_ms,
+                ..recorded.stats.clone()
+            };
+            (stats, recorded.durations.clone())
+        };
+        // Sorting is for whoever scrapes, not for those who wait to write.
+        for (provider, durations) in &durations {
+            if let Some(of_provider) = stats.providers.get_mut(provider) {
+                of_provider.read_seconds_p99 = p99(durations);
+            }
         }
+        stats
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_slow_read_of_a_hundred_does_not_move_the_p99_and_two_do() {
+        let p99_with = |slow: u64| {
+            let recorder = Recorder::default();
+            for n in 0..100 {
+                let took = Duration::from_millis(if n < slow { 50 } else { 1 });
+                recorder.read("hwmon", took, 100, None);
+            }
+            recorder.stats(0).providers["hwmon"].read_seconds_p99
+        };
+        assert_eq!(p99_with(1), Some(0.001));
+        assert_eq!(p99_with(2), Some(0.050));
+        let recorder = Recorder::default();
+        recorder.error("hwmon", "absurd");
+        let unread = recorder.stats(0).providers["hwmon"].read_seconds_p99;
+        assert_eq!(unread, None, "errors are no reads");
+    }
+
+    #[test]
+    fn what_was_slow_long_ago_is_forgotten() {
+        let recorder = Recorder::default();
+        for n in 0..2 * DURATIONS_KEPT {
+            let took = Duration::from_millis(if n < DURATIONS_KEPT { 50 } else { 1 });
+            recorder.read("hwmon", took, 100, None);
+        }
+        let of_hwmon = &recorder.stats(0).providers["hwmon"];
+        assert_eq!(of_hwmon.read_seconds_p99, Some(0.001));
+        assert_eq!(of_hwmon.read_seconds_max, 0.050, "the maximum stays");
     }
 }

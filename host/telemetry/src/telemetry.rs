@@ -11,7 +11,9 @@ use homeostat_hooks::{Attribute, Budget, Snapshot, Value};
 use crate::config::Config;
 use crate::energy::{EnergyLog, EnergyMove};
 use crate::external::{ExternalReading, Mailbox, Refused};
+use crate::metabolism::Shares;
 use crate::nvml::Nvml;
+use crate::reading::Signal;
 use crate::sampler::{Inputs, Sampler};
 use crate::stats::{Recorder, Stats};
 use crate::trace::TraceWriter;
@@ -20,6 +22,8 @@ use crate::trace::TraceWriter;
 struct Shared {
     epoch: Instant,
     snapshot: ArcSwap<Snapshot>,
+    /// What of each device's work should go elsewhere, as of that snapshot or a newer one.
+    shares: ArcSwap<Shares>,
     inputs: ArcSwap<Inputs>,
     /// Serialises writers of `inputs` and guards the pushed readings; never taken on the
     /// path of a request.
@@ -47,6 +51,7 @@ impl Shared {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .extend(sampler.take_energy_moves());
+        self.shares.store(Arc::new(sampler.shares().clone()));
         self.snapshot.store(Arc::new(snapshot));
     }
 }
@@ -83,6 +88,7 @@ impl Telemetry {
         let shared = Arc::new(Shared {
             epoch: Instant::now(),
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
+            shares: ArcSwap::from_pointee(Shares::default()),
             inputs: ArcSwap::from_pointee(Inputs {
                 kv_used_ratio: None,
                 budgets: config.budgets.clone(),
@@ -93,6 +99,10 @@ impl Telemetry {
             recorder,
         });
         let mut providers = Sampler::file_providers(&config);
+        #[cfg(all(target_os = "macos", target_arch = "aarch64"))]
+        if let Some(apple) = crate::apple::Apple::start(&config, shared.epoch, &shared.recorder) {
+            providers.push(Box::new(apple));
+        }
         let base_ms = config.base_period_ms();
         if let Some(nvml) = Nvml::start(&config, shared.epoch, &shared.recorder) {
             providers.push(Box::new(nvml));
@@ -128,6 +138,32 @@ impl Telemetry {
     /// `None` where there is no local tier.
     pub fn set_kv_used_ratio(&self, ratio: Option<f32>) {
         self.update_inputs(|inputs| inputs.kv_used_ratio = ratio);
+    }
+
+    /// Tells what a device is about to draw, the whole board with what it draws idle:
+    /// `watts[i]` = mean over the second that begins in `i` seconds, W; the last value holds
+    /// from then on. Without a plan the forecast takes the last second to go on for ever.
+    ///
+    /// A plan stays until it is replaced, and its first second is always the next one: a
+    /// curve is to be renewed about once a second, a single value when it changes. An empty
+    /// plan takes it away, and so does one with a value that no device can draw.
+    pub fn set_planned_watts(&self, device_id: &str, watts: Vec<f64>) {
+        let told = !watts.is_empty() && watts.iter().all(|w| Signal::Power.accepts(*w));
+        self.update_inputs(|inputs| {
+            match told {
+                true => inputs.planned_watts.insert(device_id.to_owned(), watts),
+                false => inputs.planned_watts.remove(device_id),
+            };
+        });
+    }
+
+    /// Which share of the work on this device should go elsewhere, 0 to 1: its own heat, its
+    /// silence, or what concerns the whole host (power cap, budgets, battery, memory), the
+    /// largest. Of a device that is not known, or never had a thermometer, the host's part
+    /// alone. The largest over all devices is the snapshot's degrade ratio. One pointer
+    /// load, no system call.
+    pub fn device_degrade_ratio(&self, device_id: &str) -> f32 {
+        self.shared.shares.load().of(device_id)
     }
 
     /// Replaces the budgets that every snapshot carries.
@@ -267,6 +303,30 @@ mod tests {
         assert_eq!(snapshot.pressure, Default::default());
         assert_eq!(snapshot.metabolism.state, MetabolicState::Nominal);
         assert!(!snapshot.metabolism.causes.sensor, "it never had a sensor");
+    }
+
+    #[test]
+    fn a_plan_stays_until_it_is_replaced_and_one_that_cannot_be_true_is_none() {
+        let nowhere = tempfile::tempdir().expect("a temporary folder");
+        let telemetry = Telemetry::start(Config {
+            sysfs_root: nowhere.path().into(),
+            procfs_root: nowhere.path().into(),
+            nvml: crate::NvmlLibrary::Off,
+            ..Config::default()
+        });
+        let plan = |telemetry: &Telemetry| {
+            let inputs = telemetry.shared.inputs.load();
+            inputs.planned_watts.get("gpu.0").cloned()
+        };
+        telemetry.set_planned_watts("gpu.0", vec![300.0, 120.0]);
+        telemetry.set_kv_used_ratio(Some(0.5));
+        assert_eq!(plan(&telemetry), Some(vec![300.0, 120.0]));
+        telemetry.set_planned_watts("gpu.0", vec![300.0, f64::NAN]);
+        assert_eq!(plan(&telemetry), None);
+        telemetry.set_planned_watts("gpu.0", vec![90.0]);
+        telemetry.set_planned_watts("gpu.0", Vec::new());
+        assert_eq!(plan(&telemetry), None);
+        assert_eq!(telemetry.device_degrade_ratio("gpu.0"), 0.0, "not known");
     }
 
     #[test]

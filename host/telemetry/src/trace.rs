@@ -9,6 +9,7 @@
 //! What would tell whose machine it was (UUIDs, host names) is not recorded. It refuses to
 //! smooth: what a sensor said stands there, also where it was absurd.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufRead, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -162,6 +163,9 @@ pub struct TraceTick {
     /// The machine as a whole, if that is new.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub host: Option<TraceHost>,
+    /// Power that devices were about to draw, W: what others had told the forecast.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub planned_watts: BTreeMap<String, Vec<f64>>,
     /// What came of it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub snapshot: Option<Snapshot>,
@@ -170,7 +174,10 @@ pub struct TraceTick {
 impl TraceTick {
     /// What others had told the sampler when the snapshot was taken.
     pub fn inputs(&self) -> Inputs {
-        let mut inputs = Inputs::default();
+        let mut inputs = Inputs {
+            planned_watts: self.planned_watts.clone(),
+            ..Inputs::default()
+        };
         if let Some(snapshot) = &self.snapshot {
             inputs.kv_used_ratio = snapshot.pressure.kv_used_ratio;
             inputs.budgets.clone_from(&snapshot.budgets);
@@ -193,6 +200,7 @@ impl TraceTick {
                 .cloned()
                 .collect(),
             host: (host != TraceHost::of(before)).then_some(host),
+            planned_watts: BTreeMap::new(),
             snapshot: None,
         }
     }
@@ -568,7 +576,7 @@ mod tests {
         Inputs {
             kv_used_ratio: Some(now as f32 / 30_000.0),
             budgets: vec![budget],
-            ..Inputs::default()
+            planned_watts: BTreeMap::from([("gpu.0".to_owned(), vec![200.0, now as f64])]),
         }
     }
 
@@ -605,7 +613,9 @@ mod tests {
         let mut states = std::collections::BTreeSet::new();
         for tick in &trace.ticks {
             let recorded = tick.snapshot.as_ref().expect("recorded");
-            let played = sampler.tick(tick.at_ms, &tick.inputs());
+            let told = tick.inputs();
+            assert_eq!(told.planned_watts, inputs(tick.at_ms).planned_watts);
+            let played = sampler.tick(tick.at_ms, &told);
             assert_eq!(&played, recorded, "at {} ms", tick.at_ms);
             states.insert(format!("{:?}", played.metabolism.state));
         }

@@ -243,6 +243,24 @@ fn a_sensor_that_begins_to_lie_grows_stale_and_alarms() {
 }
 
 #[test]
+fn between_two_live_margins_the_margin_follows_the_temperature() {
+    let fake = FakeNvml::new("temperature=50\nmargin=30");
+    let telemetry = start(&fake);
+    let margin = |s: &Snapshot| gpu(s, "gpu.0").and_then(|d| d.thermal_margin_celsius);
+    let first = margin(&telemetry.snapshot()).expect("told");
+    assert_eq!((first.value, first.origin), (30.0, Origin::Measured));
+    fake.set("temperature=53\nmargin=27");
+    wait(&telemetry, "3 °C less", |s| {
+        margin(s).is_some_and(|m| (m.value, m.origin) == (27.0, Origin::Derived))
+    });
+    // The memory has warmed, which the core's thermometer does not tell.
+    fake.set("temperature=53\nmargin=20");
+    wait(&telemetry, "the live margin again", |s| {
+        margin(s).is_some_and(|m| (m.value, m.origin) == (20.0, Origin::Measured))
+    });
+}
+
+#[test]
 fn an_old_driver_without_the_newer_symbols_still_gives_a_margin() {
     let fake = FakeNvml::without(
         "nvmlDeviceGetMarginTemperature",
@@ -339,7 +357,8 @@ fn slowed_by_counter(driver: &str, field: &str) -> (bool, Option<f64>) {
     fake.set(&state(5_400_000_000));
     let later = wait(&telemetry, "a slowdown or two looks at the counters", |s| {
         let throttle = gpu(s, "gpu.0").and_then(|d| d.throttle);
-        throttle.is_some_and(|t| t.thermal_hardware) || s.monotonic_ms > before.monotonic_ms + 3_000
+        throttle.is_some_and(|t| t.thermal_hardware)
+            || s.monotonic_ms > before.monotonic_ms + 11_000
     });
     let slowed = gpu(&later, "gpu.0").and_then(|d| d.throttle);
     let stats = telemetry.stats();
@@ -415,7 +434,7 @@ fn slow_calls_are_made_less_often_and_that_is_told() {
     assert!(stats.providers["nvml"].calls["temperature"].seconds_max > 0.005);
     fake.set("");
     wait(&telemetry, "the base period again", |_| {
-        telemetry.stats().providers["nvml"].period_ms <= 150
+        telemetry.stats().providers["nvml"].period_ms <= 250
     });
 }
 

@@ -6,13 +6,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 mod running;
 
 use homeostat_fake_nvml::FakeNvml;
-use homeostat_hooks::{Device, Health, MetabolicState, Snapshot};
+use homeostat_hooks::{Device, DeviceKind, Health, MetabolicState, Origin, Snapshot};
+use homeostat_telemetry::ledger::{Ledger, ProcessorPower};
 use homeostat_telemetry::{
     Config, Inputs, NvmlLibrary, Provider, Recorder, Sampler, Telemetry, Tick, Trace, TraceHeader,
     TraceWriter,
@@ -113,9 +113,18 @@ fn device<'a>(snapshot: &'a Snapshot, id: &str) -> &'a Device {
     found.unwrap_or_else(|| panic!("no {id} in {snapshot:#?}"))
 }
 
-/// Counts lines of the log.
+/// Keeps lines of the log.
 #[derive(Clone, Default)]
-struct Lines(Arc<AtomicUsize>);
+struct Lines(Arc<Mutex<Vec<String>>>);
+
+/// The words of one line: its message and its fields.
+struct Words(String);
+
+impl tracing::field::Visit for Words {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        self.0 += &format!("{field}={value:?} ");
+    }
+}
 
 impl tracing::Subscriber for Lines {
     fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
@@ -130,8 +139,10 @@ impl tracing::Subscriber for Lines {
 
     fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
 
-    fn event(&self, _: &tracing::Event<'_>) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut words = Words(String::new());
+        event.record(&mut words);
+        self.0.lock().expect("whole").push(words.0);
     }
 
     fn enter(&self, _: &tracing::span::Id) {}
@@ -140,10 +151,11 @@ impl tracing::Subscriber for Lines {
 }
 
 /// Lines that the log gets while something runs.
-fn lines_of<T>(run: impl FnOnce() -> T) -> (T, usize) {
+fn lines_of<T>(run: impl FnOnce() -> T) -> (T, Vec<String>) {
     let lines = Lines::default();
     let done = tracing::subscriber::with_default(lines.clone(), run);
-    (done, lines.0.load(Ordering::Relaxed))
+    let told = std::mem::take(&mut *lines.0.lock().expect("whole"));
+    (done, told)
 }
 
 const CPU: [(&str, &str); 4] = [
@@ -168,7 +180,7 @@ const ENERGY: &str = "sys/class/powercap/intel-rapl:0/energy_uj";
 fn sensors_that_were_never_there_are_absent_and_no_fault() {
     let mut machine = Machine::new(&[]);
     let (snapshot, lines) = lines_of(|| machine.run(0, 60_000));
-    assert_eq!(lines, 0, "nothing to tell");
+    assert_eq!(lines, Vec::<String>::new(), "nothing to tell");
     assert_eq!(snapshot.devices, vec![]);
     assert_eq!(snapshot.supply, None);
     assert_eq!(snapshot.pressure, Default::default());
@@ -222,6 +234,15 @@ fn values_that_cannot_be_true_never_reach_the_state() {
         machine.set(CPU_HEAT, "60000");
         machine.tick(now + 100);
     }
+    assert_eq!(
+        machine.errors("hwmon", "absurd"),
+        6,
+        "each but the empty one, which is no value"
+    );
+    machine.set(CPU_HEAT, "255000");
+    machine.run(10_000, 15_000);
+    let absurd = machine.errors("hwmon", "absurd");
+    assert_eq!(absurd, 7, "a run of them is one fault");
     machine.set(CPU_HEAT, "61000");
     let well = machine.tick(20_000);
     let shown = device(&well, "cpu.0").temperature_celsius;
@@ -321,13 +342,68 @@ fn a_permission_that_is_revoked_leaves_an_old_value_and_says_why() {
     fs::remove_file(machine.path(ENERGY)).expect("removed");
     fs::create_dir(machine.path(ENERGY)).expect("made");
     let (snapshot, lines) = lines_of(|| machine.run(2_100, 3_000));
-    assert_eq!(lines, 1, "the reason, once");
+    assert_eq!(lines.len(), 1, "the reason, once: {lines:?}");
+    for word in [
+        "cpu.0",
+        "unreadable",
+        "dac_read_search",
+        "energy_uj readable",
+    ] {
+        assert!(lines[0].contains(word), "{word} is missing: {}", lines[0]);
+    }
     let cpu = device(&snapshot, "cpu.0");
     assert_eq!(cpu.health, Health::Degraded, "heat is there, energy is not");
     assert_eq!(cpu.energy_joules.expect("the last").age_ms, 1_000);
     assert_eq!(machine.errors("rapl", "unreadable"), 10);
     let gone = machine.run(3_100, 33_000);
     assert_eq!(device(&gone, "cpu.0").energy_joules, None);
+}
+
+#[test]
+fn a_permission_that_is_revoked_leaves_energy_modelled_and_no_time_counts_twice() {
+    let mut machine = Machine::new(&RAPL);
+    let mut ledger = Ledger::new(Some(ProcessorPower {
+        busy_watts: 30.0,
+        idle_watts: 5.0,
+    }));
+    let cpu = ledger.device("cpu.0", DeviceKind::Cpu).expect("first");
+    let books = |ledger: &Ledger| ledger.accounts().next().expect("one").1;
+    // The package draws 50 W, and so do one and a half processors in the model.
+    let rate_uj_per_ms = 50_000;
+    for now in (0..=30_000).step_by(100) {
+        match now {
+            5_000 => {
+                fs::remove_file(machine.path(ENERGY)).expect("removed");
+                fs::create_dir(machine.path(ENERGY)).expect("made");
+            }
+            15_000 => fs::remove_dir(machine.path(ENERGY)).expect("removed"),
+            _ => {}
+        }
+        if !(5_000..15_000).contains(&now) {
+            let uj = 1_000_000 + rate_uj_per_ms * now;
+            machine.set(ENERGY, &uj.to_string());
+        }
+        ledger.processor_time(cpu, now * 1_000, now * 1_500, 1.0);
+        ledger.sense(&machine.tick(now));
+        ledger.advance(now * 1_000, now * 1_000);
+        if now == 4_900 {
+            assert_eq!(books(&ledger).origin, Origin::Measured);
+        }
+        if now == 14_900 {
+            let accounts = books(&ledger);
+            assert!(accounts.suspect, "{accounts:?}");
+            assert_eq!(accounts.origin, Origin::Modelled);
+        }
+    }
+    let accounts = books(&ledger);
+    assert!(!accounts.suspect, "believed again: {accounts:?}");
+    assert_eq!((accounts.faults.freezes, accounts.faults.gap_us), (1, 0));
+    // Since the first change, which is not ours to count.
+    let expected = (30_000 - 100) * rate_uj_per_ms;
+    assert!(
+        accounts.measured_uj.abs_diff(expected) <= 1_000,
+        "{accounts:?}, expected {expected}"
+    );
 }
 
 #[test]
@@ -360,6 +436,15 @@ fn of_eight_gpus_only_the_hot_one_is_told_to_be_hot() {
         .map(|d| d.id.as_str())
         .collect();
     assert_eq!(hot, BTreeSet::from(["gpu.5"]));
+    let shares = (0..8).map(|n| telemetry.device_degrade_ratio(&format!("gpu.{n}")));
+    let shares: Vec<f32> = shares.collect();
+    assert!(shares[5] > 0.0, "{shares:?}");
+    let cool = shares.iter().enumerate().filter(|(n, _)| *n != 5);
+    assert!(
+        cool.map(|(_, share)| *share).all(|share| share == 0.0),
+        "{shares:?}"
+    );
+    assert!(telemetry.snapshot().metabolism.degrade_ratio >= shares[5]);
 }
 
 /// The bus with one NVIDIA GPU, and a battery that drains.

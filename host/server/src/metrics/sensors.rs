@@ -58,6 +58,12 @@ fn provider(now: &mut Moment, name: &str, stats: &ProviderStats) -> Result<()> {
     ] {
         now.set(name, help, &id, value)?;
     }
+    now.maybe(
+        "homeostat_telemetry_read_seconds_p99",
+        "What 99 of 100 of the last thousand reads did not exceed.",
+        &id,
+        stats.read_seconds_p99,
+    )?;
     for (kind, count) in &stats.errors {
         let labels = [("provider", name), ("kind", *kind)];
         let help = "Readings that failed or could not be true, since the start.";
@@ -109,6 +115,16 @@ fn device(now: &mut Moment, id: &str, stats: &DeviceStats) -> Result<()> {
             "homeostat_hw_energy_counter_period_seconds",
             "How often the driver refreshes its energy counter, as observed.",
             value("energy_counter_period_seconds"),
+        ),
+        (
+            "homeostat_hw_sustainable_watts",
+            "Power that a device could draw for ever with this air and this cooling, as learned.",
+            value("sustainable_watts"),
+        ),
+        (
+            "homeostat_hw_forecast_rmse_celsius",
+            "Root mean square error that the forecasts of a device's margin turned out to have.",
+            value("forecast_rmse_celsius"),
         ),
     ] {
         now.maybe(name, help, &[("device", id)], value)?;

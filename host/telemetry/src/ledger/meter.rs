@@ -2,14 +2,14 @@
 //!
 //! A counter of energy changes every 10 to 100 ms, not when it is read. A window is the
 //! time between two *changes*, so the counter's own refresh never splits one; what was used
-//! before the first change is not ours to count. Without a counter, or when it stands still
-//! while the power sensor says otherwise, windows come from the power's integral and say
-//! that they are derived. Without any sensor they follow from processor time and say that
-//! they are modelled.
+//! before the first change is not ours to count. Without a counter, when it stands still
+//! while the power sensor says otherwise, or when it cannot be read any more, windows come
+//! from the power's integral and say that they are derived. Without any sensor, or when none
+//! can be read any more, they follow from processor time and say that they are modelled.
 //!
 //! It refuses to invent: after a gap the integral of power is not stretched over it, a
 //! counter that began anew tells nothing of what was before, and a clock that jumped is a
-//! gap.
+//! gap. It refuses to cover a time twice: whoever takes over begins where windows end.
 
 use std::collections::VecDeque;
 
@@ -24,8 +24,15 @@ pub const GAP_US: u64 = 5_000_000;
 const FROZEN_US: u64 = 2_000_000;
 /// … while at least this much was used is frozen; the coarsest counters step by 1 J.
 const FROZEN_UJ: f64 = 10e6;
+/// A counter that was not read for this long, and for twice as long as it took between the
+/// last two times, is as good as frozen: no sensor of ours is asked less often than every
+/// two seconds, and what is pushed from outside has a rhythm of its own.
+const UNREAD_US: u64 = 3_000_000;
 /// A counter that was frozen is believed again after this many changes in a row.
 const THAWED_CHANGES: u32 = 5;
+/// Readings of processor time that are kept while a sensor tells; of ten a second these are
+/// more than enough until it is known to be silent.
+const PROCESSOR_KEPT: usize = 128;
 
 /// Energy of one device in one span of time.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,6 +47,8 @@ pub struct Window {
     pub origin: Origin,
     /// It spans a gap: the sum is right, when it was used is not known.
     pub coarse: bool,
+    /// It follows from what this process did alone: no other program has a part in it.
+    pub own: bool,
 }
 
 /// Power of a processor without an energy sensor, as the operator or a table states it.
@@ -51,12 +60,22 @@ pub struct ProcessorPower {
     pub idle_watts: f64,
 }
 
+/// Processor time of this process, as it was read once.
+#[derive(Debug, Clone, Copy)]
+struct ProcessorReading {
+    at_us: u64,
+    busy_us: u64,
+    /// Time up to here that lies between readings close together: of that alone it is known
+    /// that somebody idled.
+    seen_us: u64,
+}
+
 /// What can go wrong with a sensor, counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MeterFaults {
     /// The counter began anew.
     pub resets: u64,
-    /// The counter stood still while energy was used.
+    /// The counter stood still while energy was used, or was not read any more.
     pub freezes: u64,
     /// Time in which nothing is known, µs.
     pub gap_us: u64,
@@ -70,7 +89,7 @@ enum Mode {
     /// Nothing read yet, or only power.
     Power,
     Counter,
-    /// The counter is frozen; changes in a row since.
+    /// The counter is frozen or not read any more; changes in a row since.
     Frozen {
         changes: u32,
     },
@@ -86,11 +105,21 @@ pub struct Meter {
     /// Last change of the counter.
     edge_us: Option<u64>,
     read_us: Option<u64>,
+    /// Time between the last two times that the counter was read.
+    read_every_us: u64,
     coarse: bool,
     power: Option<(u64, f64)>,
+    /// Time between the last two times that power was read.
+    power_every_us: u64,
     /// Integral of power since the last edge, or of less than 1 µJ left over.
     integral_uj: f64,
-    cpu: Option<(u64, u64)>,
+    /// From the last one that windows cover to the newest.
+    processor: VecDeque<ProcessorReading>,
+    processor_power: Option<ProcessorPower>,
+    /// Where the windows end, and where one begins that the next change will close.
+    covered_us: Option<u64>,
+    /// The last window followed from processor time.
+    is_modelled: bool,
     closed: VecDeque<Window>,
     faults: MeterFaults,
 }
@@ -103,10 +132,15 @@ impl Default for Meter {
             readings: Origin::Measured,
             edge_us: None,
             read_us: None,
+            read_every_us: 0,
             coarse: false,
             power: None,
+            power_every_us: 0,
             integral_uj: 0.0,
-            cpu: None,
+            processor: VecDeque::new(),
+            processor_power: None,
+            covered_us: None,
+            is_modelled: false,
             closed: VecDeque::new(),
             faults: MeterFaults::default(),
         }
@@ -127,7 +161,8 @@ impl Meter {
             self.integral_uj = 0.0;
         }
         if let Some(read) = self.read_us.replace(at_us) {
-            self.coarse |= at_us.saturating_sub(read) > GAP_US;
+            self.read_every_us = at_us.saturating_sub(read);
+            self.coarse |= self.read_every_us > GAP_US;
         }
         match self.counter.take(raw_uj, wraps_at_uj) {
             CounterStep::Grew(0) => self.watch_for_freeze(at_us),
@@ -148,22 +183,35 @@ impl Meter {
             if *changes < THAWED_CHANGES {
                 return;
             }
-            // What it caught up with has been counted from power.
+            // What it caught up with has been counted from power or processor time.
             self.mode = Mode::Counter;
+        } else if self.edge_us.is_none() && self.is_modelled {
+            // The model ends where the counter begins.
+            self.integral_uj = 0.0;
+            self.close_modelled(at_us);
         } else if let Some(start_us) = self.edge_us
             && start_us < at_us
         {
-            self.closed.push_back(Window {
+            self.close(Window {
                 start_us,
                 end_us: at_us,
                 uj,
                 origin: self.readings,
                 coarse: self.coarse,
+                own: false,
             });
         }
-        self.edge_us = Some(at_us);
+        // Within what is covered nothing can begin: then the next change is the first.
+        self.edge_us = (self.covered_us <= Some(at_us)).then_some(at_us);
+        self.covered_us = self.covered_us.max(self.edge_us);
         self.integral_uj = 0.0;
         self.coarse = false;
+    }
+
+    fn close(&mut self, window: Window) {
+        self.covered_us = self.covered_us.max(Some(window.end_us));
+        self.is_modelled = window.own;
+        self.closed.push_back(window);
     }
 
     fn watch_for_freeze(&mut self, at_us: u64) {
@@ -193,15 +241,41 @@ impl Meter {
             return;
         };
         let elapsed_us = at_us.saturating_sub(before_us);
+        self.power_every_us = elapsed_us;
+        let start_us = before_us.max(self.covered_us.unwrap_or(0));
+        let open_us = at_us.saturating_sub(start_us);
         if elapsed_us > GAP_US {
             if self.mode != Mode::Counter {
-                self.faults.gap_us += elapsed_us;
+                self.faults.gap_us += open_us;
             }
             return;
         }
-        self.integral_uj += (watts + before) / 2.0 * elapsed_us as f64;
-        if self.mode != Mode::Counter {
-            self.close_integral(before_us, at_us);
+        // Power is taken to change evenly, and only what no window covers is counted.
+        let covered = (start_us - before_us) as f64 / elapsed_us.max(1) as f64;
+        let at_start = before + (watts - before) * covered;
+        self.integral_uj += (watts + at_start) / 2.0 * open_us as f64;
+        match self.mode {
+            Mode::Counter if self.is_unread(at_us) => self.give_up_counter(at_us),
+            Mode::Counter => {}
+            Mode::Power | Mode::Frozen { .. } => self.close_integral(start_us, at_us),
+        }
+    }
+
+    /// Nobody could read the counter for longer than its schedule explains.
+    fn is_unread(&self, at_us: u64) -> bool {
+        let patience_us = UNREAD_US.max(2 * self.read_every_us);
+        self.read_us
+            .is_some_and(|read| at_us.saturating_sub(read) > patience_us)
+    }
+
+    /// What was used since the counter's last change follows from power; without such a
+    /// change it is not known since when.
+    fn give_up_counter(&mut self, at_us: u64) {
+        self.faults.freezes += 1;
+        self.mode = Mode::Frozen { changes: 0 };
+        match self.edge_us {
+            Some(edge) => self.close_integral(edge, at_us),
+            None => self.integral_uj = 0.0,
         }
     }
 
@@ -212,42 +286,100 @@ impl Meter {
         }
         let uj = self.integral_uj.floor();
         self.integral_uj -= uj;
-        self.closed.push_back(Window {
+        self.close(Window {
             start_us,
             end_us,
             uj: uj as u64,
             origin: Origin::Derived.max_weakness(self.readings),
             coarse: false,
+            own: false,
         });
     }
 
-    /// Takes the processor time that this process has used, for a machine without sensors.
+    /// Takes the processor time that this process has used and what that draws. While a
+    /// sensor tells, it is only kept; without one, or once none has told for longer than its
+    /// schedule explains, windows follow from it, from where those of the sensor ended.
     pub fn processor_time(&mut self, at_us: u64, busy_us: u64, power: &ProcessorPower) {
-        let Some((before_us, busy_before)) = self.cpu.replace((at_us, busy_us)) else {
+        self.processor_power = Some(*power);
+        let before = self.processor.back().copied();
+        let seen_us = before.map_or(0, |before| {
+            let elapsed_us = at_us.saturating_sub(before.at_us);
+            before.seen_us + if elapsed_us > GAP_US { 0 } else { elapsed_us }
+        });
+        self.processor.push_back(ProcessorReading {
+            at_us,
+            busy_us,
+            seen_us,
+        });
+        // As of the last look: who did not look for long cannot say who was silent.
+        if before.is_some_and(|before| self.is_silent(before.at_us)) {
+            if self.mode == Mode::Counter {
+                self.faults.freezes += 1;
+                self.mode = Mode::Frozen { changes: 0 };
+                self.edge_us = None;
+                self.integral_uj = 0.0;
+            }
+            self.close_modelled(at_us);
+        }
+        self.forget_processor_time();
+    }
+
+    /// Neither the counter nor power has told anything for longer than its schedule explains;
+    /// power that comes more seldom than a gap is long makes no windows anyway.
+    fn is_silent(&self, at_us: u64) -> bool {
+        let counts = self.mode == Mode::Counter && !self.is_unread(at_us);
+        let patience_us = (2 * self.power_every_us).clamp(UNREAD_US, GAP_US);
+        let draws = self
+            .power
+            .is_some_and(|(power_us, _)| at_us.saturating_sub(power_us) <= patience_us);
+        !counts && !draws
+    }
+
+    /// Closes windows up to `until_us` of the processor time that no window covers yet.
+    fn close_modelled(&mut self, until_us: u64) {
+        let Some(power) = self.processor_power else {
             return;
         };
-        let elapsed_us = at_us.saturating_sub(before_us);
-        if elapsed_us == 0 {
-            return;
+        for at in 1..self.processor.len() {
+            let (from, to) = (self.processor[at - 1], self.processor[at]);
+            let start_us = from.at_us.max(self.covered_us.unwrap_or(0));
+            let end_us = to.at_us.min(until_us);
+            if start_us >= end_us {
+                continue;
+            }
+            let long_us = to.at_us - from.at_us;
+            let part = (end_us - start_us) as f64 / long_us as f64;
+            // Processor time is counted by the kernel whatever the clock does; idling is not.
+            let busy_us = part * to.busy_us.saturating_sub(from.busy_us) as f64;
+            let idle_us = part * (to.seen_us - from.seen_us).min(long_us) as f64;
+            self.faults.gap_us += (end_us - start_us).saturating_sub(idle_us.round() as u64);
+            let uj = self.integral_uj + busy_us * power.busy_watts + idle_us * power.idle_watts;
+            self.integral_uj = uj.fract();
+            self.close(Window {
+                start_us,
+                end_us,
+                uj: uj as u64,
+                origin: Origin::Modelled,
+                coarse: long_us > GAP_US,
+                own: true,
+            });
         }
-        // Processor time is counted by the kernel whatever the clock does; idling is not.
-        let gap = elapsed_us > GAP_US;
-        let idle_us = if gap { 0 } else { elapsed_us };
-        if gap {
-            self.faults.gap_us += elapsed_us;
+    }
+
+    /// What windows cover is not needed any more. If nothing is covered for long, as beside
+    /// a counter that stands still, two steps become one: sums stay.
+    fn forget_processor_time(&mut self) {
+        while self.processor.len() > 1 && Some(self.processor[1].at_us) <= self.covered_us {
+            self.processor.pop_front();
         }
-        let busy_us = busy_us.saturating_sub(busy_before);
-        let uj = self.integral_uj
-            + busy_us as f64 * power.busy_watts
-            + idle_us as f64 * power.idle_watts;
-        self.integral_uj = uj.fract();
-        self.closed.push_back(Window {
-            start_us: before_us,
-            end_us: at_us,
-            uj: uj as u64,
-            origin: Origin::Modelled,
-            coarse: gap,
-        });
+        if self.processor.len() > PROCESSOR_KEPT {
+            self.processor.remove(1);
+        }
+    }
+
+    /// A sensor has told something once.
+    pub fn has_sensor(&self) -> bool {
+        self.mode != Mode::Power || self.power.is_some()
     }
 
     /// The oldest window that was closed and not yet taken, if it ended by `until_us`.
@@ -256,7 +388,7 @@ impl Meter {
         self.closed.pop_front()
     }
 
-    /// The counter stands still or stood still a moment ago: what it says is not used.
+    /// The counter stands still or is not read, or was a moment ago: what it says is not used.
     pub fn is_suspect(&self) -> bool {
         matches!(self.mode, Mode::Frozen { .. })
     }
@@ -272,6 +404,10 @@ mod tests {
     use super::*;
 
     const MS: u64 = 1_000;
+    const PROCESSORS: ProcessorPower = ProcessorPower {
+        busy_watts: 3.0,
+        idle_watts: 2.0,
+    };
 
     fn windows(meter: &mut Meter) -> Vec<Window> {
         std::iter::from_fn(|| meter.take_window(u64::MAX)).collect()
@@ -355,6 +491,53 @@ mod tests {
     }
 
     #[test]
+    fn a_counter_that_cannot_be_read_any_more_hands_over_to_power_and_back() {
+        let mut meter = Meter::default();
+        let mut truth = 0u64;
+        let mut first_edge_uj = None;
+        for tick in 0..300u64 {
+            let at_us = tick * 100 * MS;
+            truth += 20_000_000;
+            meter.power(at_us, 200.0);
+            // A permission is revoked from 5 s to 15 s; the counter itself goes on.
+            if !(50..150).contains(&tick) {
+                meter.counter(at_us, truth, None);
+            }
+            if tick == 1 {
+                first_edge_uj = Some(truth);
+            }
+            let suspect = meter.is_suspect();
+            assert_eq!(suspect, (80..154).contains(&tick), "tick {tick}");
+        }
+        let seen = windows(&mut meter);
+        assert_eq!(total(&seen), truth - first_edge_uj.expect("set"));
+        assert!(seen.windows(2).all(|w| w[0].end_us == w[1].start_us));
+        let derived = seen.iter().filter(|w| w.origin == Origin::Derived);
+        let (from, to) = derived.fold((u64::MAX, 0), |(from, to), w| {
+            (from.min(w.start_us), to.max(w.end_us))
+        });
+        assert_eq!((from / MS, to / MS), (4_900, 15_400));
+        assert_eq!(meter.faults().freezes, 1);
+    }
+
+    #[test]
+    fn a_counter_that_is_read_seldom_is_not_an_unread_one() {
+        for (every, freezes) in [(20, 0), (60, 1)] {
+            let mut meter = Meter::default();
+            for tick in 0..1_200u64 {
+                let at_us = tick * 100 * MS;
+                meter.power(at_us, 200.0);
+                if tick % every == 0 {
+                    meter.counter(at_us, tick * 20_000_000, None);
+                }
+            }
+            // The rhythm of a pushed counter is known from its second reading on.
+            assert_eq!(meter.faults().freezes, freezes, "every {every} ticks");
+            assert!(!meter.is_suspect(), "every {every} ticks");
+        }
+    }
+
+    #[test]
     fn an_idle_counter_is_not_a_frozen_one() {
         let mut meter = Meter::default();
         for tick in 0..20u64 {
@@ -391,14 +574,10 @@ mod tests {
     fn a_clock_that_jumps_or_stands_gives_no_energy() {
         let hour = 3_600_000 * MS;
         let mut meter = Meter::default();
-        let watts = ProcessorPower {
-            busy_watts: 3.0,
-            idle_watts: 2.0,
-        };
         let mut cpu = Meter::default();
         for at_us in [0, 100 * MS, 100 * MS, hour, hour + 100 * MS, hour] {
             meter.power(at_us, 50.0);
-            cpu.processor_time(at_us, 0, &watts);
+            cpu.processor_time(at_us, 0, &PROCESSORS);
         }
         assert_eq!(total(&windows(&mut meter)), 2 * 5_000_000);
         assert_eq!(total(&windows(&mut cpu)), 2 * 200_000);
@@ -426,14 +605,126 @@ mod tests {
     #[test]
     fn processor_time_is_modelled_and_says_so() {
         let mut meter = Meter::default();
-        let power = ProcessorPower {
-            busy_watts: 3.0,
-            idle_watts: 2.0,
-        };
-        meter.processor_time(0, 70_000, &power);
-        meter.processor_time(1_000_000, 570_000, &power);
+        meter.processor_time(0, 70_000, &PROCESSORS);
+        meter.processor_time(1_000_000, 570_000, &PROCESSORS);
         let seen = windows(&mut meter);
         assert_eq!(total(&seen), 1_500_000 + 2_000_000);
         assert_eq!(seen[0].origin, Origin::Modelled);
+    }
+
+    /// A processor whose package draws 20 W, with one and a half processors busy for this
+    /// process, ten times a second and a moment after its sensor as in the server.
+    fn package(meter: &mut Meter, tick: u64, counts: bool, draws: bool) {
+        let at_us = tick * 100 * MS;
+        meter.processor_time(at_us + 30 * MS, tick * 150 * MS, &PROCESSORS);
+        if draws {
+            meter.power(at_us, 20.0);
+        }
+        if counts {
+            meter.counter(at_us, tick * 2_000_000, None);
+        }
+    }
+
+    fn between(windows: &[Window], from_ms: u64, to_ms: u64) -> Vec<Window> {
+        let inside = |w: &&Window| w.start_us >= from_ms * MS && w.end_us <= to_ms * MS;
+        windows.iter().filter(inside).copied().collect()
+    }
+
+    #[test]
+    fn a_counter_that_left_is_followed_by_the_model_until_it_is_back_and_no_time_is_covered_twice()
+    {
+        // Whether power comes of the same sensor, as it does from powercap. The model ends
+        // where power begins again, or else where the counter is believed again.
+        for (draws, model_ends_ms, measured_ms) in [(false, 15_500, 15_500), (true, 15_030, 15_400)]
+        {
+            let mut meter = Meter::default();
+            for tick in 0..300 {
+                let there = !(50..150).contains(&tick);
+                package(&mut meter, tick, there, there && draws);
+                let suspect = (80..154).contains(&tick);
+                assert_eq!(meter.is_suspect(), suspect, "tick {tick}, power {draws}");
+            }
+            let seen = windows(&mut meter);
+            assert!(seen.windows(2).all(|w| w[0].end_us == w[1].start_us));
+            assert_eq!(seen[0].start_us, 100 * MS);
+            assert_eq!(seen.last().map(|w| w.end_us), Some(29_900 * MS));
+
+            let modelled = between(&seen, 4_900, model_ends_ms);
+            assert!(modelled.iter().all(|w| w.origin == Origin::Modelled));
+            assert!(modelled.iter().all(|w| w.own && !w.coarse));
+            // 1.5 processors of 3 W, and 2 W.
+            let expected = (model_ends_ms - 4_900) * 6_500;
+            assert!(total(&modelled).abs_diff(expected) <= 2, "power {draws}");
+
+            let derived = between(&seen, model_ends_ms, measured_ms);
+            assert!(derived.iter().all(|w| w.origin == Origin::Derived));
+            assert!(total(&derived).abs_diff((measured_ms - model_ends_ms) * 20_000) <= 1);
+
+            let measured = seen.iter().filter(|w| w.origin == Origin::Measured);
+            let measured: Vec<Window> = measured.copied().collect();
+            assert_eq!(
+                measured.len() + modelled.len() + derived.len(),
+                seen.len(),
+                "each in its time"
+            );
+            assert_eq!(total(&measured), (4_800 + 29_900 - measured_ms) * 20_000);
+            let expected = MeterFaults {
+                freezes: 1,
+                ..MeterFaults::default()
+            };
+            assert_eq!(meter.faults(), expected);
+        }
+    }
+
+    #[test]
+    fn beside_a_sensor_that_tells_nothing_is_modelled_even_if_it_stands_still() {
+        let mut counted = Meter::default();
+        let mut drawing = Meter::default();
+        let mut idle = Meter::default();
+        for tick in 0..2_000 {
+            package(&mut counted, tick, true, false);
+            package(&mut drawing, tick, false, true);
+            idle.processor_time(tick * 100 * MS, 0, &PROCESSORS);
+            idle.counter(tick * 100 * MS, 1, None);
+        }
+        assert!(idle.processor.len() <= PROCESSOR_KEPT);
+        assert_eq!(total(&windows(&mut counted)), 1_998 * 2_000_000);
+        assert_eq!(total(&windows(&mut drawing)), 1_999 * 2_000_000);
+        assert!(windows(&mut idle).is_empty());
+        // Then it leaves: all the time is covered, by what is known of it.
+        idle.processor_time(203_000 * MS, 300 * MS, &PROCESSORS);
+        idle.processor_time(203_100 * MS, 300 * MS, &PROCESSORS);
+        let seen = windows(&mut idle);
+        assert!(seen.windows(2).all(|w| w[0].end_us == w[1].start_us));
+        assert_eq!(seen[0].start_us, 0);
+        assert!(total(&seen).abs_diff(203_100_000 * 2 + 900_000) <= 2);
+    }
+
+    #[test]
+    fn power_alone_that_left_is_followed_by_the_model_and_leaves_no_gap() {
+        let mut meter = Meter::default();
+        for tick in 0..300 {
+            package(&mut meter, tick, false, !(50..150).contains(&tick));
+        }
+        let seen = windows(&mut meter);
+        assert!(seen.windows(2).all(|w| w[0].end_us == w[1].start_us));
+        assert!(total(&between(&seen, 4_900, 15_030)).abs_diff((15_030 - 4_900) * 6_500) <= 2);
+        let derived = seen.iter().filter(|w| w.origin == Origin::Derived);
+        let derived: Vec<Window> = derived.copied().collect();
+        assert!(total(&derived).abs_diff((4_900 + 29_900 - 15_030) * 20_000) <= 2);
+        assert_eq!(meter.faults(), MeterFaults::default());
+    }
+
+    #[test]
+    fn whoever_did_not_look_for_long_does_not_take_the_sensor_for_silent() {
+        let mut meter = Meter::default();
+        for tick in (0..20).chain(120..140) {
+            package(&mut meter, tick, true, false);
+        }
+        let seen = windows(&mut meter);
+        assert!(seen.iter().all(|w| w.origin == Origin::Measured));
+        assert_eq!(seen.iter().filter(|w| w.coarse).count(), 1);
+        assert_eq!(total(&seen), 138 * 2_000_000);
+        assert_eq!(meter.faults(), MeterFaults::default());
     }
 }

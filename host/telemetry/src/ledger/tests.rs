@@ -449,7 +449,7 @@ fn a_sum_is_worth_its_weakest_part() {
         (Measured, SplitMethod::Tokens)
     );
     for tick in 0..10u64 {
-        ledger.processor_time(cpu, tick * 100 * MS, tick * 150 * MS);
+        ledger.processor_time(cpu, tick * 100 * MS, tick * 150 * MS, 1.0);
     }
     ledger.advance(1_000 * MS, 1_000 * MS);
     let receipt = ledger.receipt(1).expect("known");
@@ -462,7 +462,7 @@ fn without_a_sensor_the_receipt_is_modelled_or_measured_only_none() {
     for (power, modelled) in [(Some(TWO_PROCESSORS), true), (None, false)] {
         let mut ledger = Ledger::new(power);
         let cpu = ledger.device("cpu", DeviceKind::Cpu).expect("first");
-        ledger.processor_time(cpu, 0, 0);
+        ledger.processor_time(cpu, 0, 0, 1.0);
         ledger.step(Step {
             start_us: 0,
             end_us: 100 * MS,
@@ -471,7 +471,7 @@ fn without_a_sensor_the_receipt_is_modelled_or_measured_only_none() {
             sequences: vec![decode(1)],
         });
         ledger.finish(1);
-        ledger.processor_time(cpu, 100 * MS, 200 * MS);
+        ledger.processor_time(cpu, 100 * MS, 200 * MS, 1.0);
         ledger.advance(100 * MS, 6_000 * MS);
         let receipt = ledger.receipt(1);
         assert_eq!(receipt.is_some(), modelled, "{receipt:?}");
@@ -645,4 +645,80 @@ fn moves_between_two_snapshots_close_windows_of_their_own_and_count_once() {
     // What was used before the first change that was seen is not ours to count.
     assert_eq!(accounts.measured_uj, 9_000_000 - 3_000_000);
     assert_eq!(accounts.idle_uj, accounts.measured_uj);
+}
+
+#[test]
+fn requests_outlive_the_sensor_of_their_processor_and_their_receipts_say_so() {
+    let mut ledger = Ledger::new(Some(TWO_PROCESSORS));
+    let cpu = ledger.device("cpu.0", DeviceKind::Cpu).expect("first");
+    ledger.set_own_ratio(cpu, 0.25);
+    for tick in 0..300u64 {
+        let at_us = tick * 100 * MS;
+        // As in the server: first the processor time of now, then what the sensor said last.
+        ledger.processor_time(cpu, at_us + 30 * MS, tick * 150 * MS, 1.0);
+        if !(50..150).contains(&tick) {
+            ledger.counter(cpu, at_us, tick * 2_000_000, None);
+        }
+        // Ten steps for each request; nobody is idle after the first change.
+        let request = tick / 10;
+        ledger.step(Step {
+            start_us: at_us.saturating_sub(100 * MS),
+            end_us: at_us,
+            devices: Devices::of(&[cpu]),
+            cost: Some(COST),
+            sequences: vec![decode(request)],
+        });
+        if tick % 10 == 9 {
+            ledger.finish(request);
+        }
+        ledger.advance(at_us, at_us + 30 * MS);
+    }
+    for request in 1..=28 {
+        let receipt = ledger.receipt(request).expect("booked");
+        assert!(
+            receipt.settled && !receipt.incomplete,
+            "{request}: {receipt:?}"
+        );
+        let sensor_left = (5..=15).contains(&request);
+        let origin = match sensor_left {
+            true => Origin::Modelled,
+            false => Origin::Measured,
+        };
+        assert_eq!(receipt.origin, origin, "{request}");
+        // Nobody else is in what is modelled of this process.
+        let alone = (5..=14).contains(&request);
+        assert_eq!(receipt.shared, !alone, "{request}");
+        let expected = match alone {
+            true => 1_000_000.0 * (1.5 * TWO_PROCESSORS.busy_watts + TWO_PROCESSORS.idle_watts),
+            false if sensor_left => continue,
+            false => 5_000_000.0,
+        };
+        let off = (receipt.total_uj() as f64 - expected).abs();
+        assert!(off <= 20.0, "{request}: {receipt:?}");
+    }
+    let accounts = ledger.accounts().next().expect("one").1;
+    // From the first change to 4.9 s, and from 15.5 s.
+    let measured_uj = (48 + 144) * 2_000_000;
+    assert_eq!(accounts.unattributed.foreign_uj, measured_uj / 4 * 3);
+    let sum = accounts.attributed_uj() + accounts.idle_uj + accounts.unattributed.total_uj();
+    assert_eq!(sum, accounts.measured_uj);
+    assert_eq!(accounts.idle_uj, 0);
+    assert_eq!((accounts.faults.freezes, accounts.faults.gap_us), (1, 0));
+}
+
+#[test]
+fn processors_of_one_machine_are_modelled_once_together() {
+    let mut ledger = Ledger::new(Some(TWO_PROCESSORS));
+    let devices = ["cpu", "cpu.0", "cpu.1"];
+    let devices = devices.map(|name| ledger.device(name, DeviceKind::Cpu).expect("few"));
+    for tick in 0..=100u64 {
+        let at_us = tick * 100 * MS;
+        for (device, part) in devices.iter().zip([1.0, 0.5, 0.5]) {
+            ledger.processor_time(*device, at_us, tick * 70 * MS, part);
+        }
+        ledger.advance(at_us, at_us);
+    }
+    let told: Vec<u64> = ledger.accounts().map(|(_, a)| a.measured_uj).collect();
+    assert!(told[0] > 0);
+    assert!(told[0].abs_diff(told[1] + told[2]) <= 2, "{told:?}");
 }

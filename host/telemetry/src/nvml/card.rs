@@ -1,11 +1,13 @@
 //! One NVIDIA device: what is asked how often, and what the answers mean.
 //!
-//! Five calls and one batch of fields ten times a second, four calls and another batch once
-//! a second, thresholds once a minute; the energy counter as often as it moves. Process
-//! lists and fan speeds are never asked: they hold the driver's lock for milliseconds. The
-//! power used is the instant one (field 186) of the GPU, or of the whole module where the
-//! GPU alone is not told; the classic call answers with an average over a second on most
-//! boards, which the sample's window then says.
+//! Three calls and one batch of fields ten times a second, four calls once a second, what is
+//! dear every few seconds ([`Tiers`]), thresholds once a minute; the energy counter as often
+//! as it moves. Process lists and fan speeds are never asked: they hold the driver's lock for
+//! milliseconds, and so does the live margin on some boards: between two answers it follows
+//! from the temperature, which is cheap, and says that it is derived. The power used is the
+//! instant one (field 186) of the GPU, or of the whole module where the GPU alone is not
+//! told; the classic call answers with an average over a second on most boards, which the
+//! sample's window then says.
 //!
 //! Limits: since the Ada generation a driver states them as *T.Limits*, margins relative to
 //! the live margin (0 = may be slowed by software, −2 = is slowed by hardware), and the
@@ -26,11 +28,9 @@ use serde::Serialize;
 
 use crate::nvml::calls::{self, Call, Field, FieldAnswer, Scope, value_of};
 use crate::nvml::counter::CounterWatch;
+use crate::nvml::tiers::{SLOW_MS, Tiers};
 use crate::nvml::worker::{Published, Slot};
 use crate::reading::{DeviceReadings, Reading, Signal};
-
-const SLOW_TIER_MS: u32 = 1_000;
-const STATIC_TIER_MS: u64 = 60_000;
 
 const MEMORY_TEMPERATURE: Field = Field::new(82);
 const POWER_AVERAGE: Field = Field::new(185);
@@ -125,6 +125,8 @@ pub(super) struct Card<'nvml> {
     /// An error after which the whole library must be opened anew.
     fatal: Option<NvmlError>,
     limits: Limits,
+    /// The live margin as it was told last, and the temperature then.
+    live: Option<(f64, f64)>,
     max_clock_mhz: Option<u32>,
     /// The GPU's own power is told; that of its module is not asked for.
     has_instant_power: bool,
@@ -134,12 +136,12 @@ pub(super) struct Card<'nvml> {
     violations_ms: Option<u64>,
     /// Reasons whose counters moved between the last two looks.
     held_down: ThrottleReasons,
-    slow_due_ms: u64,
-    static_due_ms: u64,
+    tiers: Tiers,
 }
 
 impl<'nvml> Card<'nvml> {
-    pub fn open(slot: &Slot, nvml: &'nvml Nvml, index: u32, driver: &str) -> Self {
+    /// Opens the board with this index among `count`.
+    pub fn open(slot: &Slot, nvml: &'nvml Nvml, index: u32, count: u32, driver: &str) -> Self {
         let id = format!("gpu.{index}");
         // The handle is a pointer, which says nothing to anybody.
         let mut device = None;
@@ -156,15 +158,15 @@ impl<'nvml> Card<'nvml> {
             absent_fields: Vec::new(),
             fatal: None,
             limits: Limits::default(),
+            live: None,
             max_clock_mhz: None,
             has_instant_power: false,
             energy_mj: None,
-            counter: CounterWatch::default(),
+            counter: CounterWatch::among(count),
             violations: violations(driver),
             violations_ms: None,
             held_down: ThrottleReasons::default(),
-            slow_due_ms: 0,
-            static_due_ms: 0,
+            tiers: Tiers::of(index, count),
         }
     }
 
@@ -185,22 +187,23 @@ impl<'nvml> Card<'nvml> {
             lost: self.lost,
             energy_mj: self.energy_mj,
             energy_moves: self.counter.moves(),
-            period_ms,
+            energy_period_ms: period_ms.max(self.counter.step_ms()),
         }
     }
 
     /// Asks everything that is due. An error means that the library as a whole is of no
     /// use any more; whatever concerns the board alone stays here.
     pub fn poll(&mut self, slot: &Slot, period_ms: u32) -> Result<(), NvmlError> {
-        let now_ms = slot.now_ms();
-        if now_ms >= self.static_due_ms {
-            self.static_due_ms = now_ms + STATIC_TIER_MS;
+        let due = self.tiers.take(slot.now_ms());
+        if due.unchanging {
             self.static_tier(slot);
         }
-        self.fast_tier(slot, period_ms);
-        if now_ms >= self.slow_due_ms {
-            self.slow_due_ms = now_ms + u64::from(SLOW_TIER_MS);
+        self.fast_tier(slot, period_ms, due.margin);
+        if due.slow {
             self.slow_tier(slot, period_ms);
+        }
+        if due.violations {
+            self.violations(slot);
         }
         self.fatal.take().map_or(Ok(()), Err)
     }
@@ -291,7 +294,7 @@ impl<'nvml> Card<'nvml> {
         });
     }
 
-    fn fast_tier(&mut self, slot: &Slot, period_ms: u32) {
+    fn fast_tier(&mut self, slot: &Slot, period_ms: u32, margin_due: bool) {
         let fields = FAST_FIELDS
             .into_iter()
             .filter(|field| *field != MODULE_POWER || !self.has_instant_power);
@@ -307,8 +310,11 @@ impl<'nvml> Card<'nvml> {
         if let Some(celsius) = celsius {
             self.record(slot, Signal::Temperature, now(f64::from(celsius)));
         }
-        self.margin(slot, period_ms, celsius);
-        self.sample_energy(slot);
+        self.margin(slot, period_ms, celsius, margin_due);
+        if self.energy_mj.is_none() {
+            // From its first answer on the counter is asked on its own schedule.
+            self.sample_energy(slot);
+        }
         if let Some(bits) = self.ask(slot, Call::Throttle, calls::clock_event_reasons) {
             let all = either(reasons(bits), self.held_down);
             self.readings.record_throttle(all, slot.now_ms());
@@ -353,16 +359,24 @@ impl<'nvml> Card<'nvml> {
         self.record(slot, Signal::Power, reading);
     }
 
-    fn margin(&mut self, slot: &Slot, period_ms: u32, celsius: Option<u32>) {
-        let live = self.ask(slot, Call::Margin, calls::margin).map(f64::from);
-        let (value, origin) = match (live, celsius, self.limits.threshold_celsius) {
-            (Some(live), ..) => (live - self.limits.margin_celsius, Origin::Measured),
-            (None, Some(celsius), Some(limit))
-                if Signal::Temperature.accepts(f64::from(celsius)) =>
-            {
-                (limit - f64::from(celsius), Origin::Derived)
+    /// The live margin if it is time to ask for it, or nothing to derive it from; otherwise
+    /// the last one less what the board has warmed since. Without any, from the thresholds.
+    fn margin(&mut self, slot: &Slot, period_ms: u32, celsius: Option<u32>, due: bool) {
+        let celsius = celsius.map(f64::from);
+        let celsius = celsius.filter(|c| Signal::Temperature.accepts(*c));
+        let known = self.live.zip(celsius).filter(|_| !due);
+        let (value, origin) = if let Some(((live, then), celsius)) = known {
+            let live = live - (celsius - then);
+            (live - self.limits.margin_celsius, Origin::Derived)
+        } else {
+            let live = self.ask(slot, Call::Margin, calls::margin).map(f64::from);
+            let believed = live.filter(|margin| Signal::ThermalMargin.accepts(*margin));
+            self.live = believed.zip(celsius);
+            match (live, celsius, self.limits.threshold_celsius) {
+                (Some(live), ..) => (live - self.limits.margin_celsius, Origin::Measured),
+                (None, Some(celsius), Some(limit)) => (limit - celsius, Origin::Derived),
+                _ => return,
             }
-            _ => return,
         };
         let reading = Reading {
             origin,
@@ -373,7 +387,7 @@ impl<'nvml> Card<'nvml> {
 
     fn slow_tier(&mut self, slot: &Slot, period_ms: u32) {
         // The tier is only as regular as the polls that it rides on.
-        let period_ms = SLOW_TIER_MS.max(period_ms);
+        let period_ms = SLOW_MS.max(period_ms);
         let now = |value| Reading::instant(value, slot.now_ms(), period_ms);
         if let Some(memory) = self.ask(slot, Call::Memory, calls::memory) {
             self.record(slot, Signal::MemoryUsed, now(memory.used as f64));
@@ -381,7 +395,7 @@ impl<'nvml> Card<'nvml> {
         }
         if let Some(rates) = self.ask(slot, Call::Utilization, calls::utilization) {
             let busy = Reading {
-                window_ms: SLOW_TIER_MS,
+                window_ms: SLOW_MS,
                 ..now(f64::from(rates.gpu) / 100.0)
             };
             self.record(slot, Signal::Utilization, busy);
@@ -395,7 +409,6 @@ impl<'nvml> Card<'nvml> {
             self.record(slot, Signal::PowerLimit, now(milliwatts / 1000.0));
         }
         self.ask(slot, Call::PerformanceState, calls::performance_state);
-        self.violations(slot);
         if let Some(period_us) = self.counter.period_us() {
             let seconds = period_us as f64 / 1e6;
             self.note(slot, "energy_counter_period_seconds", seconds);
@@ -431,8 +444,11 @@ impl<'nvml> Card<'nvml> {
         if let Some(name) = self.ask(slot, Call::Name, Device::name) {
             self.readings.model = name;
         }
-        let max = self.ask(slot, Call::MaxClock, calls::max_clock);
-        self.max_clock_mhz = max.filter(|mhz| *mhz > 0);
+        if self.max_clock_mhz.is_none() {
+            // Once: it takes up to 18 ms.
+            let max = self.ask(slot, Call::MaxClock, calls::max_clock);
+            self.max_clock_mhz = max.filter(|mhz| *mhz > 0);
+        }
         // Only for traces: what the operator may choose decides nothing here.
         self.ask(slot, Call::PowerLimits, calls::power_limits);
         let limits = [

@@ -6,11 +6,14 @@
 //! its period. From then on it is asked twice in a period, so every move is seen within
 //! half of one and the time between two moves is a window that no refresh splits.
 //!
-//! It refuses to be expensive: a call above [`SLOW_CALL`] ends the inference, and asking
-//! never takes more than 1 % of the time.
+//! It refuses to be expensive: a call above [`SLOW_CALL`] ends the inference, and asking all
+//! boards' counters together takes a quarter of a percent of the time, as far as the longest
+//! step of two seconds allows. A counter that is dear to ask has coarser windows.
 
 use std::collections::VecDeque;
 use std::time::Duration;
+
+use crate::pace::{DUTY, LONGEST_MS};
 
 /// The counter is asked this often while its period is inferred.
 const PROBE_STEP_US: u64 = 1_000;
@@ -24,8 +27,8 @@ const SLOW_CALL: Duration = Duration::from_millis(5);
 
 const SHORTEST_STEP_US: u64 = 5_000;
 const LONGEST_STEP_US: u64 = 100_000;
-/// Mean cost of asking as a share of time, inverted.
-const DUTY: u64 = 100;
+/// However dear asking is, nobody waits longer for a counter: energy is booked by its moves.
+const DEAR_STEP_US: u64 = LONGEST_MS as u64 * 1_000;
 /// Moves kept for whoever collects them, ten times a second: more than a second's worth.
 const MOVES_KEPT: usize = 256;
 
@@ -37,8 +40,10 @@ pub(super) struct Move {
 }
 
 /// The watch over one counter.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct CounterWatch {
+    /// Counters that share the time for asking.
+    counters: u32,
     began_us: Option<u64>,
     asked_us: u64,
     moves_seen: u32,
@@ -52,6 +57,22 @@ pub(super) struct CounterWatch {
 }
 
 impl CounterWatch {
+    /// Of one counter among so many.
+    pub fn among(counters: u32) -> Self {
+        Self {
+            counters,
+            began_us: None,
+            asked_us: 0,
+            moves_seen: 0,
+            certain_move_us: None,
+            shortest_us: None,
+            inferred: false,
+            mean_cost_us: 0.0,
+            due_us: 0,
+            moves: VecDeque::new(),
+        }
+    }
+
     /// Takes one answer that came at `now_us` and cost `cost`.
     pub fn take(&mut self, mj: u64, now_us: u64, cost: Duration) {
         let began_us = *self.began_us.get_or_insert(now_us);
@@ -100,6 +121,11 @@ impl CounterWatch {
         self.shortest_us.filter(|_| self.inferred)
     }
 
+    /// Time between two questions now, ms.
+    pub fn step_ms(&self) -> u32 {
+        self.step_us().div_ceil(1_000) as u32
+    }
+
     /// The last moves, oldest first.
     pub fn moves(&self) -> Vec<Move> {
         self.moves.iter().copied().collect()
@@ -110,8 +136,9 @@ impl CounterWatch {
             return PROBE_STEP_US;
         }
         let half = self.shortest_us.map_or(LONGEST_STEP_US, |us| us / 2);
+        let dear = self.mean_cost_us * f64::from(DUTY) * f64::from(self.counters);
         half.clamp(SHORTEST_STEP_US, LONGEST_STEP_US)
-            .max(self.mean_cost_us as u64 * DUTY)
+            .max((dear as u64).min(DEAR_STEP_US))
     }
 }
 
@@ -122,7 +149,16 @@ mod tests {
     /// Asks a counter that moves every `period_us` from `phase_us` on whenever the watch
     /// wants it, `late_us` late, for two seconds.
     fn watched(period_us: u64, late_us: impl Fn(u64) -> u64, cost: Duration) -> CounterWatch {
-        let mut watch = CounterWatch::default();
+        watched_among(1, period_us, late_us, cost)
+    }
+
+    fn watched_among(
+        counters: u32,
+        period_us: u64,
+        late_us: impl Fn(u64) -> u64,
+        cost: Duration,
+    ) -> CounterWatch {
+        let mut watch = CounterWatch::among(counters);
         let mut now = 0;
         for asked in 0.. {
             if now > 2_000_000 {
@@ -152,9 +188,14 @@ mod tests {
         let cheap = watched(20_000, |_| 0, Duration::from_micros(10));
         assert!(step(&cheap).abs_diff(10_000) <= 500, "{}", step(&cheap));
         let dear = watched(20_000, |_| 0, Duration::from_micros(400));
-        assert!(step(&dear) >= 39_000, "1 % of the time: {}", step(&dear));
+        let quarter = step(&dear).abs_diff(160_000);
+        assert!(quarter <= 4_000, "0.25 % of the time: {}", step(&dear));
+        let eight = watched_among(8, 20_000, |_| 0, Duration::from_micros(400));
+        let together = step(&eight).abs_diff(1_280_000);
+        assert!(together <= 32_000, "all of them: {}", step(&eight));
         let slow = watched(100_000, |_| 0, Duration::from_millis(6));
         assert_eq!(slow.period_us(), None, "one slow call ends the inference");
+        assert!(step(&slow) <= DEAR_STEP_US);
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod card;
 mod counter;
 mod probe;
 mod sleep;
+mod tiers;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -213,7 +214,7 @@ impl Nvml {
                 mj: raw_mj,
             };
             meter.count(last, &self.recorder);
-            let energy = Reading::instant(meter.sum.joules(), at_ms, published.period_ms);
+            let energy = Reading::instant(meter.sum.joules(), at_ms, published.energy_period_ms);
             if device.record(Signal::Energy, energy).is_err() {
                 self.recorder.error("nvml", "absurd");
             }

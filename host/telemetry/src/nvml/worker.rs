@@ -58,7 +58,8 @@ pub(super) struct Published {
     pub energy_mj: Option<(u64, u64)>,
     /// When that counter last moved, oldest first.
     pub energy_moves: Vec<Move>,
-    pub period_ms: u32,
+    /// How often the counter is asked and told here, the rarer of the two.
+    pub energy_period_ms: u32,
 }
 
 /// What a worker and its watchdog share. Each worker has its own, so an abandoned one
@@ -329,7 +330,7 @@ impl Worker<'_> {
         self.known_devices = self.known_devices.max(count as usize);
         let driver = slot.call("", "driver_version", || nvml.sys_driver_version());
         let driver = driver.unwrap_or_default();
-        let cards = (0..count).map(|i| Card::open(slot, nvml, i, &driver));
+        let cards = (0..count).map(|i| Card::open(slot, nvml, i, count, &driver));
         let mut cards: Vec<Card<'_>> = cards.collect();
         self.poll_all(&mut cards)
     }
@@ -389,5 +390,17 @@ fn rest(slot: &Slot, cards: &mut [Card<'_>], until_ms: u64) {
         }
         let next_us = cards.iter().map(due_us).fold(until_us, u64::min);
         std::thread::sleep(Duration::from_micros(next_us - now_us).min(NAP));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_from_a_second_to_a_minute_and_stay_there() {
+        let mut backoff = Backoff::default();
+        let pauses_s: Vec<u64> = (0..9).map(|_| backoff.next_ms() / 1_000).collect();
+        assert_eq!(pauses_s, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
     }
 }
