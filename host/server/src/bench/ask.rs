@@ -16,7 +16,7 @@ const DEADLINE_MS: u32 = 10_000;
 
 /// One policy in a room of its own.
 pub struct Asked {
-    room: PolicyRoom,
+    room: Arc<PolicyRoom>,
     /// What it is called in tables.
     pub name: String,
     micros: Vec<u64>,
@@ -29,6 +29,11 @@ impl Asked {
             Some(path) => room_with(path, hook)?,
             None => embedded_room(&Config::default())?,
         };
+        Self::of(Arc::new(room), hook)
+    }
+
+    /// The one that stands in a room.
+    pub fn of(room: Arc<PolicyRoom>, hook: Hook) -> Result<Self, Failure> {
         let active = room.status().into_iter().find(|slot| slot.hook == hook);
         let active = active.and_then(|slot| slot.active);
         let name = active.map(|generation| generation.policy).ok_or_else(|| {
@@ -47,10 +52,24 @@ impl Asked {
         self.own(reply)
     }
 
-    pub fn validate(&mut self, request: Request, answer: &Answer) -> Result<Verdict, Failure> {
+    /// How sure a validator is that this whole answer is right, 0 to 1, if it is the first of two
+    /// steps.
+    pub fn confidence(
+        &mut self,
+        request: Request,
+        text: &str,
+        logprobs: &[f32],
+    ) -> Result<f64, Failure> {
+        let answer = Answer {
+            text: text.to_owned(),
+            logprobs: logprobs.to_vec(),
+            steps_left: 1,
+            accept_threshold: 0.5,
+            ..Answer::default()
+        };
         let mut session = self.room.begin(Arc::new(request), Arc::default());
-        let reply = session.validate(answer);
-        self.own(reply)
+        let reply = session.validate(&answer);
+        Ok(confidence_of(&self.own(reply)?))
     }
 
     /// Its own answer: a fallback's would be measured as if it were the policy's.
@@ -77,6 +96,18 @@ impl Asked {
                 .unwrap_or(0)
         };
         (at(0.5), at(0.99))
+    }
+}
+
+/// A validator that has nothing to say is of two minds.
+fn confidence_of(verdict: &Verdict) -> f64 {
+    match verdict {
+        Verdict::Accept(assessment) | Verdict::Escalate(assessment) => {
+            f64::from(assessment.confidence)
+        }
+        Verdict::Amend(amendment) => f64::from(amendment.assessment.confidence),
+        Verdict::Reject(_) => 0.0,
+        Verdict::Undecided => 0.5,
     }
 }
 

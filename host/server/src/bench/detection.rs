@@ -19,6 +19,23 @@ pub fn auroc(sure_first: &Ranking, right: &[bool], counts: &[u32]) -> Option<f64
     (all_right > 0.0 && all_wrong > 0.0).then(|| pairs / (all_right * all_wrong))
 }
 
+/// The curve below which [`auroc`] is the area, from (0, 0) to (1, 1): the share of right answers
+/// that are doubted, and that of wrong ones that are found, the least sure first. `None` without
+/// both kinds.
+pub fn roc(doubtful_first: &Ranking, right: &[bool]) -> Option<Vec<(f64, f64)>> {
+    let once = vec![1; right.len()];
+    let (all_right, all_wrong) = totals(right, &once);
+    let (mut doubted, mut found) = (0.0, 0.0);
+    let mut curve = vec![(0.0, 0.0)];
+    for group in doubtful_first.groups() {
+        let (good, bad) = totals_of(group, right, &once);
+        doubted += good;
+        found += bad;
+        curve.push((doubted / all_right, found / all_wrong));
+    }
+    (all_right > 0.0 && all_wrong > 0.0).then_some(curve)
+}
+
 /// Average precision of finding the wrong answers, the least sure first: the sum of
 /// precision times the recall that each threshold adds. A random confidence has the share
 /// of wrong answers. `None` without a wrong answer.
@@ -104,6 +121,24 @@ mod tests {
     fn near(found: Option<f64>, expected: f64) {
         let found = found.expect("defined");
         assert!((found - expected).abs() < 1e-9, "{found}, not {expected}");
+    }
+
+    #[test]
+    fn the_area_below_the_curve_is_auroc() {
+        let confidence = [0.9, 0.8, 0.8, 0.6, 0.4, 0.4, 0.2];
+        let right = [true, true, false, false, true, false, false];
+        let doubt: Vec<f64> = confidence.iter().map(|c| -c).collect();
+        let curve = roc(&Ranking::descending(&doubt), &right).expect("both kinds");
+        let area: f64 = curve
+            .windows(2)
+            .map(|ends| (ends[1].0 - ends[0].0) * (ends[0].1 + ends[1].1) / 2.0)
+            .sum();
+        near(
+            auroc(&Ranking::descending(&confidence), &right, &[1; 7]),
+            area,
+        );
+        assert_eq!((curve[0], curve[curve.len() - 1]), ((0.0, 0.0), (1.0, 1.0)));
+        assert_eq!(roc(&Ranking::descending(&doubt), &[true; 7]), None);
     }
 
     /// By hand: confidences 0.9 right, 0.8 right, 0.6 wrong, 0.4 right, 0.2 wrong.

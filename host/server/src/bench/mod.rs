@@ -4,7 +4,7 @@
 //! out. [`outcomes`] reads what was recorded, [`ask`] asks a policy through the policy room
 //! as a host does, [`routing`] and [`validate`] bring them together, [`svg`] draws.
 //! [`days`] lets hosts live through simulated days: what the judgement saves of energy, and
-//! which part of it does.
+//! which part of it does; [`frontier`] what a share of right answers costs there.
 //!
 //! Nothing is fitted here: a figure counts only on rows that nothing was fitted on, and
 //! each says which rows those are.
@@ -15,6 +15,7 @@ mod calibration;
 mod curve;
 mod days;
 mod detection;
+mod frontier;
 mod knn;
 pub mod outcomes;
 mod routing;
@@ -39,6 +40,9 @@ pub enum BenchCommand {
     /// Beside it: prompt length, k nearest neighbours, random, always one model, an oracle.
     /// Figures are PGR, APGR, CPT, AIQ, deferral curve, ECE and Brier, with intervals.
     Routing {
+        /// Folder with mmlu.jsonl, gsm8k.jsonl, mt_bench.jsonl.
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
         #[command(flatten)]
         common: Common,
         /// Scores of another router to set beside it: lines like {"sha256": "hex of the
@@ -53,31 +57,45 @@ pub enum BenchCommand {
     ///
     /// Figures are AUROC, AUPRC, PRR, ECE and Brier, with intervals.
     Validate {
+        /// Folder with gsm8k.jsonl: two models' recorded answers.
+        #[arg(long, value_name = "DIR", required_unless_present = "answers")]
+        data: Option<PathBuf>,
+        /// Answers of a running host instead, as tests/bench/collect_answers.py writes them.
+        #[arg(long, value_name = "FILE", conflicts_with = "data")]
+        answers: Option<PathBuf>,
         #[command(flatten)]
         common: Common,
+        /// Picture of the ROC curves to write.
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
     },
     /// What the metabolic host saves on simulated days, beside simpler ones.
     ///
-    /// Joules per request, token and right answer of hosts that always ask the large tier,
-    /// that follow a static threshold, of both under a power cap of the metabolic host's mean
-    /// watts, and of a threshold tuned to them; differences are paired by day.
+    /// At equal watts: hosts that always ask the large tier under a power cap, and static
+    /// routers, each tuned with hindsight to the metabolic host's mean watts. At equal quality:
+    /// the metabolic host at six prices of energy beside a static router at eight thresholds.
+    /// Differences are paired by day. Every day is lived some fifty times.
     Energy {
         #[command(flatten)]
         days: days::Args,
+        /// Picture of joules against quality to write.
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
     },
     /// What each part of the metabolic host is worth: the same days with each left out in turn.
     Ablation {
         #[command(flatten)]
         days: days::Args,
+        /// Set the price of energy of each host anew, so that all draw the same; takes several
+        /// times as long.
+        #[arg(long)]
+        equal_watts: bool,
     },
 }
 
 /// What every bench on recorded rows is told.
 #[derive(Debug, Args)]
 pub struct Common {
-    /// Folder with mmlu.jsonl, gsm8k.jsonl, mt_bench.jsonl.
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
     /// A WebAssembly component, or a policy's folder [default: the one that comes with the
     /// host].
     #[arg(long, value_name = "FILE")]
@@ -100,27 +118,35 @@ pub struct Common {
 pub fn run(command: BenchCommand) -> Result<(), Failure> {
     match command {
         BenchCommand::Routing {
+            data,
             common,
             scores,
             svg,
         } => routing::run(&routing::Plan {
             bootstrap: common.bootstrap(),
-            data: common.data,
+            data,
             component: common.component,
             unseen: common.unseen,
             json: common.json,
             scores,
             svg,
         }),
-        BenchCommand::Validate { common } => validate::run(&validate::Plan {
+        BenchCommand::Validate {
+            data,
+            answers,
+            common,
+            svg,
+        } => validate::run(&validate::Plan {
             bootstrap: common.bootstrap(),
-            data: common.data,
+            data,
+            answers,
             component: common.component,
             unseen: common.unseen,
             json: common.json,
+            svg,
         }),
-        BenchCommand::Energy { days } => days::energy(&days),
-        BenchCommand::Ablation { days } => days::ablation(&days),
+        BenchCommand::Energy { days, svg } => days::energy(&days, svg.as_deref()),
+        BenchCommand::Ablation { days, equal_watts } => days::ablation(&days, equal_watts),
     }
 }
 

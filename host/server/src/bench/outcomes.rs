@@ -37,6 +37,8 @@ pub struct Row {
     pub outcome: Outcome,
     /// What the models answered, weak and strong, where it was recorded.
     pub answers: Option<[String; 2]>,
+    /// Log-probabilities of their tokens; empty where none were recorded.
+    pub logprobs: [Vec<f32>; 2],
     /// sha256 of the messages, joined by newlines.
     pub digest: [u8; 32],
 }
@@ -74,6 +76,10 @@ struct Answered {
     strong: bool,
     weak_response: Option<String>,
     strong_response: Option<String>,
+    #[serde(default)]
+    weak_logprobs: Vec<f32>,
+    #[serde(default)]
+    strong_logprobs: Vec<f32>,
 }
 
 impl From<Answered> for Row {
@@ -91,7 +97,35 @@ impl From<Answered> for Row {
                 .weak_response
                 .zip(read.strong_response)
                 .map(|(weak, strong)| [weak, strong]),
+            logprobs: [read.weak_logprobs, read.strong_logprobs],
         }
+    }
+}
+
+/// One answer of a running host, as tests/bench/collect_answers.py writes it.
+#[derive(Deserialize)]
+struct Collected {
+    prompt: String,
+    answer: String,
+    right: bool,
+    #[serde(default)]
+    logprobs: Vec<f32>,
+}
+
+impl From<Collected> for Row {
+    /// There is one model: it stands in both places.
+    fn from(read: Collected) -> Self {
+        Answered {
+            prompt: read.prompt,
+            subject: String::new(),
+            weak: read.right,
+            strong: read.right,
+            weak_response: Some(read.answer.clone()),
+            strong_response: Some(read.answer),
+            weak_logprobs: read.logprobs.clone(),
+            strong_logprobs: read.logprobs,
+        }
+        .into()
     }
 }
 
@@ -127,6 +161,7 @@ impl Judged {
             group: self.category,
             outcome,
             answers: None,
+            logprobs: Default::default(),
         })
     }
 }
@@ -158,6 +193,30 @@ pub fn read(dir: &Path) -> Result<Vec<Set>, Failure> {
         )));
     }
     Ok(sets)
+}
+
+/// Answers that were collected of a running host: lines with `prompt`, `answer`, `right`, and
+/// `logprobs` where the host told them. Nothing was fitted on them.
+pub fn read_answers(file: &Path) -> Result<Set, Failure> {
+    let text = std::fs::read_to_string(file);
+    let text = text.map_err(|e| Failure::Failed(format!("{}: {e}", file.display())))?;
+    let lines = text.lines().zip(1..).filter(|(l, _)| !l.trim().is_empty());
+    let read = |(line, number): (&str, usize)| -> Result<Row, Failure> {
+        let read = serde_json::from_str::<Collected>(line);
+        read.map(Row::from).map_err(|error| {
+            let file = file.display();
+            Failure::Failed(format!("{file}:{number}: not a collected answer: {error}"))
+        })
+    };
+    let rows: Vec<Row> = lines.map(read).collect::<Result<_, _>>()?;
+    match rows.is_empty() {
+        true => Err(Failure::Failed(format!("{}: no answers", file.display()))),
+        false => Ok(Set {
+            name: "answers",
+            fitted: false,
+            rows,
+        }),
+    }
 }
 
 /// The rows of a file, or the number of the line that is wrong.

@@ -489,6 +489,7 @@ fn panel(set: &Set, rows: usize, judged: &[Judged]) -> svg::Panel {
         Some(svg::Line {
             what: scorer.name.clone(),
             name: format!("{} (APGR {apgr:.3})", scorer.name),
+            x: Vec::new(),
             values: points.iter().filter_map(|p| p.value).collect(),
             band: points.iter().filter_map(|p| p.interval).collect(),
         })

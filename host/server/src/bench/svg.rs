@@ -12,16 +12,18 @@ pub struct Panel {
     pub lines: Vec<Line>,
     /// What is up.
     pub y: String,
-    /// What is to the right; the axis goes from 0 to 100.
+    /// What is to the right; the axis goes from 0 to 100 if no line says where its values stand.
     pub x: String,
 }
 
-/// One curve, its values at equal steps of the axis.
+/// One curve.
 pub struct Line {
     /// What is drawn: the same in every diagram of a page has the same colour.
     pub what: String,
     /// For the legend.
     pub name: String,
+    /// Where each value stands on the axis; empty = at equal steps from edge to edge.
+    pub x: Vec<f64>,
     /// Values.
     pub values: Vec<f64>,
     /// Interval of each value; empty = none.
@@ -95,7 +97,54 @@ pub fn round_limits(values: impl Iterator<Item = f64>) -> (f64, f64, f64) {
     (low, high.max(low + step), step)
 }
 
+/// The ends of the axis to the right, and the step between two numbers.
+#[derive(Clone, Copy)]
+struct Axis {
+    left: f64,
+    right: f64,
+    step: f64,
+}
+
+impl Axis {
+    fn of(panel: &Panel) -> Self {
+        let mut told = panel.lines.iter().flat_map(|line| &line.x).peekable();
+        let is_told = told.peek().is_some();
+        let (left, right, step) = match is_told {
+            true => round_limits(told.copied()),
+            false => (0.0, 100.0, 20.0),
+        };
+        Self { left, right, step }
+    }
+
+    /// Place of a value.
+    fn at(self, value: f64) -> f64 {
+        WIDTH * (value - self.left) / (self.right - self.left)
+    }
+
+    /// Place of the `i`th value of a line.
+    fn place(self, line: &Line, i: usize) -> f64 {
+        match line.x.get(i) {
+            Some(value) => self.at(*value),
+            None => WIDTH * i as f64 / (line.values.len().max(2) - 1) as f64,
+        }
+    }
+
+    fn numbers(self, out: &mut String) {
+        let digits = (-self.step.log10().floor()).max(0.0) as usize;
+        for i in 0..=((self.right - self.left) / self.step).round() as u32 {
+            let value = self.left + f64::from(i) * self.step;
+            let _ = writeln!(
+                out,
+                "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{value:.digits$}</text>",
+                self.at(value),
+                HEIGHT + 16.0
+            );
+        }
+    }
+}
+
 fn draw(out: &mut String, panel: &Panel, styles: &[&str]) {
+    let axis = Axis::of(panel);
     let (low, high, step) = limits(panel);
     let y = |value: f64| HEIGHT - (value - low) / (high - low) * HEIGHT;
     let _ = writeln!(
@@ -115,14 +164,7 @@ fn draw(out: &mut String, panel: &Panel, styles: &[&str]) {
             at + 4.0
         );
     }
-    for percent in (0..=100).step_by(20) {
-        let at = WIDTH * f64::from(percent) / 100.0;
-        let _ = writeln!(
-            out,
-            "<text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{percent}</text>",
-            HEIGHT + 16.0
-        );
-    }
+    axis.numbers(out);
     let _ = writeln!(
         out,
         "<rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"none\" stroke=\"#888888\"/>\
@@ -135,27 +177,21 @@ fn draw(out: &mut String, panel: &Panel, styles: &[&str]) {
         escaped(&panel.y)
     );
     if let Some(first) = panel.lines.first() {
-        band(out, first, y, low, high);
+        band(out, first, axis, |value| y(value.clamp(low, high)));
     }
     // The first line is drawn last, above the others.
     for (i, line) in panel.lines.iter().enumerate().rev() {
         let style = styles.iter().position(|what| *what == line.what);
-        curve(out, i, style.unwrap_or(i), line, y);
+        curve(out, (i, style.unwrap_or(i)), line, axis, y);
     }
 }
 
-/// Place of the `i`th of `count` values on the axis.
-fn x(i: usize, count: usize) -> f64 {
-    WIDTH * i as f64 / (count.max(2) - 1) as f64
-}
-
-fn band(out: &mut String, line: &Line, y: impl Fn(f64) -> f64, low: f64, high: f64) {
-    let count = line.band.len();
-    if count < 2 {
+fn band(out: &mut String, line: &Line, axis: Axis, y: impl Fn(f64) -> f64) {
+    // A band with a gap belongs to no place.
+    if line.band.len() < 2 || line.band.len() != line.values.len() {
         return;
     }
-    let point =
-        |i: usize, value: f64| format!("{:.1},{:.1}", x(i, count), y(value.clamp(low, high)));
+    let point = |i: usize, value: f64| format!("{:.1},{:.1}", axis.place(line, i), y(value));
     let above = line.band.iter().enumerate().map(|(i, b)| point(i, b.high));
     let below = line
         .band
@@ -172,14 +208,18 @@ fn band(out: &mut String, line: &Line, y: impl Fn(f64) -> f64, low: f64, high: f
     );
 }
 
-/// The line and its line of the legend.
-fn curve(out: &mut String, i: usize, style: usize, line: &Line, y: impl Fn(f64) -> f64) {
-    let count = line.values.len();
-    let points: Vec<String> = line
-        .values
-        .iter()
-        .enumerate()
-        .map(|(at, value)| format!("{:.1},{:.1}", x(at, count), y(*value)))
+/// The line and its line of the legend, with its place there and its style.
+fn curve(
+    out: &mut String,
+    (i, style): (usize, usize),
+    line: &Line,
+    axis: Axis,
+    y: impl Fn(f64) -> f64,
+) {
+    let values = line.values.iter().enumerate();
+    let points: Vec<String> = values
+        .filter(|(_, value)| value.is_finite())
+        .map(|(at, value)| format!("{:.1},{:.1}", axis.place(line, at), y(*value)))
         .collect();
     let style = format!(
         "fill=\"none\" stroke=\"{}\" stroke-width=\"{}\" stroke-dasharray=\"{}\"",
@@ -222,6 +262,7 @@ mod tests {
             lines: vec![Line {
                 what: "ours".into(),
                 name: "ours & theirs".into(),
+                x: Vec::new(),
                 values: values.to_vec(),
                 band: vec![
                     Interval {
@@ -245,6 +286,17 @@ mod tests {
         assert!(page.contains(points), "{page}");
         assert!(page.contains("a &lt; b") && page.contains("ours &amp; theirs"));
         assert!(page.matches("<g ").count() == 2 && page.matches("</g>").count() == 2);
+    }
+
+    #[test]
+    fn values_stand_where_their_line_says() {
+        let mut panel = panel(&[1.0, 2.0]);
+        panel.lines[0].x = vec![70.0, 78.0];
+        let axis = Axis::of(&panel);
+        assert_eq!((axis.left, axis.right, axis.step), (70.0, 78.0, 2.0));
+        let page = page("title", &[panel]);
+        assert!(page.contains("points=\"0.0,300.0 460.0,0.0\""), "{page}");
+        assert!(page.contains(">72</text>") && !page.contains(">100</text>"));
     }
 
     #[test]

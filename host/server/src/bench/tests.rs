@@ -101,18 +101,60 @@ fn rows_that_were_fitted_on_are_not_reported() {
     assert!(set["split"].as_str().expect("words").contains("mod 5 = 0"));
 }
 
+fn validate_plan(data: Option<&Path>, answers: Option<&Path>, out: &Path) -> validate::Plan {
+    validate::Plan {
+        data: data.map(Path::to_owned),
+        answers: answers.map(Path::to_owned),
+        component: None,
+        unseen: true,
+        bootstrap: ROUNDS,
+        json: Some(out.join("validate.json")),
+        svg: Some(out.join("validate.svg")),
+    }
+}
+
+/// Answers of a running host: of the same text, so only the log-probabilities tell.
+#[test]
+fn validate_judges_collected_answers_by_their_log_probabilities() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("answers.jsonl");
+    let row = |i: usize| {
+        let right = i.is_multiple_of(2);
+        let logprob = if right { -0.05 } else { -1.5 };
+        json!({
+            "prompt": format!("What is number {i}?"), "answer": "It is the number itself.",
+            "right": right, "logprobs": vec![logprob; 6], "model": "small", "gold": "1",
+        })
+    };
+    let rows: String = (0..60).map(|i| format!("{}\n", row(i))).collect();
+    std::fs::write(&file, rows).expect("a file");
+    validate::run(&validate_plan(None, Some(&file), dir.path())).expect("a report");
+    let report = read_json(&dir.path().join("validate.json"));
+    assert_eq!(report["logprobs"], "log-probabilities of 60 of 60 rows");
+    let all = report["answers"].as_array().expect("a list");
+    assert_eq!((all.len(), &all[0]["wrong"]), (1, &json!(30)));
+    let auroc = |scorer: usize| all[0]["scorers"][scorer]["figures"]["auroc"]["value"].as_f64();
+    assert!(auroc(0) > Some(0.99), "{:?}", auroc(0));
+    assert_eq!(auroc(1), Some(0.5));
+    std::fs::write(&file, "{\"prompt\": 1}\n").expect("a file");
+    let error = validate::run(&validate_plan(None, Some(&file), dir.path()));
+    let error = error.expect_err("no answer").to_string();
+    assert!(error.contains("answers.jsonl:1"), "{error}");
+}
+
 #[test]
 fn validate_reports_the_validator_beside_length() {
     let dir = tempfile::tempdir().expect("a folder");
     write_rows(dir.path());
-    let plan = validate::Plan {
-        data: dir.path().to_owned(),
-        component: None,
-        unseen: true,
-        bootstrap: ROUNDS,
-        json: Some(dir.path().join("validate.json")),
-    };
+    let plan = validate_plan(Some(dir.path()), None, dir.path());
     validate::run(&plan).expect("a report");
+    let picture = std::fs::read_to_string(dir.path().join("validate.svg")).expect("a picture");
+    // Two scorers in two panels; of answers that are all right there is no curve.
+    assert_eq!(picture.matches("<polyline").count(), 4);
+    assert!(
+        picture.contains("strong model's answers: 0 wrong of 80"),
+        "{picture}"
+    );
     let report = read_json(&dir.path().join("validate.json"));
     let weak = &report["answers"][0];
     assert_eq!((&weak["answers"], &weak["wrong"]), (&json!(80), &json!(40)));

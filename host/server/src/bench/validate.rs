@@ -1,33 +1,42 @@
 //! `homeostat bench validate`: how well a validator's confidence finds wrong answers, on
 //! recorded answers that are known to be right or wrong, beside the length of the answer.
+//!
+//! Answers are those of a data folder, or those that a running host gave, with their
+//! log-probabilities. What a host adds to an answer besides is not there: attributes that
+//! compare it with earlier answers of its tier.
 
 use std::path::PathBuf;
 
-use homeostat_hooks::{Answer, Hook, Verdict};
+use homeostat_hooks::Hook;
 use serde_json::json;
 
 use super::ask::Asked;
 use super::bootstrap::Bootstrap;
 use super::curve::Ranking;
 use super::outcomes::{self, Row, Set};
-use super::{Figure, calibration, detection, shown, write};
+use super::{Figure, calibration, detection, shown, svg, write};
 use crate::Failure;
 
 /// What is asked for.
 pub struct Plan {
-    pub data: PathBuf,
+    pub data: Option<PathBuf>,
+    pub answers: Option<PathBuf>,
     pub component: Option<PathBuf>,
     pub unseen: bool,
     pub bootstrap: Bootstrap,
     pub json: Option<PathBuf>,
+    pub svg: Option<PathBuf>,
 }
 
-/// Whose answers are looked at.
-const WHOSE: [(&str, &[usize]); 3] = [
+/// Whose answers are looked at, and which of a row's two they are.
+type Whose = (&'static str, &'static [usize]);
+
+const RECORDED: &[Whose] = &[
     ("weak model's answers", &[0]),
     ("strong model's answers", &[1]),
     ("both models' answers", &[0, 1]),
 ];
+const COLLECTED: &[Whose] = &[("the host's answers", &[0])];
 
 /// An answer: which row of the report it belongs to, whether it is right, what is thought
 /// of it.
@@ -53,35 +62,34 @@ const FIGURES: [&str; 5] = ["auroc", "auprc", "prr", "ece", "brier"];
 
 /// Runs the bench.
 pub fn run(plan: &Plan) -> Result<(), Failure> {
-    let sets = outcomes::read(&plan.data)?;
-    let answered = |set: &&Set| set.rows.iter().any(|row| row.answers.is_some());
-    let Some(set) = sets.iter().find(answered) else {
-        return Err(Failure::Failed(format!(
-            "{}: no recorded answers; gsm8k.jsonl has them",
-            plan.data.display()
-        )));
-    };
-    let reported = |row: &&Row| outcomes::reported(set, row, plan.unseen) && row.answers.is_some();
+    let (set, all_whose) = answered(plan)?;
+    let reported = |row: &&Row| outcomes::reported(&set, row, plan.unseen) && row.answers.is_some();
     let rows: Vec<&Row> = set.rows.iter().filter(reported).collect();
     let mut policy = Asked::open(plan.component.as_deref(), Hook::Validate)?;
-    outcomes::print_rows(set, rows.len(), plan.unseen);
+    outcomes::print_rows(&set, rows.len(), plan.unseen);
     println!(
-        "  no log-probabilities were recorded: only what a validator reads in the text counts; \
-         {} bootstrap rounds over rows, seed {}",
-        plan.bootstrap.rounds, plan.bootstrap.seed
+        "  {}; {} bootstrap rounds over rows, seed {}",
+        in_words(&rows),
+        plan.bootstrap.rounds,
+        plan.bootstrap.seed
     );
-    let mut report = Vec::new();
-    for (whose, models) in WHOSE {
+    let (mut report, mut panels) = (Vec::new(), Vec::new());
+    for &(whose, models) in all_whose {
         let answers = ask(&mut policy, &rows, models)?;
         let (scorers, figures) = judge(&policy.name, &answers, rows.len(), plan.bootstrap);
         print(whose, &answers, &scorers, &figures);
         report.push(as_json(whose, &answers, &scorers, &figures));
+        panels.push(panel(whose, &answers, &scorers, &figures));
     }
     let (median, p99) = policy.micros();
     println!(
         "{}: {median} µs a call (median), {p99} µs (99 of 100)",
         policy.name
     );
+    if let Some(file) = &plan.svg {
+        let title = "How well a confidence finds wrong answers";
+        write(file, &svg::page(title, &panels))?;
+    }
     if let Some(file) = &plan.json {
         let whole = json!({
             "bench": "validate",
@@ -91,12 +99,72 @@ pub fn run(plan: &Plan) -> Result<(), Failure> {
             "set": set.name,
             "rows": rows.len(),
             "rows_in_file": set.rows.len(),
-            "split": outcomes::split_in_words(set, plan.unseen),
+            "split": outcomes::split_in_words(&set, plan.unseen),
+            "logprobs": in_words(&rows),
             "answers": report,
         });
         write(file, &format!("{whole:#}\n"))?;
     }
     Ok(())
+}
+
+/// The answers that are judged.
+fn answered(plan: &Plan) -> Result<(Set, &'static [Whose]), Failure> {
+    if let Some(file) = &plan.answers {
+        return Ok((outcomes::read_answers(file)?, COLLECTED));
+    }
+    let Some(data) = &plan.data else {
+        return Err(Failure::Config("give --data or --answers".into()));
+    };
+    let has_answers = |set: &Set| set.rows.iter().any(|row| row.answers.is_some());
+    let set = outcomes::read(data)?.into_iter().find(has_answers);
+    let set = set.ok_or_else(|| {
+        Failure::Failed(format!(
+            "{}: no recorded answers; gsm8k.jsonl has them",
+            data.display()
+        ))
+    })?;
+    Ok((set, RECORDED))
+}
+
+/// What is known of the answers' tokens.
+fn in_words(rows: &[&Row]) -> String {
+    let told = rows.iter().filter(|row| !row.logprobs[0].is_empty());
+    match (told.count(), rows.len()) {
+        (0, _) => "no log-probabilities were recorded: only what a validator reads in the text \
+                   counts"
+            .to_owned(),
+        (told, all) => format!("log-probabilities of {told} of {all} rows"),
+    }
+}
+
+/// Which share of the wrong answers is found, for which share of the right ones doubted.
+fn panel(
+    whose: &str,
+    answers: &[Judged],
+    scorers: &[Scorer<'_>],
+    figures: &[Figure],
+) -> svg::Panel {
+    let right: Vec<bool> = answers.iter().map(|a| a.right).collect();
+    let each = scorers.iter().zip(figures.chunks(FIGURES.len()));
+    let lines = each.filter_map(|(scorer, figures)| {
+        let curve = detection::roc(&scorer.doubtful_first, &right)?;
+        let percent = curve.into_iter().map(|(x, y)| (100.0 * x, 100.0 * y));
+        let (x, values) = percent.unzip();
+        Some(svg::Line {
+            what: scorer.name.to_owned(),
+            name: format!("{} (AUROC {})", scorer.name, shown(&figures[0], false)),
+            x,
+            values,
+            band: Vec::new(),
+        })
+    });
+    svg::Panel {
+        title: format!("{whose}: {} wrong of {}", wrong(answers), answers.len()),
+        lines: lines.collect(),
+        y: "wrong answers that are found, %".into(),
+        x: "right answers that are doubted, %".into(),
+    }
 }
 
 /// Shows every answer to the validator, as the first of two steps.
@@ -107,35 +175,17 @@ fn ask(policy: &mut Asked, rows: &[&Row], models: &[usize]) -> Result<Vec<Judged
             let Some(answers) = &recorded.answers else {
                 continue;
             };
-            let answer = Answer {
-                text: answers[*model].clone(),
-                steps_left: 1,
-                accept_threshold: 0.5,
-                ..Answer::default()
-            };
-            let verdict = policy.validate(recorded.request(), &answer)?;
+            let (text, logprobs) = (&answers[*model], &recorded.logprobs[*model]);
             let quality = [recorded.outcome.weak, recorded.outcome.strong][*model];
             judged.push(Judged {
                 row,
                 right: quality > 0.5,
-                confidence: confidence(&verdict),
-                length: answer.text.chars().count() as f64,
+                confidence: policy.confidence(recorded.request(), text, logprobs)?,
+                length: text.chars().count() as f64,
             });
         }
     }
     Ok(judged)
-}
-
-/// A validator that has nothing to say is of two minds.
-fn confidence(verdict: &Verdict) -> f64 {
-    match verdict {
-        Verdict::Accept(assessment) | Verdict::Escalate(assessment) => {
-            f64::from(assessment.confidence)
-        }
-        Verdict::Amend(amendment) => f64::from(amendment.assessment.confidence),
-        Verdict::Reject(_) => 0.0,
-        Verdict::Undecided => 0.5,
-    }
 }
 
 fn scorer(name: &str, confidence: Vec<f64>, probability: bool) -> Scorer<'_> {

@@ -4,32 +4,37 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use homeostat_hooks::{Classification, Hook, Policies};
+use homeostat_hooks::{Classification, Hook, Message, Policies, Request, Role, TierView};
 use homeostat_policy::PolicyRoom;
+use homeostat_telemetry::PowerPlan;
+use homeostat_telemetry::plant::Random;
 use serde_json::{Value, json};
 
 use super::day::{Day, USD_PER_KWH};
-use super::judgement::Judgement;
+use super::judgement::{By, Judgement};
 use super::life::{self, Host, Lived};
-use super::machine::{ACCEPTED, CORE_SHARE, SLOWEST};
+use super::machine::{ACCEPTED, CORE_SHARE, Machine, SLOWEST, Settings, TIERS};
+use super::noticed::Ratios;
 use super::score::{MEASURES, Score, is_exact, ttft_ms};
-use super::traffic::{ASSUMED, Ask, Recorded};
-use super::{World, picture};
+use super::traffic::{ASSUMED, Ask, Recorded, Share};
+use super::tune::{Tuned, tuned_threshold, under_cap};
+use super::{World, events, picture};
 use crate::Failure;
 use crate::bench::ask::embedded_room;
+use crate::budgets::BudgetsConfig;
 use crate::config::Config;
-
-/// How near the mean watts of a capped host must come to those asked for, as a share.
-const EQUAL: f64 = 0.005;
-/// Settings that are tried at most.
-const TRIED: usize = 9;
 
 /// What all hosts share.
 pub struct Scene {
     recorded: Recorded,
     config: Config,
     qualities: [(f32, f32, f32); 2],
+    ratios: Ratios,
+    /// What speaks for the large tier, highest first, each with the share of requests that it
+    /// is said of; by [`By`].
+    scores: [Vec<(f32, f64)>; 2],
     energy_price: f64,
+    plan: Option<PowerPlan>,
 }
 
 /// A day with its requests.
@@ -38,26 +43,101 @@ pub type Busy = (Day, Arc<Vec<Ask>>);
 impl Scene {
     /// Reads the recordings and loads the host's own policies.
     pub fn open(world: &World) -> Result<Self, Failure> {
-        let recorded = Recorded::read(&world.data, world.unseen)?;
+        let known = world.known.as_deref();
+        let recorded = Recorded::read(&world.data, world.unseen, known)?;
         let mut config = Config::default();
         // Whether a direct answer is right was never recorded.
         let settings = config.policies.route.settings.get_or_insert_default();
         settings.insert("direct-answers".into(), "off".into());
-        settings.insert("energy-price".into(), world.energy_price.to_string());
         let room = own_policies(&config)?;
         let qualities = qualities(&recorded, room.as_ref());
         Ok(Self {
+            ratios: Ratios::count(&recorded, &room)?,
+            scores: By::ALL.map(|by| scores_of(&recorded, room.as_ref(), by)),
             recorded,
             config,
             qualities,
             energy_price: world.energy_price,
+            plan: world.power_plan.as_deref().map(power_plan).transpose()?,
         })
     }
 
     /// The requests of a day.
     pub fn busy(&self, day: Day) -> Busy {
-        let asks = Arc::new(self.recorded.asks(&day));
+        let asks = Arc::new(self.recorded.asks(&day, Share::WHOLE));
         (day, asks)
+    }
+
+    /// The requests of several days, of which no two ask the same question: who draws days anew
+    /// draws questions anew.
+    pub fn busy_days(&self, days: Vec<Day>) -> Result<Vec<Busy>, Failure> {
+        let of = days.len();
+        self.recorded.check_days(of)?;
+        let busy = |(index, day): (usize, Day)| {
+            let asks = Arc::new(self.recorded.asks(&day, Share { index, of }));
+            (day, asks)
+        };
+        Ok(days.into_iter().enumerate().map(busy).collect())
+    }
+
+    /// The metabolic host, at the price that was asked for.
+    pub fn metabolic(&self) -> Judgement {
+        Judgement::Metabolic {
+            price: self.energy_price,
+        }
+    }
+
+    /// The threshold from which on this share of the requests speaks for the large tier.
+    pub fn threshold(&self, by: By, share: f64) -> f32 {
+        if share <= 0.0 {
+            return f32::INFINITY;
+        }
+        let mut sum = 0.0;
+        let reached = self.scores[by as usize].iter().find(|(_, weight)| {
+            sum += weight;
+            sum >= share
+        });
+        reached.map_or(f32::NEG_INFINITY, |(score, _)| *score)
+    }
+
+    /// What a table has to say beside its numbers.
+    pub fn shortcomings(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        if self.qualities.iter().all(|q| *q == (0.0, 0.0, 0.0)) {
+            all.push(
+                "no row tells how good the tiers are (--unseen without --known DIR): the metabolic \
+                 router guesses, and does not look at what the classifier expects of each tier"
+                    .to_owned(),
+            );
+        }
+        all.extend(self.ratios.shortcoming());
+        let sets = self.recorded.sets();
+        if sets < 2 {
+            all.push("one set of questions only: nothing is said about other kinds".to_owned());
+        }
+        all
+    }
+
+    /// What its router is told of its validator, for people.
+    pub fn validator_in_words(&self) -> String {
+        self.ratios.in_words()
+    }
+
+    /// Both tiers as a router is shown them before anybody asked.
+    pub fn idle_tiers(&self) -> Vec<TierView> {
+        let machine = Machine::new(Settings {
+            cap_watts: f64::INFINITY,
+            plan: None,
+            looks_ahead: true,
+            qualities: self.qualities,
+            seed: 0,
+        });
+        (0..TIERS.len()).map(|tier| machine.view(tier)).collect()
+    }
+
+    /// A question as people ask them.
+    pub fn question(&self, random: &mut Random) -> Arc<str> {
+        self.recorded.ask(0, Share::WHOLE, random).prompt
     }
 
     fn host(&self, judgement: Judgement, cap_watts: f64) -> Host {
@@ -65,7 +145,19 @@ impl Scene {
             judgement,
             cap_watts,
             qualities: self.qualities,
+            plan: self.plan.clone(),
         }
+    }
+
+    /// The host's own policies for this host, loaded anew: what one learned is no other's.
+    pub fn room(&self, judgement: Judgement) -> Result<Arc<PolicyRoom>, Failure> {
+        let mut config = self.config.clone();
+        if let Some(price) = judgement.price() {
+            let settings = config.policies.route.settings.get_or_insert_default();
+            settings.insert("energy-price".into(), price.to_string());
+            self.ratios.tell(judgement, settings);
+        }
+        own_policies(&config)
     }
 
     /// Each of these hosts on each of these days; one list of days for each host. As many at
@@ -86,8 +178,8 @@ impl Scene {
                 let (judgement, cap_watts) = hosts[at / days.len()];
                 let (day, asks) = &days[at % days.len()];
                 let host = self.host(judgement, cap_watts);
-                let one =
-                    own_policies(&self.config).and_then(|room| life::live(day, asks, &host, &room));
+                let room = self.room(judgement);
+                let one = room.and_then(|room| life::live(day, asks, &host, &room));
                 *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(one);
             }
         };
@@ -118,13 +210,26 @@ impl Scene {
             "questions": self.recorded.questions(),
             "tier_quality": self.qualities,
             "energy_price": self.energy_price,
-            "assumptions": assumptions(),
+            "shortcomings": self.shortcomings(),
+            "assumptions": assumptions(self.ratios),
         })
     }
 }
 
+/// What an operator wishes of power by the clock, as it stands in `[budgets]`.
+fn power_plan(file: &Path) -> Result<PowerPlan, Failure> {
+    let wrong = |e: String| Failure::Config(format!("{}: {e}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|e| wrong(e.to_string()))?;
+    let read = toml::from_str::<BudgetsConfig>(&text).map_err(|e| wrong(e.to_string()))?;
+    read.check(&Config::default()).map_err(wrong)?;
+    match read.limits.is_empty() {
+        true => Ok(read.power_plan()),
+        false => Err(wrong("limits are not simulated; leave them out".into())),
+    }
+}
+
 /// What is not measured in a simulation.
-fn assumptions() -> Value {
+fn assumptions(ratios: Ratios) -> Value {
     json!({
         "machine": "telemetry's virtual desk box: one chip of 120 W that both tiers share",
         "tiers": "costs of a 4 and a 32 thousand million parameter model in 4.5 bits; right and \
@@ -133,13 +238,18 @@ fn assumptions() -> Value {
         "draft_acceptance": ACCEPTED,
         "memory_energy_that_falls_with_the_clock_squared": CORE_SHARE,
         "slowest_clock_that_saves": SLOWEST,
+        "forecast": "is told what the chip is about to draw as a server tells it, who does not know \
+                     how long an answer will be",
+        "noticed_ratio": ratios.noticed,
+        "doubted_ratio": ratios.doubted,
+        "validator": ratios.in_words(),
         "usd_per_kwh": USD_PER_KWH,
         "deadline_ms": life::DEADLINE_MS,
         "origin": "simulated",
     })
 }
 
-/// The host's own policies, loaded anew: what one host learned is no other's.
+/// The host's own policies.
 fn own_policies(config: &Config) -> Result<Arc<PolicyRoom>, Failure> {
     let room = embedded_room(config)?;
     let status = room.status();
@@ -154,19 +264,22 @@ fn own_policies(config: &Config) -> Result<Arc<PolicyRoom>, Failure> {
 
 /// Share of right answers of each tier on simple, medium and complex requests, as an operator
 /// finds it on rows that are not asked: rows count for each class as far as the classifier
-/// takes them for it. Without such rows nothing is stated.
+/// takes them for it, and every set as much as another, since requests are drawn so. Without
+/// such rows nothing is stated.
 fn qualities(recorded: &Recorded, room: &PolicyRoom) -> [(f32, f32, f32); 2] {
     let mut right = [[0.0; 3]; 2];
     let mut all = [0.0; 3];
-    for row in &recorded.known {
-        let mut session = room.begin(Arc::new(row.request()), Arc::default());
-        let c: Classification = session.classify().value;
-        let shares = [c.p_simple, c.p_medium, c.p_complex].map(f64::from);
-        let outcomes = [row.outcome.weak, row.outcome.strong];
-        for (class, share) in shares.into_iter().enumerate() {
-            all[class] += share;
-            for (right, outcome) in right.iter_mut().zip(outcomes) {
-                right[class] += share * outcome;
+    for set in &recorded.known {
+        for row in set {
+            let c = classify(room, row.request());
+            let shares = [c.p_simple, c.p_medium, c.p_complex].map(f64::from);
+            let outcomes = [row.outcome.weak, row.outcome.strong];
+            for (class, share) in shares.into_iter().enumerate() {
+                let share = share / set.len() as f64;
+                all[class] += share;
+                for (right, outcome) in right.iter_mut().zip(outcomes) {
+                    right[class] += share * outcome;
+                }
             }
         }
     }
@@ -180,71 +293,31 @@ fn qualities(recorded: &Recorded, room: &PolicyRoom) -> [(f32, f32, f32); 2] {
     })
 }
 
-/// The cap under which these days cost this mean power, and the days lived under it. Infinite
-/// where the host draws less without a cap.
-pub fn under_cap(
-    scene: &Scene,
-    days: &[Busy],
-    judgement: Judgement,
-    uncapped_watts: f64,
-    target_watts: f64,
-) -> Result<(f64, Vec<Lived>), Failure> {
-    if uncapped_watts <= target_watts * (1.0 + EQUAL) {
-        let mut lived = scene.live(days, &[(judgement, f64::INFINITY)])?;
-        return Ok((f64::INFINITY, lived.pop().unwrap_or_default()));
-    }
-    // A cap at the target is too low, since the machine is not always busy.
-    let ends = [(target_watts, 0.0), (120.0, uncapped_watts)];
-    search(scene, days, |cap| (judgement, cap), ends, target_watts)
-}
-
-/// The threshold of hardness at which these days cost this mean power, and the days lived with
-/// it: a static router that somebody tuned with hindsight.
-pub fn tuned_threshold(
-    scene: &Scene,
-    days: &[Busy],
-    target_watts: f64,
-) -> Result<(f64, Vec<Lived>), Failure> {
-    // More watts with a lower threshold.
-    let host = |ease: f64| (Judgement::Threshold(1.0 - ease as f32), f64::INFINITY);
-    let (ease, lived) = search(scene, days, host, [(0.0, 0.0), (1.0, 0.0)], target_watts)?;
-    Ok((1.0 - ease, lived))
-}
-
-/// Finds the setting of a host at which these days cost this mean power, by false position
-/// between two ends of which the first gives too little; where an end's watts are not known
-/// (0), by halves.
-fn search(
-    scene: &Scene,
-    days: &[Busy],
-    host: impl Fn(f64) -> (Judgement, f64),
-    [mut low, mut high]: [(f64, f64); 2],
-    target_watts: f64,
-) -> Result<(f64, Vec<Lived>), Failure> {
-    let mut best: Option<(f64, f64, Vec<Lived>)> = None;
-    for _ in 0..TRIED {
-        let share = match low.1 > 0.0 && high.1 > 0.0 {
-            true => (target_watts - low.1) / (high.1 - low.1),
-            false => 0.5,
+/// What speaks for the large tier in every question that may be asked, highest first.
+fn scores_of(recorded: &Recorded, room: &PolicyRoom, by: By) -> Vec<(f32, f64)> {
+    let score = |(prompt, weight): (&str, f64)| {
+        let message = Message {
+            role: Role::User,
+            content: prompt.to_owned(),
         };
-        let setting = low.0 + (high.0 - low.0) * share.clamp(0.05, 0.95);
-        let lived = scene
-            .live(days, &[host(setting)])?
-            .pop()
-            .unwrap_or_default();
-        let watts = total(&lived, days).watts();
-        let off = (watts / target_watts - 1.0).abs();
-        if best.as_ref().is_none_or(|(least, ..)| off < *least) {
-            best = Some((off, setting, lived));
-        }
-        match (off <= EQUAL, watts < target_watts) {
-            (true, _) => break,
-            (false, true) => low = (setting, watts),
-            (false, false) => high = (setting, watts),
-        }
-    }
-    let (_, setting, lived) = best.ok_or_else(|| Failure::Failed("nothing was tried".into()))?;
-    Ok((setting, lived))
+        let c = classify(
+            room,
+            Request {
+                messages: vec![message],
+                ..Request::default()
+            },
+        );
+        // What has no score goes to the large tier.
+        (by.of(&c).unwrap_or(f32::INFINITY), weight)
+    };
+    let mut scores: Vec<(f32, f64)> = recorded.asked().map(score).collect();
+    scores.sort_by(|a, b| b.0.total_cmp(&a.0));
+    scores
+}
+
+fn classify(room: &PolicyRoom, request: Request) -> Classification {
+    let mut session = room.begin(Arc::new(request), Arc::default());
+    session.classify().value
 }
 
 /// Days of one host as one score.
@@ -258,6 +331,14 @@ pub fn scores(lived: &[Lived], days: &[Busy]) -> Vec<Score> {
     let each = lived.iter().zip(days);
     each.map(|(lived, (day, _))| Score::of(lived, day.hours * 3_600.0))
         .collect()
+}
+
+/// A share in whole percent, for people.
+pub fn percent(part: f64, whole: f64) -> String {
+    match whole > 0.0 {
+        true => format!("{:.0} %", 100.0 * part / whole),
+        false => "–".to_owned(),
+    }
 }
 
 /// One host of the picture.
@@ -279,17 +360,19 @@ pub fn day(
 ) -> Result<(), Failure> {
     let days = [scene.busy(day.clone())];
     let free = f64::INFINITY;
-    let both = [(Judgement::AlwaysLarge, free), (Judgement::Metabolic, free)];
-    let mut lived = scene.live(&days, &both)?;
+    let large = Judgement::AlwaysLarge;
+    let mut lived = scene.live(&days, &[(large, free), (scene.metabolic(), free)])?;
     let metabolic = lived.pop().unwrap_or_default();
     let fixed = lived.pop().unwrap_or_default();
     let target = total(&metabolic, &days).watts();
     let uncapped = total(&fixed, &days).watts();
-    let large = Judgement::AlwaysLarge;
-    let (cap, capped) = under_cap(scene, &days, large, uncapped, target)?;
+    let capped = under_cap(scene, &days, large, uncapped, target)?;
+    let cap = capped.setting;
+    let routed = tuned_threshold(scene, &days, By::Gain, target)?;
     let named = [
         ("static: always large".to_owned(), fixed),
-        (format!("power cap {cap:.0} W: always large"), capped),
+        tuned(format!("cap {cap:.0} W: always large"), capped),
+        tuned(format!("static router: gain {:.3}", routed.setting), routed),
         ("metabolic".to_owned(), metabolic),
     ];
     let mut shown = Vec::new();
@@ -301,7 +384,7 @@ pub fn day(
             score,
         }));
     }
-    print(day, &shown);
+    print(day, scene, &shown);
     if let Some(file) = svg {
         crate::bench::write(file, &picture::page(day, &shown))?;
     }
@@ -318,7 +401,16 @@ pub fn day(
     Ok(())
 }
 
-fn print(day: &Day, shown: &[Shown]) {
+/// A tuned host under its name, which says how far it missed.
+fn tuned(name: String, found: Tuned) -> (String, Vec<Lived>) {
+    let name = match found.unequal() {
+        Some(off) => format!("{name}, {:+.1} % W", 100.0 * off),
+        None => name,
+    };
+    (name, found.lived)
+}
+
+fn print(day: &Day, scene: &Scene, shown: &[Shown]) {
     println!(
         "one day, seed {}, {} requests; a machine, tiers and people that do not exist, right \
          and wrong as recorded",
@@ -349,6 +441,15 @@ fn print(day: &Day, shown: &[Shown]) {
     row("state changes in an hour", &|s| {
         format!("{:.0}", s.score.state_changes_in_an_hour)
     });
+    let meanwhile = |s: &Shown| events::together(std::slice::from_ref(&s.lived));
+    let named = shown.iter().map(|s| (s.name.as_str(), meanwhile(s)));
+    let named: Vec<_> = named.collect();
+    events::print(&named);
+    println!("\nhosts of other watts are no ranking: what draws more may be right more often");
+    println!("{}", scene.validator_in_words());
+    for shortcoming in scene.shortcomings() {
+        println!("falls short: {shortcoming}");
+    }
 }
 
 fn host_as_json(shown: &Shown) -> Value {
@@ -357,6 +458,8 @@ fn host_as_json(shown: &Shown) -> Value {
         .map(|(name, measure)| ((*name).to_owned(), json!(measure(&shown.score))))
         .collect();
     let accounts = &shown.lived.accounts;
+    let events = shown.lived.events.iter();
+    let events = events.map(|(event, sums)| json!({"event": event, "sums": sums}));
     json!({
         "host": shown.name,
         "figures": figures,
@@ -371,6 +474,7 @@ fn host_as_json(shown: &Shown) -> Value {
             "idle": accounts.idle_uj,
             "unattributed": accounts.unattributed.total_uj(),
         },
+        "events": events.collect::<Vec<_>>(),
         "every_ten_minutes": picture::series(shown),
     })
 }

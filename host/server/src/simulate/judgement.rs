@@ -6,12 +6,16 @@ use std::sync::Arc;
 
 use homeostat_hooks::{
     Answer, Classification, Decision, HookReply, Outcome, Plan, Policies, Request, Session,
-    Snapshot, Step, TierView, Verdict, builtin,
+    Snapshot, Step, TierView, Value, Verdict, builtin,
 };
 use homeostat_policy::PolicyRoom;
 
-/// Draft tokens of hosts that do not decide about them: what `route-metabolic` asks for at most.
-const DRAFT_TOKENS: u32 = 15;
+/// Draft tokens of hosts that nobody tuned: what `route-metabolic` asks for at most. How many of
+/// them are verified is the engine's decision, by time alone.
+pub const DRAFT_TOKENS: u32 = 15;
+/// Draft tokens at which a token of either tier takes the least energy on this machine: what
+/// somebody would set who tunes a static host for joules.
+pub const FRUGAL_DRAFT_TOKENS: u32 = 2;
 /// Hardness from which a static router asks the large tier, if nobody tunes it: that of
 /// `route-threshold`.
 pub const THRESHOLD: f32 = 0.5;
@@ -29,16 +33,19 @@ pub enum Part {
     Speculation,
     /// Whether an answer is good enough.
     Validation,
+    /// What earlier requests took: the policies keep nothing.
+    Learning,
 }
 
 impl Part {
     /// All of them.
-    pub const ALL: [Part; 5] = [
+    pub const ALL: [Part; 6] = [
         Part::Classifier,
         Part::Pressure,
         Part::Forecast,
         Part::Speculation,
         Part::Validation,
+        Part::Learning,
     ];
 
     /// For people.
@@ -49,6 +56,41 @@ impl Part {
             Part::Forecast => "forecast",
             Part::Speculation => "speculation",
             Part::Validation => "validation",
+            Part::Learning => "learning",
+        }
+    }
+}
+
+/// What a static router goes by: one of the two heads of the host's own classifier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// How hard a request is, 0 to 1.
+    Hardness,
+    /// What the large tier is expected to add, −1 to 1: the same that the metabolic router reads,
+    /// and that `route-threshold` reads with `score = "strong-gain"`.
+    Gain,
+}
+
+impl By {
+    /// Both, in the order of their numbers.
+    pub const ALL: [By; 2] = [By::Hardness, By::Gain];
+
+    /// What speaks for the large tier; `None` where the classifier does not tell.
+    pub fn of(self, c: &Classification) -> Option<f32> {
+        match self {
+            Self::Hardness => Some(0.5 * c.p_medium + c.p_complex),
+            Self::Gain => c.attributes.iter().find_map(|(key, value)| match value {
+                Value::Number(gain) if key == "strong-gain" => Some(*gain as f32),
+                _ => None,
+            }),
+        }
+    }
+
+    /// For people.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Hardness => "hardness",
+            Self::Gain => "gain",
         }
     }
 }
@@ -56,21 +98,52 @@ impl Part {
 /// Who decides.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Judgement {
-    /// Everything to the large tier.
+    /// Everything to the large tier, as many drafts as the engine likes.
     AlwaysLarge,
     /// Everything to the small tier.
     AlwaysSmall,
-    /// The classifier and a threshold of hardness, whatever the machine feels.
-    Threshold(f32),
+    /// The classifier and a threshold, whatever the machine feels: the large tier from `least` on.
+    Threshold {
+        /// What is compared with it.
+        by: By,
+        /// The threshold.
+        least: f32,
+        /// Most draft tokens of a step.
+        drafts: u32,
+    },
     /// The host's own policies.
-    Metabolic,
+    Metabolic {
+        /// The router's setting `energy-price`.
+        price: f64,
+    },
     /// The same without a part.
-    MetabolicWithout(Part),
+    MetabolicWithout {
+        /// What is left out.
+        part: Part,
+        /// The router's setting `energy-price`.
+        price: f64,
+    },
 }
 
 impl Judgement {
-    fn lacks(self, part: Part) -> bool {
-        self == Self::MetabolicWithout(part)
+    /// Everything to the large tier, with as few drafts as take the least energy.
+    pub const FRUGAL_LARGE: Self = Self::Threshold {
+        by: By::Hardness,
+        least: f32::NEG_INFINITY,
+        drafts: FRUGAL_DRAFT_TOKENS,
+    };
+
+    /// What a joule is worth to it, if it asks.
+    pub fn price(self) -> Option<f64> {
+        match self {
+            Self::Metabolic { price } | Self::MetabolicWithout { price, .. } => Some(price),
+            _ => None,
+        }
+    }
+
+    /// Whether it is the metabolic host without this part.
+    pub fn lacks(self, part: Part) -> bool {
+        matches!(self, Self::MetabolicWithout { part: lacking, .. } if lacking == part)
     }
 
     /// Whether the state machine sees a forecast.
@@ -121,12 +194,14 @@ impl Session for Judging {
     }
 
     fn route(&mut self, c: &Classification, tiers: &[TierView]) -> HookReply<Decision> {
-        let hardness = 0.5 * c.p_medium + c.p_complex;
-        let largest = match self.judgement {
-            Judgement::AlwaysLarge => true,
-            Judgement::AlwaysSmall => false,
-            Judgement::Threshold(least) => hardness >= least,
-            Judgement::Metabolic | Judgement::MetabolicWithout(_) => {
+        let (largest, drafts) = match self.judgement {
+            Judgement::AlwaysLarge => (true, DRAFT_TOKENS),
+            Judgement::AlwaysSmall => (false, DRAFT_TOKENS),
+            // Of what nobody knows the large tier knows more.
+            Judgement::Threshold { by, least, drafts } => {
+                (by.of(c).is_none_or(|score| score >= least), drafts)
+            }
+            Judgement::Metabolic { .. } | Judgement::MetabolicWithout { .. } => {
                 return self.own_route(c, tiers);
             }
         };
@@ -136,7 +211,7 @@ impl Session for Judging {
         };
         let step = Step {
             tier: tier.map_or_else(String::new, |tier| tier.id.clone()),
-            max_draft_tokens: DRAFT_TOKENS,
+            max_draft_tokens: drafts,
             ..Step::default()
         };
         builtin::reply(Decision::Plan(Plan {
@@ -151,7 +226,9 @@ impl Session for Judging {
     }
 
     fn learn(&mut self, outcome: &Outcome) {
-        self.session.learn(outcome);
+        if !self.judgement.lacks(Part::Learning) {
+            self.session.learn(outcome);
+        }
     }
 }
 

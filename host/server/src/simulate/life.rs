@@ -15,10 +15,12 @@ use homeostat_cascade::{
 };
 use homeostat_hooks::{Endpoint, Finish, Message, MetabolicState, Role};
 use homeostat_policy::PolicyRoom;
+use homeostat_telemetry::PowerPlan;
 use homeostat_telemetry::ledger::Accounts;
 use tokio::time::Instant;
 
 use super::day::Day;
+use super::events::{Events, Watch};
 use super::judgement::{Judgement, Judges};
 use super::machine::{Machine, Seen, Settings, Sums, TICK_MS, TIERS};
 use super::tier::{SimulatedTier, account, number, request_id};
@@ -33,7 +35,7 @@ const AFTERWARDS_MS: u64 = 2 * DEADLINE_MS as u64;
 pub const TICKS_PER_POINT: u64 = 6_000;
 
 /// One host.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Host {
     /// Who decides.
     pub judgement: Judgement,
@@ -42,6 +44,8 @@ pub struct Host {
     /// What its operator knows of its tiers: share of right answers on simple, medium and
     /// complex requests.
     pub qualities: [(f32, f32, f32); 2],
+    /// What he wishes of its power by the clock.
+    pub plan: Option<PowerPlan>,
 }
 
 /// What became of one request.
@@ -82,6 +86,8 @@ pub struct Point {
 pub struct Lived {
     pub ended: Vec<Ended>,
     pub points: Vec<Point>,
+    /// What it was worth during each event, in the day's order.
+    pub events: Events,
     pub sums: Sums,
     pub accounts: Accounts,
 }
@@ -116,12 +122,14 @@ async fn live_through(
     let machine = Arc::new(Machine::new(Settings {
         cap_watts: host.cap_watts,
         looks_ahead: host.judgement.looks_ahead(),
+        plan: host.plan.clone(),
         qualities: host.qualities,
         seed: day.seed,
     }));
     let stories = Stories::default();
     let cascade = cascade(asks, host, room, &machine, &stories, begun);
     let mut points = Points::default();
+    let mut watch = Watch::over(day);
     let mut next = 0;
     let last_ms = day.ms() + AFTERWARDS_MS;
     for tick in 1..=last_ms / TICK_MS {
@@ -134,6 +142,7 @@ async fn live_through(
         tokio::time::sleep_until(begun + Duration::from_millis(now_ms)).await;
         let seen = machine.tick(now_ms, &day.surroundings(now_ms));
         points.add(&seen);
+        watch.add(now_ms, &seen);
     }
     let (sums, accounts) = machine.sums();
     let mut stories = std::mem::take(&mut *stories.lock().unwrap_or_else(PoisonError::into_inner));
@@ -147,6 +156,7 @@ async fn live_through(
         ended.push(story);
     }
     Ok(Lived {
+        events: watch.close(&ended),
         ended,
         points: points.all,
         sums,
@@ -175,7 +185,7 @@ fn cascade(
         })
     };
     let (asks, stories) = (Arc::clone(asks), Arc::clone(stories));
-    let (watched, seen) = (Arc::clone(machine), Arc::clone(machine));
+    let [watched, seen, booked] = [(); 3].map(|()| Arc::clone(machine));
     let observer = move |record: &DecisionRecord| {
         let Some(number) = number(&record.id) else {
             return;
@@ -193,6 +203,7 @@ fn cascade(
             // Nobody asks for them afterwards.
             records_max: 1,
             observer: Some(Arc::new(observer)),
+            joules_of: Some(Arc::new(move |id: &str| booked.taken(account(number(id)?)))),
             ..CascadeConfig::default()
         },
     ))

@@ -11,6 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use homeostat_cascade::{TierError, TierEvent, TierFault, Token};
+use homeostat_engine::{Device, EngineStats};
 use homeostat_hooks::{
     Budget, BudgetUnit, DeviceKind, Finish, MetabolicState, Profile, Sample, Snapshot, TierKind,
     TierView,
@@ -19,11 +20,16 @@ use homeostat_telemetry::ledger::{
     Accounts, Devices, Ledger, ModelCost, Phase, SequenceWork, Step,
 };
 use homeostat_telemetry::plant::{Ambient, Plant, PlantSpec, Roofline};
-use homeostat_telemetry::{Config, Inputs, NvmlLibrary, Provider, Recorder, Sampler, Signal, Tick};
+use homeostat_telemetry::{
+    Config, DeviceReadings, Inputs, NvmlLibrary, PowerPlan, Provider, Reading, Recorder, Sampler,
+    Signal, Tick,
+};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::day::{Surroundings, USD_PER_KWH};
+use super::day::{Surroundings, Thermometer, USD_PER_KWH};
 use super::traffic::Told;
+use crate::energy::{PlannedPower, TierLoad};
+use crate::tiers::{Drafts, Load, WorkInHand};
 
 /// Time between two ticks: the server's sampling period.
 pub const TICK_MS: u64 = 100;
@@ -31,6 +37,10 @@ pub const TICK_MS: u64 = 100;
 pub const TIERS: [&str; 2] = ["small", "large"];
 /// The chip's name in snapshots.
 const CHIP: &str = "soc.0";
+/// What the thermometer tells.
+const HEAT: [Signal; 2] = [Signal::Temperature, Signal::ThermalMargin];
+/// What a broken one answers, °C: all bits set.
+const ABSURD_CELSIUS: f64 = 255.0;
 
 /// Sequences that a tier computes together.
 const SLOTS: usize = 8;
@@ -87,6 +97,8 @@ pub struct Arrival {
 struct Sequence {
     arrival: Arrival,
     came_us: u64,
+    /// What it met when it came.
+    load: Load,
     first_us: Option<u64>,
     prefilled: u32,
     done: u32,
@@ -102,6 +114,14 @@ impl Sequence {
             .map_or(told, |most| told.min(most))
             .max(1)
     }
+
+    /// Tokens that a server would expect it to have before its end, where answers usually have
+    /// so many: what it will say nobody knows there.
+    fn tokens_left(&self, usual: f64) -> f64 {
+        let most = self.arrival.max_tokens.map_or(f64::INFINITY, f64::from);
+        let done = f64::from(self.done);
+        usual.min(most).max(done + 1.0) - done
+    }
 }
 
 #[derive(Default)]
@@ -111,8 +131,26 @@ struct Queue {
     computed_us: u64,
     ttft_ms: Option<f64>,
     tpot_ms: Option<f64>,
+    answer_tokens: Option<f64>,
+    drafts: Drafts,
+    stats: EngineStats,
+    /// Of the newest prompt: the next one is taken to be as long.
+    prompt_tokens: u32,
     /// As it stood at the last tick: what a router is shown.
     shown: (u32, u32),
+}
+
+impl Queue {
+    /// As a local tier tells it; `None` before the first answer.
+    fn work_in_hand(&self) -> Option<WorkInHand> {
+        let (tpot_ms, usual) = self.tpot_ms.zip(self.answer_tokens)?;
+        let in_hand = self.running.iter().chain(&self.waiting);
+        Some(WorkInHand {
+            tpot_ms,
+            tokens_left: in_hand.map(|s| s.tokens_left(usual)).collect(),
+            width: SLOTS,
+        })
+    }
 }
 
 /// A step that is being computed.
@@ -139,6 +177,8 @@ pub struct Seen {
     pub requests: u32,
     /// Metabolic state.
     pub state: MetabolicState,
+    /// What this tick has added to the day.
+    pub added: Sums,
 }
 
 /// What a whole day added up to.
@@ -162,11 +202,28 @@ pub struct Sums {
     pub tokens: [u64; 2],
 }
 
+/// The answers that a request had begun.
+#[derive(Default)]
+struct Answers {
+    begun: u32,
+    ended: Vec<Written>,
+}
+
+/// An answer that came to its end.
+struct Written {
+    tier: usize,
+    load: Load,
+    might_guess: bool,
+    tokens: u32,
+    tpot_ms: f64,
+}
+
 struct Inner {
     plant: Arc<Mutex<Plant>>,
     roofline: Roofline,
     sampler: Sampler,
     inputs: Inputs,
+    planned: PlannedPower,
     ledger: Ledger,
     devices: Devices,
     cap_watts: f64,
@@ -176,6 +233,9 @@ struct Inner {
     in_flight: Option<InFlight>,
     snapshot: Arc<Snapshot>,
     qualities: [(f32, f32, f32); 2],
+    plan: Option<PowerPlan>,
+    thermometer: Arc<Mutex<Thermometer>>,
+    answers: HashMap<u64, Answers>,
     receipts: HashMap<u64, f64>,
     now_us: u64,
     is_on: bool,
@@ -187,7 +247,10 @@ struct Inner {
 pub struct Machine(Mutex<Inner>);
 
 /// The sensors, as a provider of the sampler.
-struct Sensors(Arc<Mutex<Plant>>);
+struct Sensors {
+    plant: Arc<Mutex<Plant>>,
+    thermometer: Arc<Mutex<Thermometer>>,
+}
 
 impl Provider for Sensors {
     fn name(&self) -> &'static str {
@@ -199,11 +262,32 @@ impl Provider for Sensors {
     }
 
     fn read(&mut self, tick: &mut Tick<'_>) -> bool {
-        let plant = held(&self.0);
-        let supply = plant.supply();
-        let told = plant.write_to(tick.readings.device(CHIP, DeviceKind::Soc), tick.period_ms);
-        tick.readings.supply = supply;
+        let plant = held(&self.plant);
+        tick.readings.supply = plant.supply();
+        let device = tick.readings.device(CHIP, DeviceKind::Soc);
+        let before = HEAT.map(|signal| device.last(signal).map(|reading| reading.value));
+        let told = plant.write_to(device, tick.period_ms);
+        match *held(&self.thermometer) {
+            Thermometer::Fine | Thermometer::Silent => {}
+            Thermometer::Stuck => stand_still(device, before),
+            Thermometer::Absurd => {
+                let absurd = Reading::instant(ABSURD_CELSIUS, tick.now_ms, tick.period_ms);
+                if device.record(Signal::Temperature, absurd).is_err() {
+                    tick.recorder.error("plant", "absurd");
+                }
+            }
+        }
         told.is_ok()
+    }
+}
+
+/// The thermometer tells anew what it told before.
+fn stand_still(device: &mut DeviceReadings, before: [Option<f64>; 2]) {
+    for (signal, value) in HEAT.into_iter().zip(before) {
+        if let (Some(value), Some(&now)) = (value, device.last(signal)) {
+            // Cannot be absurd: it was accepted before.
+            let _ = device.record(signal, Reading { value, ..now });
+        }
     }
 }
 
@@ -212,10 +296,12 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// What a machine is told when it is built.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// Cap on its power; infinite = only the chip's own.
     pub cap_watts: f64,
+    /// What its operator wishes of its power by the clock; the day begins at midnight.
+    pub plan: Option<PowerPlan>,
     /// Whether the state machine sees a forecast.
     pub looks_ahead: bool,
     /// Share of right answers of each tier on simple, medium and complex requests.
@@ -237,9 +323,14 @@ impl Machine {
             profile: Profile::Edge,
             period_ms: TICK_MS as u32,
             nvml: NvmlLibrary::Off,
+            power_cap_watts: settings.cap_watts.is_finite().then_some(settings.cap_watts),
             ..Config::default()
         };
-        let sensors: Vec<Box<dyn Provider>> = vec![Box::new(Sensors(Arc::clone(&plant)))];
+        let thermometer = Arc::<Mutex<Thermometer>>::default();
+        let sensors: Vec<Box<dyn Provider>> = vec![Box::new(Sensors {
+            plant: Arc::clone(&plant),
+            thermometer: Arc::clone(&thermometer),
+        })];
         let sampler = Sampler::new(config, sensors, Recorder::default());
         let sampler = match settings.looks_ahead {
             true => sampler,
@@ -252,6 +343,7 @@ impl Machine {
             roofline,
             sampler,
             inputs: Inputs::default(),
+            planned: PlannedPower::default(),
             ledger,
             devices: Devices::of(device.as_slice()),
             cap_watts,
@@ -261,6 +353,9 @@ impl Machine {
             in_flight: None,
             snapshot: Arc::default(),
             qualities: settings.qualities,
+            plan: settings.plan,
+            thermometer,
+            answers: HashMap::new(),
             receipts: HashMap::new(),
             now_us: 0,
             is_on: true,
@@ -298,6 +393,7 @@ impl Machine {
         };
         let cost = COSTS[tier];
         let alone = (cost.weight_bytes, cost.flops_per_token);
+        let load = Load::beside(queue.shown.0 as usize, queue.prompt_tokens as usize);
         TierView {
             id: TIERS[tier].into(),
             kind: TierKind::Simulated,
@@ -314,6 +410,7 @@ impl Machine {
             // Of one sequence alone: what a maker would state.
             joules_per_token: Some(simulated(inner.roofline.work_joules(alone.0, alone.1))),
             can_speculate: true,
+            attributes: queue.drafts.attributes(load, &queue.stats),
             ..TierView::default()
         }
     }
@@ -326,6 +423,16 @@ impl Machine {
     /// Energy of a request, J, if its books are closed.
     pub fn joules(&self, account: u64) -> Option<f64> {
         self.inner().receipts.get(&account).copied()
+    }
+
+    /// What a request has used so far, J, with what is only expected of it.
+    pub fn taken(&self, account: u64) -> Option<Sample> {
+        let receipt = self.inner().ledger.receipt(account)?;
+        Some(Sample {
+            origin: receipt.origin,
+            relative_error: Some(receipt.relative_error as f32),
+            ..Sample::measured(receipt.joules())
+        })
     }
 
     /// What the day added up to, and the ledger's accounts of the chip.
@@ -342,6 +449,7 @@ impl Machine {
 impl Inner {
     fn tick(&mut self, now_ms: u64, around: &Surroundings) -> Seen {
         let until_us = now_ms * 1_000;
+        let sums = self.sums;
         self.surround(around);
         self.take_arrivals();
         self.is_on = held(&self.plant).is_fed();
@@ -363,7 +471,7 @@ impl Inner {
         }
         self.pay(before, around, now_ms);
         self.observe(now_ms);
-        self.settle(until_us)
+        self.settle(until_us, &sums)
     }
 
     fn surround(&mut self, around: &Surroundings) {
@@ -374,10 +482,11 @@ impl Inner {
             swing_period_s: 3_600.0,
         });
         plant.set_on_grid(around.on_grid);
-        plant.set_silent(match around.has_thermometer {
-            true => &[],
-            false => &[Signal::Temperature, Signal::ThermalMargin],
+        plant.set_silent(match around.thermometer {
+            Thermometer::Fine | Thermometer::Stuck => &[],
+            Thermometer::Silent | Thermometer::Absurd => &HEAT,
         });
+        *held(&self.thermometer) = around.thermometer;
     }
 
     fn take_arrivals(&mut self) {
@@ -385,9 +494,14 @@ impl Inner {
         // Which of two requests of one moment comes first must not depend on a real clock.
         inbox.sort_by_key(|(tier, arrival, at_us)| (*at_us, arrival.account, *tier));
         for (tier, arrival, came_us) in inbox {
-            self.queues[tier].waiting.push_back(Sequence {
+            self.answers.entry(arrival.account).or_default().begun += 1;
+            let queue = &mut self.queues[tier];
+            queue.prompt_tokens = arrival.prompt_tokens;
+            let load = Load::beside(queue.running.len(), arrival.prompt_tokens as usize);
+            queue.waiting.push_back(Sequence {
                 arrival,
                 came_us,
+                load,
                 first_us: None,
                 prefilled: 0,
                 done: 0,
@@ -510,19 +624,19 @@ impl Inner {
         (works, COSTS[tier])
     }
 
-    /// As many drafts as make a token cheapest in time, as the engine's own rule has it.
+    /// As many drafts as make a token cheapest in time, as the engine's own rule has it: it
+    /// measures its steps, so it knows what cap and heat make of them.
     fn drafts(&self, tier: usize) -> u32 {
         let running = &self.queues[tier].running;
         let most = running.iter().map(|s| s.arrival.max_draft_tokens).max();
-        let roofline = self.roofline;
         let seconds_per_token = |drafts: &u32| {
             let (works, cost) = self.work(tier, *drafts);
             let decoding = works.iter().filter(|w| w.phase == Phase::Decode);
             let tokens: f64 = decoding
                 .map(|work| 1.0 + accepted_of(work.computed_tokens - 1))
                 .sum();
-            roofline.step_seconds(cost.step_bytes(&works), cost.step_flops(&works))
-                / tokens.max(1.0)
+            let (seconds, _) = self.pace(cost.step_bytes(&works), cost.step_flops(&works));
+            seconds / tokens.max(1.0)
         };
         (0..=most.unwrap_or(0).min(15))
             .min_by(|a, b| seconds_per_token(a).total_cmp(&seconds_per_token(b)))
@@ -581,6 +695,9 @@ impl Inner {
                     let accepted = (sequence.accepted as u32).min(drafts);
                     sequence.accepted -= f64::from(accepted);
                     work.rejected_tokens = drafts - accepted;
+                    let stats = &mut queue.stats;
+                    stats.spec_decode_num_draft_tokens_total += u64::from(drafts);
+                    stats.spec_decode_num_accepted_tokens_total += u64::from(accepted);
                     1 + accepted
                 }
             };
@@ -599,10 +716,19 @@ impl Inner {
             sequence.say(new);
             if sequence.done == sequence.tokens() {
                 let sequence = queue.running.remove(place);
+                mix(&mut queue.answer_tokens, f64::from(sequence.done));
                 let writing_us = now_us - sequence.first_us.unwrap_or(now_us);
                 if sequence.done > 1 {
-                    let each = writing_us as f64 / 1e3 / f64::from(sequence.done - 1);
-                    mix(&mut queue.tpot_ms, each);
+                    let tpot_ms = writing_us as f64 / 1e3 / f64::from(sequence.done - 1);
+                    mix(&mut queue.tpot_ms, tpot_ms);
+                    let answers = self.answers.entry(work.request).or_default();
+                    answers.ended.push(Written {
+                        tier: step.tier,
+                        load: sequence.load,
+                        might_guess: sequence.arrival.max_draft_tokens > 0,
+                        tokens: sequence.done,
+                        tpot_ms,
+                    });
                 }
                 sequence.end();
             }
@@ -634,13 +760,17 @@ impl Inner {
             Some(budget) if left_ms <= 3_600_000 - TICK_MS => budget.used,
             _ => 0.0,
         };
-        self.inputs.budgets = vec![Budget {
+        let mut budgets = vec![Budget {
             scope: "host".into(),
             unit: BudgetUnit::Usd,
             limit: BUDGET_USD_PER_HOUR,
             used: used + usd,
             window_left_s: Some((left_ms / 1_000) as u32),
         }];
+        if let Some(plan) = &self.plan {
+            budgets.extend(plan.budgets(&self.snapshot, (now_ms / 1_000) as i64));
+        }
+        self.inputs.budgets = budgets;
     }
 
     fn observe(&mut self, now_ms: u64) {
@@ -659,15 +789,51 @@ impl Inner {
             *most = (*most).max(self.hour.1);
         }
         self.snapshot = Arc::new(snapshot);
+        self.plan_power();
     }
 
-    fn settle(&mut self, now_us: u64) -> Seen {
+    /// Tells the next ticks what the chip is about to draw, as a server does after every snapshot.
+    fn plan_power(&mut self) {
+        if !self.is_on {
+            // A server that is off plans nothing, and what it draws then is not what it draws idle.
+            self.planned = PlannedPower::default();
+            self.inputs.planned_watts.clear();
+            return;
+        }
+        let loads = self.queues.each_ref().map(|queue| TierLoad {
+            // By this name the processors of a machine are meant, and the chip has them.
+            device: Device::Cpu,
+            runs: !queue.running.is_empty(),
+            work: queue.work_in_hand(),
+        });
+        for (id, watts) in self.planned.plan(&self.snapshot, &loads) {
+            match watts.is_empty() {
+                true => self.inputs.planned_watts.remove(&id),
+                false => self.inputs.planned_watts.insert(id, watts),
+            };
+        }
+    }
+
+    /// The books of a request are closed: what its answers took, as a local tier tells it.
+    fn learn(&mut self, account: u64, decode_uj: u64) {
+        let answers = self.answers.remove(&account).unwrap_or_default();
+        // Of several answers nobody tells which took what.
+        let joules = (answers.begun == 1).then_some(decode_uj as f64 / 1e6);
+        for one in answers.ended {
+            let tokens = one.tokens as usize;
+            let drafts = &mut self.queues[one.tier].drafts;
+            drafts.take(one.load, one.might_guess, tokens, one.tpot_ms, joules);
+        }
+    }
+
+    fn settle(&mut self, now_us: u64, before: &Sums) -> Seen {
         for account in self.over.drain(..) {
             self.ledger.finish(account);
         }
         let known_us = self.in_flight.as_ref().map_or(now_us, |step| step.start_us);
         self.ledger.advance(known_us, now_us);
         for (account, receipt) in self.ledger.newly_settled() {
+            self.learn(account, receipt.decode_uj);
             self.receipts.insert(account, receipt.joules());
         }
         for queue in &mut self.queues {
@@ -679,6 +845,22 @@ impl Inner {
             celsius: plant.die_celsius(),
             requests: self.queues.iter().map(|q| q.shown.0 + q.shown.1).sum(),
             state: self.snapshot.metabolism.state,
+            added: self.sums.since(before),
+        }
+    }
+}
+
+impl Sums {
+    /// What was added since; highest and most stay what they are.
+    fn since(self, before: &Self) -> Self {
+        Self {
+            joules: self.joules - before.joules,
+            usd: self.usd - before.usd,
+            throttled_s: self.throttled_s - before.throttled_s,
+            off_s: self.off_s - before.off_s,
+            state_changes: self.state_changes - before.state_changes,
+            tokens: [0, 1].map(|tier| self.tokens[tier] - before.tokens[tier]),
+            ..self
         }
     }
 }
@@ -722,4 +904,62 @@ fn accepted_of(drafts: u32) -> f64 {
 
 fn mix(mean: &mut Option<f64>, new: f64) {
     *mean = Some(mean.map_or(new, |mean| mean + MEAN_WEIGHT * (new - mean)));
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn power_is_planned_once_answers_have_shown_what_the_chip_draws_and_how_long_one_takes() {
+        let machine = Machine::new(Settings {
+            cap_watts: f64::INFINITY,
+            plan: None,
+            looks_ahead: true,
+            qualities: Default::default(),
+            seed: 1,
+        });
+        let around = Surroundings {
+            air_celsius: 26.0,
+            on_grid: true,
+            thermometer: Thermometer::Fine,
+            usd_per_kwh: USD_PER_KWH,
+        };
+        let (events, _client) = mpsc::unbounded_channel();
+        // Some five seconds of the small tier.
+        let asked = |account: u64, at_ms: u64| {
+            let arrival = Arrival {
+                account,
+                told: Told {
+                    text: "word ".repeat(400).into(),
+                    tokens: 400,
+                    is_right: true,
+                },
+                prompt_tokens: 10,
+                max_tokens: None,
+                max_draft_tokens: 0,
+                events: events.clone(),
+            };
+            machine.arrive(0, arrival, at_ms);
+        };
+        let planned_after = |ticks: std::ops::Range<u64>| {
+            for tick in ticks {
+                machine.tick(tick * TICK_MS, &around);
+            }
+            machine.inner().inputs.planned_watts.get(CHIP).cloned()
+        };
+        assert_eq!(planned_after(1..31), None);
+        asked(1, 3_010);
+        assert_eq!(planned_after(31..61), None, "the first is not over");
+        let idle = planned_after(61..131).expect("both powers are known");
+        asked(2, 13_010);
+        let busy = planned_after(131..136).expect("so is the work");
+        let ends = |watts: &[f64]| (watts[0], watts[watts.len() - 1]);
+        let ((now, later), (at_work, afterwards)) = (ends(&idle), ends(&busy));
+        assert!((now - later).abs() < 1e-9, "{idle:?}");
+        assert!(at_work > now + 20.0, "{busy:?} {idle:?}");
+        assert!(at_work > afterwards + 20.0, "{busy:?}");
+    }
 }

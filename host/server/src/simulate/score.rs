@@ -106,7 +106,7 @@ impl Score {
 pub type Measure = (&'static str, fn(&Score) -> Option<f64>);
 
 /// The figures of a report, in its order. Joules are the whole machine's: what is paid for.
-pub const MEASURES: [Measure; 10] = [
+pub const MEASURES: [Measure; 11] = [
     ("joules_per_correct", |s| ratio(s.joules, s.correct)),
     ("joules_per_request", |s| ratio(s.joules, s.requests)),
     ("joules_per_token", |s| ratio(s.joules, s.tokens)),
@@ -119,7 +119,19 @@ pub const MEASURES: [Measure; 10] = [
     ("seconds_per_answer", |s| ratio(s.answering_s, s.answered)),
     ("watts", |s| ratio(s.joules, s.seconds)),
     ("usd", |s| Some(s.usd)),
+    ("usd_per_correct", |s| ratio(s.usd, s.correct)),
 ];
+
+/// Figures of which a difference says more than a ratio: they may be nothing.
+pub const DIFFERENCES: [Measure; 3] = [
+    ("correct_ratio", |s| ratio(s.correct, s.requests)),
+    ("throttled_s_per_day", |s| a_day(s.throttled_s, s.seconds)),
+    ("off_s_per_day", |s| a_day(s.off_s, s.seconds)),
+];
+
+fn a_day(part_s: f64, whole_s: f64) -> Option<f64> {
+    ratio(part_s, whole_s).map(|share| share * 86_400.0)
+}
 
 fn ratio(part: f64, whole: f64) -> Option<f64> {
     (whole > 0.0).then(|| part / whole)

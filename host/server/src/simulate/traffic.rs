@@ -5,6 +5,7 @@
 //! recorded weak or strong model's was. Only rows that nothing was fitted on are asked. What
 //! was not recorded is said in [`ASSUMED`].
 
+use std::path::Path;
 use std::sync::Arc;
 
 use homeostat_telemetry::plant::Random;
@@ -50,14 +51,33 @@ pub struct Ask {
     pub told: [Told; 2],
 }
 
-/// Where requests are drawn from: rows that are reported, and how good each tier is on the
-/// others, on simple, medium and complex ones.
+/// Where requests are drawn from: rows that are reported, and apart from them rows on which an
+/// operator would have tried his tiers.
 pub struct Recorded {
     sets: Vec<Vec<Question>>,
     /// Lengths of recorded answers, small and large tier.
     lengths: Vec<[u32; 2]>,
-    /// Rows for which an operator would know how good his tiers are.
-    pub known: Vec<Row>,
+    /// Rows for which an operator would know how good his tiers are, set by set.
+    pub known: Vec<Vec<Row>>,
+}
+
+/// Which of the rows a day asks: every `of`th from this one on.
+#[derive(Debug, Clone, Copy)]
+pub struct Share {
+    /// The first, from 0.
+    pub index: usize,
+    /// How many days share the rows.
+    pub of: usize,
+}
+
+impl Share {
+    /// All rows.
+    pub const WHOLE: Self = Self { index: 0, of: 1 };
+
+    /// Its rows among so many.
+    fn among(self, rows: usize) -> usize {
+        rows.saturating_sub(self.index).div_ceil(self.of)
+    }
 }
 
 struct Question {
@@ -68,8 +88,9 @@ struct Question {
 
 impl Recorded {
     /// Reads a folder of recorded outcomes; judged conversations are left out, since nobody
-    /// said which of their answers are right.
-    pub fn read(dir: &std::path::Path, unseen: bool) -> Result<Self, Failure> {
+    /// said which of their answers are right. The tiers are known from the rows of `known` that
+    /// are not reported, or else from those of the folder itself.
+    pub fn read(dir: &Path, unseen: bool, known: Option<&Path>) -> Result<Self, Failure> {
         let mut read = Self {
             sets: Vec::new(),
             lengths: Vec::new(),
@@ -77,6 +98,12 @@ impl Recorded {
         };
         for set in outcomes::read(dir)? {
             read.add(set, unseen);
+        }
+        if let Some(dir) = known {
+            read.known.clear();
+            for set in outcomes::read(dir)? {
+                read.learn(set);
+            }
         }
         if read.sets.is_empty() {
             return Err(Failure::Failed(format!(
@@ -87,13 +114,20 @@ impl Recorded {
         Ok(read)
     }
 
+    /// Takes what an operator would know of a set.
+    fn learn(&mut self, set: Set) {
+        if is_judged(&set) {
+            return;
+        }
+        let seen = |row: &Row| !outcomes::reported(&set, row, false);
+        let seen: Vec<bool> = set.rows.iter().map(seen).collect();
+        let rows = set.rows.into_iter().zip(seen);
+        let rows = rows.filter_map(|(row, seen)| seen.then_some(row));
+        self.known.push(rows.collect());
+    }
+
     fn add(&mut self, set: Set, unseen: bool) {
-        let answered = |row: &Row| [row.outcome.weak, row.outcome.strong];
-        if set
-            .rows
-            .iter()
-            .any(|row| answered(row).iter().any(|q| *q > 1.0))
-        {
+        if is_judged(&set) {
             return;
         }
         let reported: Vec<bool> = set
@@ -101,10 +135,10 @@ impl Recorded {
             .iter()
             .map(|row| outcomes::reported(&set, row, unseen))
             .collect();
-        let mut questions = Vec::new();
+        let (mut questions, mut known) = (Vec::new(), Vec::new());
         for (row, reported) in set.rows.into_iter().zip(reported) {
             if !reported {
-                self.known.push(row);
+                known.push(row);
                 continue;
             }
             let texts = row.answers.as_ref();
@@ -116,12 +150,56 @@ impl Recorded {
                     .answers
                     .as_ref()
                     .map(|t| [t[0].as_str().into(), t[1].as_str().into()]),
-                is_right: answered(&row).map(|quality| quality == 1.0),
+                is_right: outcomes_of(&row).map(|quality| quality == 1.0),
             });
         }
         if !questions.is_empty() {
             self.sets.push(questions);
         }
+        self.known.push(known);
+    }
+
+    /// Every question that may be asked, with the share of all requests that ask it.
+    pub fn asked(&self) -> impl Iterator<Item = (&str, f64)> {
+        let sets = self.sets.len() as f64;
+        self.sets.iter().flat_map(move |set| {
+            let share = 1.0 / (sets * set.len() as f64);
+            set.iter().map(move |question| (&*question.prompt, share))
+        })
+    }
+
+    /// The small tier's answer to every row from which an operator knows his tiers, as it would
+    /// come on a day, and how much it counts: every set as much as another.
+    pub fn tried(&self) -> impl Iterator<Item = (&Row, Arc<str>, f64)> {
+        let mut words = Random::new(0);
+        let rows = self.known.iter().flat_map(|set| {
+            let weight = 1.0 / set.len() as f64;
+            set.iter().map(move |row| (row, weight))
+        });
+        rows.map(move |(row, weight)| {
+            let text = match &row.answers {
+                Some(texts) => Arc::from(texts[0].as_str()),
+                None => meaningless(ANSWER_TOKENS, &mut words),
+            };
+            (row, text, weight)
+        })
+    }
+
+    /// Whether every one of so many days finds rows of its own in every set.
+    pub fn check_days(&self, days: usize) -> Result<(), Failure> {
+        let least = self.sets.iter().map(Vec::len).min().unwrap_or(0);
+        match least >= days {
+            true => Ok(()),
+            false => Err(Failure::Config(format!(
+                "{days} days share no row, and the smallest set has {least} rows: fewer days, or \
+                 more rows"
+            ))),
+        }
+    }
+
+    /// Kinds of questions.
+    pub fn sets(&self) -> usize {
+        self.sets.len()
     }
 
     /// Rows that may be asked.
@@ -129,8 +207,8 @@ impl Recorded {
         self.sets.iter().map(Vec::len).sum()
     }
 
-    /// The requests of a day, in their order.
-    pub fn asks(&self, day: &Day) -> Vec<Ask> {
+    /// The requests of a day, in their order, about its own share of the rows.
+    pub fn asks(&self, day: &Day, share: Share) -> Vec<Ask> {
         let mut random = Random::new(day.seed);
         let most = day.most_requests_per_s();
         let (mut at_ms, mut asks) = (0.0, Vec::new());
@@ -143,14 +221,16 @@ impl Recorded {
             let mut now_ms = at_ms as u64;
             if random.unit() * most < day.requests_per_s(now_ms) {
                 now_ms += u64::from(now_ms.is_multiple_of(super::machine::TICK_MS));
-                asks.push(self.ask(now_ms, &mut random));
+                asks.push(self.ask(now_ms, share, &mut random));
             }
         }
     }
 
-    fn ask(&self, at_ms: u64, random: &mut Random) -> Ask {
+    /// One request at this time.
+    pub fn ask(&self, at_ms: u64, share: Share, random: &mut Random) -> Ask {
         let set = &self.sets[random.below(self.sets.len() as u64) as usize];
-        let question = &set[random.below(set.len() as u64) as usize];
+        let place = random.below(share.among(set.len()) as u64) as usize;
+        let question = &set[share.index + place * share.of];
         let drawn = random.below(self.lengths.len() as u64) as usize;
         let lengths = self.lengths.get(drawn).copied();
         let mut words = Random::new(random.bits());
@@ -174,6 +254,16 @@ impl Recorded {
     }
 }
 
+/// Whether its rows have scores instead of right and wrong.
+fn is_judged(set: &Set) -> bool {
+    let mut all = set.rows.iter().flat_map(outcomes_of);
+    all.any(|quality| quality > 1.0)
+}
+
+fn outcomes_of(row: &Row) -> [f64; 2] {
+    [row.outcome.weak, row.outcome.strong]
+}
+
 fn tokens(text: &str) -> u32 {
     text.len().div_ceil(BYTES_PER_TOKEN).max(1) as u32
 }
@@ -187,18 +277,23 @@ fn meaningless(tokens: u32, random: &mut Random) -> Arc<str> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     fn recorded() -> Recorded {
         let dir = tempfile::tempdir().expect("a folder");
         super::super::tests::write_rows(dir.path());
-        Recorded::read(dir.path(), true).expect("rows")
+        Recorded::read(dir.path(), true, None).expect("rows")
     }
 
     #[test]
     fn a_seed_gives_one_day_and_no_request_falls_on_a_tick() {
         let (recorded, day) = (recorded(), Day::eventful(3, 0.02));
-        let (asks, again) = (recorded.asks(&day), recorded.asks(&day));
+        let (asks, again) = (
+            recorded.asks(&day, Share::WHOLE),
+            recorded.asks(&day, Share::WHOLE),
+        );
         // 1728 expected, and the crowd.
         assert!((1_700..2_400).contains(&asks.len()), "{}", asks.len());
         assert!(asks.is_sorted_by_key(|ask| ask.at_ms));
@@ -208,16 +303,49 @@ mod tests {
         );
         let all = |asks: &[Ask]| format!("{asks:?}");
         assert_eq!(all(&asks), all(&again));
-        let other = recorded.asks(&Day { seed: 4, ..day });
+        let other = recorded.asks(&Day { seed: 4, ..day }, Share::WHOLE);
         assert_ne!(all(&asks), all(&other));
     }
 
     #[test]
     fn an_answer_is_as_right_as_the_recorded_one_and_as_long() {
-        let asks = recorded().asks(&Day::eventful(3, 0.02));
+        let asks = recorded().asks(&Day::eventful(3, 0.02), Share::WHOLE);
         for ask in &asks {
             assert_eq!(ask.told[0].is_right, ask.prompt.len() < 200, "{ask:?}");
             assert!(ask.told[1].is_right && ask.told[0].tokens > 0);
         }
+    }
+    #[test]
+    fn days_that_share_the_rows_ask_none_twice() {
+        let (recorded, day) = (recorded(), Day::eventful(3, 0.02));
+        let of_day = |index| {
+            let asks = recorded.asks(&day, Share { index, of: 3 });
+            asks.into_iter()
+                .map(|ask| ask.prompt)
+                .collect::<HashSet<_>>()
+        };
+        let days = [of_day(0), of_day(1), of_day(2)];
+        // Two thousand requests miss hardly one of 67 rows.
+        let sizes = days.each_ref().map(HashSet::len);
+        assert!(
+            sizes.iter().all(|size| (60..=67).contains(size)),
+            "{sizes:?}"
+        );
+        assert!(days[0].is_disjoint(&days[1]) && days[1].is_disjoint(&days[2]));
+        assert!(days[0].is_disjoint(&days[2]));
+        assert!(recorded.check_days(200).is_ok() && recorded.check_days(201).is_err());
+    }
+
+    #[test]
+    fn what_was_not_asked_is_what_an_operator_knows_and_another_folder_knows_it_of_unseen_rows() {
+        let dir = tempfile::tempdir().expect("a folder");
+        super::super::tests::write_rows(dir.path());
+        let read = |unseen, known| Recorded::read(dir.path(), unseen, known).expect("rows");
+        let known = |read: &Recorded| read.known.iter().map(Vec::len).sum::<usize>();
+        let plain = read(false, None);
+        assert_eq!(known(&plain) + plain.questions(), 200);
+        assert_eq!(known(&read(true, None)), 0);
+        let both = read(true, Some(dir.path()));
+        assert_eq!((known(&both), both.questions()), (known(&plain), 200));
     }
 }
