@@ -1,4 +1,4 @@
-"""Makes the neighbours of plugins/classify-neighbours and reports how good they are.
+"""Makes the neighbours and the clusters of plugins/classify-neighbours and reports how good they are.
 
     python3 -m venv .venv && .venv/bin/pip install numpy
     target/release/homeostat serve &
@@ -6,11 +6,17 @@
 
 DATA defaults to ../shared/data/routing beside the checkout: JSON lines of a prompt and of whether
 a weak and a strong model answered it well. Put your own there, and the component knows your
-requests. Writes plugins/classify-neighbours/neighbours.bin and neighbours.txt.
+requests. Writes neighbours.bin and neighbours.txt, clusters.bin and clusters.txt in
+plugins/classify-neighbours.
+
+    .venv/bin/python models/train/fit_neighbours.py clusters [DATA]
+
+makes the clusters anew of the neighbours that are there, which needs no host.
 
 Rows are split by the first byte of sha256(prompt), modulo 5, as for classify-lexical: remainder 0
 is the REPORT part, on which nothing is fitted or chosen. Of the others the first COUNT by their
-hash are kept; the number of voters is the one with the highest APGR on those that are not.
+hash are kept; the number of voters is the one with the highest APGR on those that are not, the
+number of clusters the one with the highest APGR by cross-validation among the neighbours.
 """
 
 import hashlib
@@ -37,6 +43,11 @@ BATCH = 64
 SEED = 20261126
 VOTERS = [1, 4, 8, 16, 32, 64, 128, 256]
 ORDINARY = np.array([0.55, 0.3, 0.15])
+CLUSTERS = [8, 16, 32, 64, 128]
+FOLDS = 5
+TRIES = 5  # seeds of every number of clusters, since one may be lucky
+ROUNDS_MAX = 100
+KNOWN = (0.25, 0.55)  # of neighbours, as in the policy
 FILES = ("mmlu.jsonl", "gsm8k.jsonl")
 
 
@@ -142,7 +153,126 @@ def calibrated(fitted, score, good_fitted, good):
     return lines
 
 
+def centres(vectors, count, seed):
+    """Spherical k-means: `count` directions of unit length, and which one each vector is nearest to.
+
+    It begins with k-means++ and ends when nothing moves."""
+    rng = np.random.default_rng(seed)
+    found = [vectors[rng.integers(len(vectors))]]
+    near = vectors @ found[0]
+    for _ in range(count - 1):
+        far = np.maximum(1 - near, 0)
+        found.append(vectors[rng.choice(len(vectors), p=far / far.sum())])
+        near = np.maximum(near, vectors @ found[-1])
+    found = np.array(found)
+    own = (vectors @ found.T).argmax(axis=1)
+    for _ in range(ROUNDS_MAX):
+        for cluster in range(count):
+            middle = vectors[own == cluster].sum(axis=0)
+            length = np.linalg.norm(middle)
+            if length > 0:  # one that nobody is nearest to stays where it is
+                found[cluster] = middle / length
+        before, own = own, (vectors @ found.T).argmax(axis=1)
+        if (own == before).all():
+            break
+    return found, own
+
+
+def counted(own, labels, count):
+    """Of every cluster: how many are simple, medium and complex."""
+    return np.stack([np.bincount(own[labels == k], minlength=count) for k in range(3)], axis=1)
+
+
+def cluster_hardness(found, counts, asked):
+    """What the policy answers as p-complex + p-medium / 2 by the nearest cluster."""
+    votes = counts[(asked @ found.T).argmax(axis=1)] + ORDINARY
+    shares = votes / votes.sum(axis=1, keepdims=True)
+    return shares[:, 2] + shares[:, 1] / 2
+
+
+def cross_validated(known, labels, count, seed):
+    """Score and similarity of each, by clusters of which it is no member."""
+    score, near = np.zeros(len(known)), np.zeros(len(known))
+    fold = np.arange(len(known)) % FOLDS
+    for held in (fold == f for f in range(FOLDS)):
+        found, own = centres(known[~held], count, seed)
+        score[held] = cluster_hardness(found, counted(own, labels[~held], count), known[held])
+        near[held] = (known[held] @ found.T).max(axis=1)
+    return score, near
+
+
+def written_neighbours():
+    """Embeddings and labels, as neighbours.bin has them."""
+    raw = (OUT / "neighbours.bin").read_bytes()
+    size, count = struct.unpack("<II", raw[8:16])
+    labels = np.frombuffer(raw, np.uint8, count, 16).astype(int)
+    scale = np.frombuffer(raw, "<f4", count, 16 + count)
+    whole = np.frombuffer(raw, np.int8, count * size, 16 + 5 * count).reshape(count, size)
+    return whole * scale[:, None], labels
+
+
+def make_clusters(weak, strong):
+    """Writes clusters.bin. Returns the lines of the report, the centres and their counts.
+
+    `weak` and `strong`: what became of the neighbours, in their order."""
+    known, labels = written_neighbours()
+    told = np.where(weak > 0, 0, np.where(strong > 0, 2, 1))
+    assert (told == labels).all(), "neighbours.bin was made of other data"
+    tried = {}
+    for count in CLUSTERS:
+        runs = [cross_validated(known, labels, count, SEED + i) for i in range(TRIES)]
+        tried[count] = np.mean([apgr(score, weak, strong) for score, _ in runs])
+    count = max(tried, key=tried.get)
+    _, near = cross_validated(known, labels, count, SEED)
+    others = known @ known.T
+    np.fill_diagonal(others, -1)
+    ranks = [(others.max(axis=1) < edge).mean() * 100 for edge in KNOWN]
+
+    found, own = centres(known, count, SEED)
+    counts = counted(own, labels, count)
+    scale, whole = quantised(found)
+    (OUT / "clusters.bin").write_bytes(
+        b"HCLU0001"
+        + struct.pack("<II", found.shape[1], count)
+        + counts.astype("<u4").tobytes()
+        + scale.astype("<f4").tobytes()
+        + whole.tobytes()
+    )
+    low, high = np.percentile(near, ranks)
+    lines = [
+        f"Clusters of classify-neighbours: {count} by spherical k-means of the {len(known)} embeddings "
+        f"in neighbours.bin,",
+        f"of {counts.sum(axis=1).min()} to {counts.sum(axis=1).max()} requests each. Data as in "
+        "neighbours.txt; the same neighbours on the same machine give the same clusters.",
+        "",
+        f"Made {date.today().isoformat()} by models/train/fit_neighbours.py.",
+        f"APGR by clusters, {FOLDS}-fold cross-validation among the neighbours, mean of {TRIES} seeds: "
+        + ", ".join(f"{k}: {a:.3f}" for k, a in tried.items()),
+        f"CLUSTERS_KNOWN of the policy: {low:.2f} to {high:.2f}: as many requests are less like their "
+        f"cluster ({ranks[0]:.1f} %, {ranks[1]:.1f} %)",
+        f"as are less like their nearest neighbour than {KNOWN[0]} and {KNOWN[1]}.",
+    ]
+    return lines, found, counts
+
+
+def clusters_alone():
+    """Of the neighbours that are there: no embedding of the REPORT part, so nothing is said of it."""
+    rows = [row for digest, _, row in load() if digest[0] % PARTS][: len(written_neighbours()[1])]
+    weak = np.array([row["weak"] for row in rows], float)
+    strong = np.array([row["strong"] for row in rows], float)
+    lines, _, _ = make_clusters(weak, strong)
+    return lines
+
+
+def write_report(name, lines):
+    (OUT / name).write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
 def main():
+    if sys.argv[1] == "clusters":
+        write_report("clusters.txt", clusters_alone())
+        return
     rows = load()
     vectors = embed([row["prompt"] for _, _, row in rows], sys.argv[1])
     weak = np.array([row["weak"] for _, _, row in rows], float)
@@ -195,8 +325,13 @@ def main():
         "Similarity of the nearest, REPORT part: 5 % below "
         f"{shares[0]:.2f}, half below {shares[1]:.2f}, 95 % below {shares[2]:.2f}."
     )
-    (OUT / "neighbours.txt").write_text("\n".join(report) + "\n")
-    print("\n".join(report))
+    write_report("neighbours.txt", report)
+    clusters, found, counts = make_clusters(weak[kept], strong[kept])
+    for name in FILES:
+        part = np.flatnonzero(held)[bench[held] == name]
+        score = cluster_hardness(found, counts, vectors[part])
+        clusters.append(line(f"{name}, REPORT part", score, length[part], weak[part], strong[part]))
+    write_report("clusters.txt", clusters)
 
 
 if __name__ == "__main__":

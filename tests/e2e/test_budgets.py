@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import time
 
 import httpx
 
@@ -91,8 +92,13 @@ def test_a_change_by_the_operator_moves_the_next_request(start, tmp_path):
 
     assert tier() == "large"
     spent = budget(server)["spent"]
+    begun = time.monotonic()
     set_limit(server, spent + 0.5 * TOKENS)
-    assert tier() == "small"
+    # The very next request, whenever it comes.
+    answer = ask_as(server, "sk-acme", stream=True)
+    assert answer.headers["x-homeostat-tier"] == "small"
+    print(f"from the new limit to a small tier's answer: {1e3 * (time.monotonic() - begun):.0f} ms")
+    budget(server)
     set_limit(server, spent)
     assert tier() == 429
     set_limit(server, 1e6)
@@ -144,7 +150,10 @@ def test_receipts_of_concurrent_and_cancelled_requests_are_what_the_budget_paid(
 
     ids = asyncio.run(ask_all())
     receipts = sum(microjoules(settled(server, id)["joules"]) for id in ids)
-    assert microjoules(budget(server)["spent"]) == receipts > 0
+    assert receipts > 0
+    # Nothing was reserved before the first receipt, so that nothing is shows no end.
+    wait_until("all is paid", lambda: microjoules(budget(server)["spent"]) >= receipts)
+    assert microjoules(budget(server)["spent"]) == receipts
 
 
 def watts_of(server: Homeostat) -> dict | None:
@@ -152,24 +161,34 @@ def watts_of(server: Homeostat) -> dict | None:
     return next((b for b in budgets if b["unit"] == "watts"), None)
 
 
-def tier_of(server: Homeostat) -> str:
-    return ask_as(server, "sk-bell").headers["x-homeostat-tier"]
+def tier_of(server: Homeostat, **fields) -> str:
+    return ask_as(server, "sk-bell", **fields).headers["x-homeostat-tier"]
 
 
 def test_power_over_the_curve_of_the_hour_moves_requests_down(start, tmp_path):
     server = start(two_tiers(tmp_path) + settings.budgets(target_watts=[50] * 24))
 
-    def draw(watts: float):
+    def push(watts: float):
         plug = {"id": "plug", "kind": "host", "power_watts": watts, "period_ms": 60_000}
         response = server.http.post("/admin/v1/telemetry", json={"devices": [plug]})
         assert response.status_code == 200, response.text
+
+    def draw(watts: float):
+        push(watts)
         wait_until("the draw is seen", lambda: (watts_of(server) or {}).get("used") == watts)
 
     assert watts_of(server) is None, "nobody tells what is drawn"
     draw(20)
     assert watts_of(server)["limit"] == 50
     assert tier_of(server) == "large"
-    draw(80)
+    push(80)
+    begun, late = time.monotonic(), 0
+    # Asked again and again, so that it is not the asking that takes the time.
+    while tier_of(server, max_tokens=1) != "small":
+        late = time.monotonic() - begun
+        assert late < LIMIT_S, "nothing moved"
+    print(f"from 80 W to the last request that was not moved: {1e3 * late:.0f} ms")
+    assert watts_of(server)["used"] == 80
     assert tier_of(server) == "small"
 
 

@@ -10,11 +10,12 @@ from homeostat_process import wait_until
 CONCURRENT = 200
 
 
-def config(tmp_path, **energy) -> str:
+def config(tmp_path, encoder=False, **energy) -> str:
     """One tier on a machine without sensors, so that every machine gives the same kind of number."""
     empty = tmp_path / "empty"
     empty.mkdir()
-    parts = [settings.server(), settings.no_encoder(), settings.local_tier("small", threads=1)]
+    parts = [settings.server(), settings.local_tier("small", threads=1)]
+    parts += [] if encoder else [settings.no_encoder()]
     parts += [settings.telemetry(sysfs_root=empty, nvml="off"), settings.energy(**energy)]
     return "".join(parts)
 
@@ -126,6 +127,39 @@ def test_the_books_of_every_device_balance(start, tmp_path):
         return sums["attributed"] > 0
 
     wait_until("something was attributed", balance)
+
+
+def test_the_parts_of_the_books_say_where_they_come_from_and_how_far_they_go(start, tmp_path):
+    server = start(config(tmp_path))
+    first_window(server)
+    for part in ("measured", "attributed", "idle", "unattributed"):
+        for labels in joules(server, f"homeostat_energy_{part}_joules_total"):
+            assert ("origin", "modelled") in labels, (part, labels)
+    suspect = joules(server, "homeostat_energy_meter_suspect")
+    assert list(suspect.values()) == [0], suspect
+
+
+def test_an_answer_without_a_model_took_nothing_and_says_so(start, tmp_path):
+    server = start(config(tmp_path))
+    answer = server.ask("What is 17 * 23?")
+    assert answer.headers["x-homeostat-tier"] == "direct"
+    energy = answer.json()["usage"]["energy"]
+    assert (energy["joules"], energy["method"]) == (0, "direct")
+    assert energy["origin"] == "modelled" and energy["settled"]
+    assert settled(server, answer.json()["id"]) == energy
+
+
+def test_texts_that_are_embedded_have_a_receipt(start, tmp_path):
+    server = start(config(tmp_path, encoder=True))
+    first_window(server)
+    texts = ["The cat sat on the mat, and the dog lay beside it."] * 64
+    answer = server.http.post("/v1/embeddings", json={"input": texts})
+    assert answer.status_code == 200, answer.text
+    final = settled(server, answer.headers["x-request-id"])
+    assert final["joules"] > 0 and final["decode_joules"] == 0
+    assert (final["origin"], final["boundary"]) == ("modelled", "cpu")
+    # What is not booked yet is expected.
+    assert answer.json()["usage"]["energy"]["joules"] > 0
 
 
 def test_measured_only_gives_no_number_where_nothing_measures(start, tmp_path):

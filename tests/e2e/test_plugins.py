@@ -8,6 +8,7 @@ import pathlib
 import random
 import re
 import shutil
+import struct
 import tomllib
 
 import pytest
@@ -141,10 +142,30 @@ def test_a_judge_grades_the_small_tiers_answer_and_its_finding_is_in_the_record(
 
     # Several short samples of the real model are counted.
     put(server, "route-cascade", thresholds="0.99")
-    put(server, "validate-consistency", sure="1", samples="2", max_tokens="4")
+    put(server, "validate-consistency", sure="1", hopeless="0", samples="2", max_tokens="4")
     (finding,) = verdict(asked(server, "Tell me a number.")["steps"][0])["findings"]
     assert finding["check"] == "consistency"
     assert re.fullmatch(r"\d of \d answers agree", finding["detail"]), finding
+
+
+def test_samples_without_a_number_agree_as_far_as_the_real_encoder_finds_them_alike(start):
+    server = start(settings.server() + two_tiers())
+    put(server, "route-cascade", thresholds="0.5")
+    # Whatever the tier thinks of it, the answer is sampled: hot, so that no sample is its twin.
+    sampled = dict(sure="1", hopeless="0", samples="3", temperature="1.3", max_tokens="24")
+
+    def found(alike: str) -> tuple[float, str]:
+        put(server, "validate-consistency", alike=alike, **sampled)
+        response = server.ask("Why do people like to look at the sea?", max_tokens=24)
+        judged = verdict(server.record(response.headers["x-request-id"])["steps"][0])
+        (finding,) = judged["findings"]
+        assert re.fullmatch(r"\d of \d answers agree, by meaning", finding["detail"]), finding
+        return judged["confidence"], finding["detail"]
+
+    # The same samples: all are more alike than opposites, none is word for word the same.
+    loose, strict = found("-1"), found("1")
+    print(f"\nalike from -1: {loose[1]}, from 1: {strict[1]}")
+    assert loose[0] > 0.5 > strict[0], (loose, strict)
 
 
 def verdict(step: dict) -> dict:
@@ -277,3 +298,31 @@ def test_the_routers_settings_come_from_recordings_and_from_what_somebody_judged
     assert "40 judged answers" in told, told
     few = run_cli("policy", "calibrate", log, check=False)
     assert few.returncode == 1 and "--judged" in few.stderr
+
+
+def test_what_a_classifier_knows_comes_from_ones_own_recordings(start, tmp_path):
+    config = settings.server() + settings.record() + settings.local_tier("small", threads=1)
+    server = start(config)
+    ids = [
+        server.ask(f"Name {n} things.", max_tokens=1).headers["x-request-id"] for n in range(2, 72)
+    ]
+    decided = json.dumps(server.record(ids[0])) + "\n"
+    server.stop()
+    judged, file = tmp_path / "judged.jsonl", tmp_path / "neighbours.bin"
+    # What is asked for many things is answered wrongly.
+    lines = [{"id": id, "right": n < 40} for n, id in enumerate(ids)]
+    judged.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ["--policy", "classify-neighbours", "--judged", judged]
+    command += ["--config", server.config_path, "-o", file]
+    told = run_cli("policy", "calibrate", server.folder / "recordings", *command).stdout
+    assert "40 simple, 30 medium and 0 complex" in told, told
+    written = file.read_bytes()
+    dimensions, count = struct.unpack("<8xII", written[:16])
+    assert (written[:8], dimensions, count) == (b"HNEI0001", 384, 70)
+    assert sorted(written[16:86]) == [0] * 40 + [1] * 30
+    assert len(written) == 16 + count * (1 + 4 + dimensions)
+    # A decision record says who answered, not what was asked.
+    log = tmp_path / "decisions.jsonl"
+    log.write_text(decided)
+    bare = run_cli("policy", "calibrate", log, *command, check=False)
+    assert bare.returncode == 1 and "[policies.record]" in bare.stderr, bare.stderr

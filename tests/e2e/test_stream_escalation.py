@@ -69,6 +69,58 @@ class Listener:
         self.server.server_close()
 
 
+BOXES = "How many pens are in 17 boxes of 23?"
+# A token each. The client is eight behind, so it has the first line when the second has ended.
+SAID = ["Let", " us", " see", " how", " many", " pens", " there", " are", " in", " all", " the"]
+SAID += [" boxes", ":", "\n", "17", " *", " 23", " =", " 401", ".\n"]
+# A server whose answer nobody leaves ends it after this time, and the test fails.
+UNLEFT_S = 60.0
+
+
+class Speaker:
+    """An OpenAI-compatible server that computes wrongly, and waits to be left for it."""
+
+    def __init__(self):
+        self.left = threading.Event()
+        speaker = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                self.end_headers()
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["content-length"])).decode()
+                self.send_response(200)
+                self.send_header("content-type", "text/event-stream")
+                self.end_headers()
+                try:
+                    if BOXES in body:
+                        for text in SAID:
+                            self.say({"content": text})
+                        speaker.left.wait(UNLEFT_S)
+                    self.say({"content": "So."})
+                    self.say({}, finish_reason="stop")
+                except OSError:
+                    pass  # it was left
+
+            def say(self, delta: dict, finish_reason=None):
+                choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+                self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def stop(self):
+        self.left.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
 def text_in(stream: str) -> str:
     """The text of a stream of completions."""
     data = [l.removeprefix("data: ") for l in stream.splitlines() if l.startswith("data: ")]
@@ -81,6 +133,13 @@ def listener(llama):
     listener = Listener(llama.url)
     yield listener
     listener.stop()
+
+
+@pytest.fixture
+def speaker():
+    speaker = Speaker()
+    yield speaker
+    speaker.stop()
 
 
 class Seen:
@@ -135,6 +194,11 @@ def put(server):
     policies = policy_files.build()
     (server.policies / "validate.wasm").write_bytes(policies["stops-at-eighty"])
     (server.policies / "route.wasm").write_bytes(policies["follows"])
+    wait_until_both_follow(server, check="length")
+
+
+def wait_until_both_follow(server, check: str):
+    """Until the router serves, both tiers are ready, and the validator makes this check."""
 
     def serve():
         answer = server.ask("ping", max_tokens=2)
@@ -142,7 +206,7 @@ def put(server):
         steps = record["decision"]["value"].get("plan", {}).get("steps", [])
         verdict = record["steps"][-1]["verdict"] if record["steps"] else None
         behind = len(steps) == 2 and all(s["hold_back_tokens"] == 8 for s in steps)
-        return behind and verdict is not None and "length" in json.dumps(verdict)
+        return behind and verdict is not None and check in json.dumps(verdict)
 
     wait_until("the policies serve and both tiers are ready", serve)
 
@@ -160,11 +224,11 @@ def tell(what: str, seen: Seen, cut: dict):
     print(f"  {seen.text.encode()[cut['seam_bytes'] :].decode()!r}")
 
 
-def the_cut(seen: Seen) -> dict:
+def the_cut(seen: Seen, why: str = "bytes") -> dict:
     """Checks what holds of every stream that was left once, and returns where."""
     first, second = seen.record["steps"]
     cut = first["cut"]
-    assert cut["by"] == "validator" and "bytes" in cut["why"], cut
+    assert cut["by"] == "validator" and why in cut["why"], cut
     assert cut["sent_tokens"] > 0 and cut["dropped_tokens"] >= 8, cut
     assert first["sent"] and second["sent"]
     assert first["finish"] == "unfinished" and first["verdict"]["value"]["escalate"]
@@ -211,6 +275,24 @@ def test_a_stream_that_is_doubted_in_its_middle_goes_on_at_llama_cpp(start, list
     assert seen.text.encode() == prefix.encode() + said.encode()
 
 
+def test_the_default_validator_leaves_a_wrong_sum_before_the_client_has_it(start, speaker):
+    config = settings.server() + settings.no_encoder()
+    config += settings.remote_tier(
+        "small", speaker.url, rank=0, quality=settings.SMALL_QUALITY
+    ) + settings.local_tier("large", rank=1, quality=settings.LARGE_QUALITY)
+    server = start(config)
+    (server.policies / "route.wasm").write_bytes(policy_files.build()["follows"])
+    wait_until_both_follow(server, check="log-probabilities")
+    seen = Seen(server, messages=[{"role": "user", "content": BOXES}])
+    cut = the_cut(seen, why="17 * 23 is 391, not 401")
+    tell("a wrong sum is left", seen, cut)
+    assert seen.record["steps"][0]["verdict"]["by"]["name"] == "validate-facts"
+    prefix = "".join(SAID[: cut["sent_tokens"]])
+    assert cut["sent_tokens"] == len(SAID) - 8, "it was left when the sum was complete"
+    assert cut["seam_bytes"] == len(prefix) and "401" not in prefix
+    assert seen.text.startswith(prefix) and seen.text != prefix, "the large tier goes on"
+
+
 @pytest.fixture
 def twins(start):
     """Two local tiers of one model: the large one would have said what the small one said."""
@@ -229,7 +311,9 @@ def test_with_equal_tiers_a_stream_that_was_left_is_the_answer_that_was_not(twin
     seen = Seen(twins)
     cut = the_cut(seen)
     tell("the same model goes on", seen, cut)
-    print(f"  {accepted(twins) - before:.0f} of the dropped tokens were accepted as a draft")
+    taken = accepted(twins) - before
+    print(f"  {taken:.0f} of the dropped tokens were accepted as a draft")
+    assert taken > 0, "what was dropped is what the next tier says: a draft of it must hold"
     assert seen.text == alone
     assert cut["repeated_bytes"] == cut["dropped_bytes"]
 

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use homeostat_hooks::{AnsweredBy, Classification, Fault, Hook, Outcome, TierView};
+use homeostat_hooks::{AnsweredBy, Classification, Fault, Hook, Outcome, Request, TierView};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
@@ -273,6 +273,12 @@ impl Recording {
             return Err("it was larger than policies.record.request_bytes and is cut".into());
         }
         Ok(())
+    }
+
+    /// The request, as every hook saw it; `None` where it is cut. Without its texts where they
+    /// were not recorded.
+    pub fn asked(&self) -> Option<Request> {
+        wave::read(&self.request).ok()
     }
 
     /// How hard the request was found; `None` when nobody was asked.

@@ -128,14 +128,16 @@ pub enum TelemetryCommand {
 /// the requests to the strong tier (--share), or below which the weak tier is wrong in no more
 /// than a share of its answers (--risk). For route-metabolic: the temperature of the classifier's
 /// probabilities, and with --risk the confidence above which no more than this share of the
-/// smaller tiers' answers is wrong. What answers were right somebody has to say.
+/// smaller tiers' answers is wrong. For classify-neighbours: the requests that it knows, embedded
+/// by the configuration's encoder; they come from recordings, since decision records hold no
+/// texts. What answers were right somebody has to say.
 #[derive(Debug, Args)]
 pub struct CalibrateArgs {
     /// Folder of recordings (policies.record.dir), or JSON lines: decision records as
     /// /admin/v1/decisions/ID answers them, or {"score": 0.42, "right": true}.
     pub log: PathBuf,
-    /// Which router.
-    #[arg(long, value_name = "ROUTER", default_value = "route-metabolic")]
+    /// Which policy.
+    #[arg(long, value_name = "POLICY", default_value = "route-metabolic")]
     pub policy: Calibrated,
     /// Which answers were right: lines of {"id": "…", "right": true}. A line of the log may say
     /// so itself.
@@ -152,16 +154,21 @@ pub struct CalibrateArgs {
     /// route-threshold.
     #[arg(long, value_name = "ATTRIBUTE")]
     pub score: Option<String>,
-    /// The .toml of the policy; its other keys stay as they are [default: print the settings].
+    /// The .toml of the policy; its other keys stay as they are [default: print the settings]. For
+    /// classify-neighbours the file that its next build embeds,
+    /// plugins/classify-neighbours/neighbours.bin.
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    #[command(flatten)]
+    pub config: ConfigArgs,
 }
 
-/// Routers whose settings can be fitted.
+/// Policies of which something can be fitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Calibrated {
     RouteThreshold,
     RouteMetabolic,
+    ClassifyNeighbours,
 }
 
 #[derive(Debug, Args)]

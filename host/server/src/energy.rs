@@ -2,10 +2,13 @@
 //! times a second, and the receipt that every answer carries.
 //!
 //! The books are kept by the telemetry room's ledger; here stand its clock, its queue from
-//! every engine, and the words of the wire. Where no sensor is, energy is modelled from
-//! processor time and says so, unless the operator wants measured numbers only. It refuses
-//! to hold up an answer: what is not settled yet is told as it is known, and
-//! `/v1/requests/{id}/energy` tells the rest.
+//! every engine, and the words of the wire. Where no sensor is, or none any more, energy is
+//! modelled from processor time and says so, unless the operator wants measured numbers
+//! only. It refuses to hold up an answer: what is not settled yet is told as it is known,
+//! and `/v1/requests/{id}/energy` tells the rest.
+
+mod elsewhere;
+mod planned_power;
 
 use std::hash::{DefaultHasher, Hasher};
 use std::path::Path;
@@ -15,15 +18,18 @@ use std::time::{Duration, Instant};
 use homeostat_engine::{Device, EngineHandle, SequenceStep, StepObserver};
 use homeostat_hooks::{DeviceKind, Origin, Sample, Snapshot};
 use homeostat_telemetry::ledger::{
-    Accounts, DeviceIndex, Devices, Ledger, ModelCost, Phase, ProcessorPower, Receipt,
+    Accounts, Boundary, DeviceIndex, Devices, Ledger, ModelCost, Phase, ProcessorPower, Receipt,
     SequenceWork, SplitMethod, Step, StepInbox, StepLog, step_log,
 };
 use homeostat_telemetry::{EnergyMove, ProcessorClock, ProcessorTime};
 use serde::Serialize;
 
+use self::elsewhere::{Answers, Elsewhere};
+pub use self::planned_power::{PlannedPower, TierLoad};
 use crate::budgets::Taken;
 use crate::config::{EnergyConfig, EnergyMode};
 use crate::openai::request::job_id;
+use crate::tiers::device_id;
 
 /// Steps that an engine may be ahead of the ledger: five seconds of a small model.
 const STEPS_WAITING_MAX: usize = 4_096;
@@ -48,9 +54,15 @@ pub struct Energy {
 struct Books {
     ledger: Ledger,
     inboxes: Vec<StepInbox>,
+    /// Where the encoder computes, once it is watched, and when its running calls began.
+    encoder_on: Option<Devices>,
+    encoding: Vec<u64>,
+    /// What others made.
+    elsewhere: Answers,
     processor: ProcessorClock,
     processor_before: Option<ProcessorTime>,
-    /// Devices that stand for processors: measured ones are shared with other programs.
+    /// Devices that stand for processors. Measured ones, none of which contains another, are
+    /// shared with other programs, and stay here when their sensor leaves.
     measured: Vec<DeviceIndex>,
     modelled: Option<DeviceIndex>,
     /// Requests that are over, and since when.
@@ -73,6 +85,9 @@ impl Energy {
             books: Mutex::new(Books {
                 ledger: Ledger::new(modelled.then_some(power)),
                 inboxes: Vec::new(),
+                encoder_on: None,
+                encoding: Vec::new(),
+                elsewhere: Answers::default(),
                 processor: ProcessorClock::new(procfs_root),
                 processor_before: None,
                 measured: Vec::new(),
@@ -100,8 +115,8 @@ impl Energy {
         let mut books = self.books();
         let measured_only = self.mode == EnergyMode::MeasuredOnly;
         let mut devices = books.processors(snapshot, measured_only);
-        if let Device::Cuda(number) = device {
-            let name = format!("gpu.{number}");
+        if device != Device::Cpu {
+            let name = device_id(device);
             devices.extend(books.ledger.device(&name, DeviceKind::Gpu));
         }
         let (log, inbox) = step_log(Devices::of(&devices), STEPS_WAITING_MAX);
@@ -121,6 +136,16 @@ impl Energy {
         }));
     }
 
+    /// From now on calls of the encoder are booked, which computes on the processors.
+    pub fn watch_encoder(&self, snapshot: &Snapshot) {
+        if self.mode == EnergyMode::Off {
+            return;
+        }
+        let mut books = self.books();
+        let processors = books.processors(snapshot, self.mode == EnergyMode::MeasuredOnly);
+        books.encoder_on = Some(Devices::of(&processors));
+    }
+
     /// Takes what has happened since the last call and returns what was settled, J. `moves` are
     /// those of energy counters up to this snapshot and not told before.
     pub fn tick(&self, snapshot: &Snapshot, moves: &[EnergyMove]) -> Vec<f64> {
@@ -128,23 +153,7 @@ impl Energy {
             return Vec::new();
         }
         let now_us = self.now_us();
-        let mut books = self.books();
-        let books = &mut *books;
-        books.take_processor_time(now_us);
-        books.ledger.moved(moves);
-        books.ledger.sense(snapshot);
-        let known_us = books.take_steps(now_us);
-        // Not before the steps that ran when they left are known.
-        let ledger = &mut books.ledger;
-        books.leaving.retain(|(request, left_us)| {
-            let stays = *left_us >= known_us;
-            if !stays {
-                ledger.finish(*request);
-            }
-            stays
-        });
-        ledger.advance(known_us, now_us);
-        let settled = ledger.newly_settled();
+        let settled = self.books().tick(snapshot, moves, now_us);
         settled
             .iter()
             .map(|(_, receipt)| receipt.joules())
@@ -166,14 +175,61 @@ impl Energy {
         let mut books = self.books();
         // A short answer is over before the next tick.
         books.take_steps(self.now_us());
-        let one = |index| books.ledger.receipt(account(&job_id(id, index)));
-        let sum = (0..answers).filter_map(one).reduce(Receipt::plus)?;
-        Some(EnergyReceipt::from(sum))
+        let accounts = (0..answers).map(|index| account(&job_id(id, index)));
+        let accounts: Vec<u64> = accounts.collect();
+        let booked = accounts.iter().filter_map(|a| books.ledger.receipt(*a));
+        let booked = booked.reduce(Receipt::plus);
+        let elsewhere = accounts.iter().map(|a| books.elsewhere.of(*a));
+        let elsewhere = elsewhere.fold(Elsewhere::default(), Elsewhere::plus);
+        let Some(sum) = booked
+            .into_iter()
+            .chain(elsewhere.receipt())
+            .reduce(Receipt::plus)
+        else {
+            let took_nothing = elsewhere.is_direct && !elsewhere.is_unknown;
+            return took_nothing.then(EnergyReceipt::direct);
+        };
+        let mut receipt = EnergyReceipt::from(sum);
+        receipt.incomplete |= elsewhere.is_unknown;
+        if elsewhere.stated_uj.is_some() {
+            receipt.method = "stated";
+        }
+        Some(receipt)
     }
 
-    /// What one answer took, as far as it is known: by the id of its job.
+    /// A remote tier had a part in this job's answer, and took so much by its own statement.
+    pub fn took_elsewhere(&self, job: &str, joules: Option<f64>) {
+        // Who wants measured numbers only gets no stated ones.
+        let stated = joules.filter(|_| self.mode == EnergyMode::Auto);
+        let part = Elsewhere {
+            stated_uj: stated.map(|joules| (joules * 1e6).round() as u64),
+            is_unknown: stated.is_none(),
+            ..Elsewhere::default()
+        };
+        self.add_elsewhere(job, part);
+    }
+
+    /// No model was asked for this job's answer.
+    pub fn took_nothing(&self, job: &str) {
+        let part = Elsewhere {
+            is_direct: self.mode == EnergyMode::Auto,
+            ..Elsewhere::default()
+        };
+        self.add_elsewhere(job, part);
+    }
+
+    fn add_elsewhere(&self, job: &str, part: Elsewhere) {
+        if self.mode != EnergyMode::Off {
+            self.books().elsewhere.add(account(job), part);
+        }
+    }
+
+    /// What one answer took on this host, as far as it is known: by the id of its job. What is
+    /// only expected so far stands with the writing.
     pub fn taken(&self, job_id: &str) -> Option<Taken> {
-        let receipt = self.books().ledger.receipt(account(job_id))?;
+        let mut books = self.books();
+        books.take_steps(self.now_us());
+        let receipt = books.ledger.receipt(account(job_id))?;
         Some(Taken {
             prefill_uj: receipt.prefill_uj,
             decode_uj: receipt.decode_uj + receipt.pending_uj,
@@ -190,7 +246,10 @@ impl Energy {
     pub fn joules_of(&self, job: &str) -> Option<Sample> {
         let mut books = self.books();
         books.take_steps(self.now_us());
-        let receipt = books.ledger.receipt(account(job))?;
+        let account = account(job);
+        let booked = books.ledger.receipt(account).into_iter();
+        let all = booked.chain(books.elsewhere.of(account).receipt());
+        let receipt = all.reduce(Receipt::plus)?;
         Some(Sample {
             origin: receipt.origin,
             relative_error: Some(receipt.relative_error as f32),
@@ -207,16 +266,41 @@ impl Energy {
 }
 
 impl Books {
+    fn tick(
+        &mut self,
+        snapshot: &Snapshot,
+        moves: &[EnergyMove],
+        now_us: u64,
+    ) -> Vec<(u64, Receipt)> {
+        self.take_processor_time(now_us);
+        self.ledger.moved(moves);
+        self.ledger.sense(snapshot);
+        let known_us = self.take_steps(now_us);
+        // Not before the steps that ran when they left are known.
+        let ledger = &mut self.ledger;
+        self.leaving.retain(|(request, left_us)| {
+            let stays = *left_us >= known_us;
+            if !stays {
+                ledger.finish(*request);
+            }
+            stays
+        });
+        self.ledger.advance(known_us, now_us);
+        self.ledger.newly_settled()
+    }
+
     /// Takes the steps that have ended and returns the time up to which all are known.
     fn take_steps(&mut self, now_us: u64) -> u64 {
         let mut known_us = now_us;
         for inbox in &self.inboxes {
             known_us = known_us.min(inbox.drain(now_us, |step| self.ledger.step(step)));
         }
-        known_us
+        let running = self.encoding.iter().copied();
+        running.fold(known_us, u64::min)
     }
 
-    /// The processors, as far as a sensor tells their energy; otherwise what stands for them.
+    /// The processors, as far as a sensor tells their energy, or told it once; otherwise what
+    /// stands for them.
     fn processors(&mut self, snapshot: &Snapshot, measured_only: bool) -> Vec<DeviceIndex> {
         let told = snapshot.devices.iter().filter(|d| {
             let is_processor = matches!(d.kind, DeviceKind::Cpu | DeviceKind::Soc);
@@ -225,23 +309,40 @@ impl Books {
         let told: Vec<DeviceIndex> = told
             .filter_map(|d| self.ledger.device(&d.id, d.kind))
             .collect();
-        if told.is_empty() && measured_only {
-            return Vec::new();
+        for device in &told {
+            if !self.measured.contains(device) {
+                self.measured.push(*device);
+            }
         }
-        if told.is_empty() {
+        if measured_only {
+            return told;
+        }
+        if self.measured.is_empty() {
             self.modelled = self.ledger.device(PROCESSOR, DeviceKind::Cpu);
             return self.modelled.into_iter().collect();
         }
-        self.measured.clone_from(&told);
-        told
+        // One whose sensor has left meanwhile goes on as modelled.
+        self.measured.clone()
     }
 
     fn take_processor_time(&mut self, now_us: u64) {
         let Some(time) = self.processor.read() else {
             return;
         };
-        if let Some(device) = self.modelled {
-            self.ledger.processor_time(device, now_us, time.own_us);
+        match self.modelled {
+            // It stands for all of them: beside it the time would be modelled twice.
+            Some(device) => {
+                self.ledger.processor_time(device, now_us, time.own_us, 1.0);
+            }
+            // Which of them a thread ran on is not known: of what is modelled each is an
+            // equal part.
+            None => {
+                let part = 1.0 / self.measured.len() as f64;
+                for device in &self.measured {
+                    self.ledger
+                        .processor_time(*device, now_us, time.own_us, part);
+                }
+            }
         }
         let Some(before) = self.processor_before.replace(time) else {
             return;
@@ -267,6 +368,60 @@ impl Spending {
     /// What it has used so far.
     pub fn receipt(&self) -> Option<EnergyReceipt> {
         self.energy.receipt(&self.id, self.answers)
+    }
+
+    /// The encoder computes for it from now on, until what is returned is ended or dropped.
+    pub fn begin_encoding(&self) -> Encoding {
+        let start_us = self.energy.now_us();
+        self.energy.books().encoding.push(start_us);
+        Encoding {
+            energy: self.energy.clone(),
+            account: account(&self.id),
+            start_us,
+            tokens: 0,
+        }
+    }
+}
+
+/// A call of the encoder. Until it is dropped no time is booked in which it ran.
+pub struct Encoding {
+    energy: Arc<Energy>,
+    account: u64,
+    start_us: u64,
+    tokens: u32,
+}
+
+impl Encoding {
+    /// So many tokens were read, control tokens included.
+    pub fn end(mut self, tokens: u32) {
+        self.tokens = tokens;
+    }
+}
+
+impl Drop for Encoding {
+    fn drop(&mut self) {
+        let end_us = self.energy.now_us();
+        let mut books = self.energy.books();
+        let running = books.encoding.iter().position(|us| *us == self.start_us);
+        if let Some(at) = running {
+            books.encoding.swap_remove(at);
+        }
+        let Some(devices) = books.encoder_on.filter(|_| self.tokens > 0) else {
+            return;
+        };
+        books.ledger.step(Step {
+            start_us: self.start_us,
+            end_us,
+            devices,
+            cost: None,
+            sequences: vec![SequenceWork {
+                request: self.account,
+                phase: Phase::Prefill,
+                computed_tokens: self.tokens,
+                context_tokens: 0,
+                rejected_tokens: 0,
+            }],
+        });
     }
 }
 
@@ -302,6 +457,26 @@ pub struct EnergyReceipt {
     incomplete: bool,
     /// Final.
     settled: bool,
+}
+
+impl EnergyReceipt {
+    /// Of an answer without a model.
+    fn direct() -> Self {
+        Self {
+            joules: 0.0,
+            prefill_joules: 0.0,
+            decode_joules: 0.0,
+            wasted_joules: 0.0,
+            pending_joules: 0.0,
+            origin: Origin::Modelled,
+            relative_error: 0.0,
+            boundary: Boundary::Cpu.to_string(),
+            method: "direct",
+            shared: false,
+            incomplete: false,
+            settled: true,
+        }
+    }
 }
 
 impl From<Receipt> for EnergyReceipt {
@@ -467,6 +642,159 @@ mod tests {
         let receipt = energy.receipt("chatcmpl-1", 2).expect("kept");
         assert!(receipt.settled && receipt.boundary == "accelerator");
         assert_eq!(energy.receipt("chatcmpl-2", 1).map(|r| r.joules), None);
+    }
+
+    #[test]
+    fn an_answer_without_a_model_took_nothing_and_a_remote_part_is_stated_or_unknown() {
+        let energy = |mode| Energy::new(&config(mode), Path::new("/none"), Instant::now());
+        let auto = energy(EnergyMode::Auto);
+        auto.took_nothing("d");
+        let direct = auto.receipt("d", 1).expect("nothing is a number");
+        assert_eq!((direct.joules, direct.method), (0.0, "direct"));
+        assert!(direct.settled && direct.origin == Origin::Modelled);
+        auto.took_elsewhere("s", Some(2.5));
+        let stated = auto.receipt("s", 1).expect("stated");
+        assert_eq!((stated.joules, stated.method), (2.5, "stated"));
+        assert_eq!(auto.joules_of("s").expect("stated").value, 2.5);
+        assert!(auto.taken("s").is_none(), "it took nothing of this host");
+        auto.took_elsewhere("s", None);
+        assert!(auto.receipt("s", 1).expect("stated").incomplete);
+        auto.took_elsewhere("u", None);
+        auto.took_nothing("u.1");
+        assert!(auto.receipt("u", 2).is_none(), "one of two is unknown");
+        for mode in [EnergyMode::MeasuredOnly, EnergyMode::Off] {
+            let strict = energy(mode);
+            strict.took_nothing("d");
+            strict.took_elsewhere("s", Some(2.5));
+            assert!(strict.receipt("d", 1).is_none());
+            assert!(strict.receipt("s", 1).is_none());
+        }
+    }
+
+    #[test]
+    fn the_encoder_pays_for_the_time_that_it_computed() {
+        let epoch = Instant::now() - Duration::from_secs(10);
+        let energy = Energy::new(&config(EnergyMode::Auto), Path::new("/none"), epoch);
+        let energy = Arc::new(energy);
+        let reads = |at_us: u64, joules: f64| Snapshot {
+            monotonic_ms: at_us / 1_000,
+            devices: vec![Seen {
+                id: "cpu.0".into(),
+                kind: DeviceKind::Cpu,
+                energy_joules: Some(Sample::measured(joules)),
+                ..Seen::default()
+            }],
+            ..Snapshot::default()
+        };
+        let start_us = energy.now_us();
+        energy.watch_encoder(&reads(start_us - 200_000, 90.0));
+        energy.tick(&reads(start_us - 200_000, 90.0), &[]);
+        energy.tick(&reads(start_us - 100_000, 95.0), &[]);
+        let spending = energy.begin("req-1", 1);
+        let encoding = spending.begin_encoding();
+        std::thread::sleep(Duration::from_millis(30));
+        // A window that ends while it computes waits for it.
+        energy.tick(&reads(energy.now_us(), 101.0), &[]);
+        assert!(spending.receipt().is_none());
+        encoding.end(12);
+        drop(energy.begin("req-2", 1).begin_encoding());
+        assert!(energy.books().encoding.is_empty());
+        std::thread::sleep(Duration::from_millis(60));
+        energy.tick(&reads(energy.now_us(), 103.0), &[]);
+        let receipt = spending.receipt().expect("booked");
+        assert!(receipt.prefill_joules > 0.0, "{receipt:?}");
+        assert!(receipt.joules <= 8.0 + 1e-6, "{receipt:?}");
+        assert_eq!(receipt.boundary, "cpu");
+        assert!(energy.receipt("req-2", 1).is_none(), "it read nothing");
+    }
+
+    /// Two packages of which the permission is revoked after two seconds.
+    fn packages(tick: u64) -> Snapshot {
+        let told = tick.min(20);
+        let package = |id: &str| Seen {
+            id: id.into(),
+            kind: DeviceKind::Cpu,
+            energy_joules: Some(Sample {
+                age_ms: (100 * (tick - told)) as u32,
+                ..Sample::measured(10.0 * told as f64)
+            }),
+            ..Seen::default()
+        };
+        Snapshot {
+            monotonic_ms: 100 * tick,
+            devices: vec![package("cpu.0"), package("cpu.1")],
+            ..Snapshot::default()
+        }
+    }
+
+    /// One and a half processors are busy for this process, and six in all.
+    fn write_processor_time(procfs: &Path, tick: u64) {
+        let own = format!("7 (host) S 1 7 7 0 -1 0 0 0 0 0 {} 0 0 0 20\n", 15 * tick);
+        std::fs::write(procfs.join("self/stat"), own).expect("written");
+        let all = format!("cpu  {} 0 0 0 0 0 0 0 0 0\n", 60 * tick);
+        std::fs::write(procfs.join("stat"), all).expect("written");
+    }
+
+    #[test]
+    fn processors_whose_sensors_leave_go_on_as_modelled_unless_only_measured_counts() {
+        for mode in [EnergyMode::Auto, EnergyMode::MeasuredOnly] {
+            let only_measured = mode == EnergyMode::MeasuredOnly;
+            let procfs = tempfile::tempdir().expect("a temporary folder");
+            std::fs::create_dir(procfs.path().join("self")).expect("made");
+            let config = config(mode);
+            let energy = Arc::new(Energy::new(&config, procfs.path(), Instant::now()));
+            let processors = energy.books().processors(&packages(0), only_measured);
+            assert_eq!(processors.len(), 2);
+            let mut recorder = recorder(&energy, &processors);
+            let at = |tick: u64| Duration::from_millis(100 * tick);
+            for tick in 0..=130u64 {
+                write_processor_time(procfs.path(), tick);
+                let id = match tick {
+                    11..=20 => Some("before"),
+                    61..=70 => Some("after"),
+                    _ => None,
+                };
+                if let Some(id) = id {
+                    recorder.began(at(tick - 1));
+                    recorder.ended(at(tick - 1), at(tick), &[sequence(account(id))]);
+                }
+                if tick == 20 || tick == 70 {
+                    drop(energy.begin(id.expect("it ran until now"), 1));
+                }
+                let now_us = tick * 100_000 + 30_000;
+                energy.books().tick(&packages(tick), &[], now_us);
+            }
+            let before = energy.receipt("before", 1).expect("measured");
+            assert_eq!((before.origin, before.shared), (Origin::Measured, true));
+            assert!(before.settled && !before.incomplete, "{before:?}");
+            // Two packages of 100 W for a second, of which a quarter is ours.
+            assert!((before.joules - 50.0).abs() < 1e-3, "{before:?}");
+            for (name, a) in energy.accounts() {
+                let sum = a.attributed_uj() + a.idle_uj + a.unattributed.total_uj();
+                assert_eq!(sum, a.measured_uj, "{name}");
+            }
+            let after = energy.receipt("after", 1);
+            let none_now = Snapshot::default();
+            let again = energy.books().processors(&none_now, only_measured);
+            if only_measured {
+                assert!(after.is_none(), "{after:?}");
+                assert!(again.is_empty());
+                continue;
+            }
+            let after = after.expect("modelled");
+            assert_eq!((after.origin, after.shared), (Origin::Modelled, false));
+            assert!(after.settled && !after.incomplete, "{after:?}");
+            // Both packages together are one machine.
+            let processors_here = std::thread::available_parallelism().map_or(1, usize::from);
+            let idle_watts = config.idle_watts_per_processor;
+            let watts = 1.5 * (config.busy_watts_per_processor - idle_watts)
+                + idle_watts * processors_here as f64;
+            assert!((after.joules - watts).abs() < 1e-3, "{after:?} {watts}");
+            assert_eq!(
+                again, processors,
+                "who is started now is modelled as they are"
+            );
+        }
     }
 
     #[test]

@@ -5,13 +5,14 @@
 //! door, drain · [`house`] what requests share · [`http`] paths · [`openai`] the wire ·
 //! [`tiers`] local engine and remote servers · [`models`] model files · [`embedded`]
 //! policies in the binary · [`registry`] bundles in OCI registries · [`energy`], [`budgets`]
-//! what answers cost and who pays · [`bench`] how good the judgement is · [`simulate`] hosts
-//! on a machine that does not exist · [`metrics`], [`log`] what watches · [`commands`]
-//! everything else that can be asked for.
+//! what answers cost and who pays · [`baselines`] what is usual for a tier, over restarts ·
+//! [`bench`] how good the judgement is · [`simulate`] hosts on a machine that does not exist ·
+//! [`metrics`], [`log`] what watches · [`commands`] everything else that can be asked for.
 //!
 //! It refuses to infer, to judge, and to let a wire type go below [`openai`].
 
 mod admin_client;
+mod baselines;
 mod batches;
 mod bench;
 mod budgets;
@@ -32,6 +33,7 @@ mod registry;
 mod registry_tests;
 mod serve;
 mod simulate;
+mod state_file;
 mod tiers;
 
 use std::process::ExitCode;

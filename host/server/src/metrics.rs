@@ -221,10 +221,12 @@ impl Metrics {
     /// Everything, in Prometheus' text format.
     pub fn text(&self, house: &House) -> std::result::Result<String, String> {
         let mut families = self.registry.gather();
-        let now = gauges(house).map_err(|e| format!("metrics: {e}"))?;
+        // Once: what is attributed, idle and unattributed adds up to what was measured.
+        let accounts = house.energy.accounts();
+        let now = gauges(house, &accounts).map_err(|e| format!("metrics: {e}"))?;
         families.extend(now.gather());
         families.extend(self.counters_of_engines(house));
-        families.extend(books(&house.energy.accounts()));
+        families.extend(books(&accounts));
         TextEncoder::new()
             .encode_to_string(&families)
             .map_err(|e| format!("metrics: {e}"))
@@ -375,12 +377,16 @@ fn counter_family(name: &str, help: &str, metrics: Vec<Metric>) -> MetricFamily 
     family
 }
 
-/// The energy books of every device: what was measured, and where it went.
+/// The energy books of every device: what was measured, and where it went. Each says by what the
+/// device was told at worst, since a sum is worth no more.
 fn books(accounts: &[(String, Accounts)]) -> Vec<MetricFamily> {
     let family = |name: &str, help: &str, each: &dyn Fn(&Accounts) -> Vec<Labelled>| {
         let metrics = accounts.iter().flat_map(|(device, accounts)| {
             each(accounts).into_iter().map(move |(label, value, uj)| {
-                let mut labels = vec![("device", device.as_str())];
+                let mut labels = vec![
+                    ("device", device.as_str()),
+                    ("origin", origin(accounts.origin)),
+                ];
                 labels.extend((!label.is_empty()).then_some((label, value)));
                 number(&labels, uj as f64 / 1e6)
             })
@@ -391,7 +397,7 @@ fn books(accounts: &[(String, Accounts)]) -> Vec<MetricFamily> {
         family(
             "homeostat_energy_measured_joules_total",
             "Energy that a device used; `origin` is the weakest of what it was told by.",
-            &|a| vec![("origin", origin(a.origin), a.measured_uj)],
+            &|a| vec![("", "", a.measured_uj)],
         ),
         family(
             "homeostat_energy_attributed_joules_total",
@@ -630,7 +636,7 @@ fn ending(ending: &Ending) -> (&str, &'static str) {
 }
 
 /// The gauges of this moment.
-fn gauges(house: &House) -> Result<Registry> {
+fn gauges(house: &House, accounts: &[(String, Accounts)]) -> Result<Registry> {
     let mut now = Moment::default();
     for tier in house.cascade.tiers() {
         load(&mut now, &tier.view())?;
@@ -642,6 +648,7 @@ fn gauges(house: &House) -> Result<Registry> {
     machine(&mut now, &(house.snapshots)())?;
     sensors::sensors(&mut now, &house.telemetry.stats())?;
     budgets::budgets(&mut now, &house.budgets.status())?;
+    trust(&mut now, accounts)?;
     Ok(now.registry)
 }
 
@@ -692,6 +699,28 @@ fn engine(now: &mut Moment, engine: &EngineHandle) -> Result<()> {
         &id,
         threads.map(|n| n as f64),
     )
+}
+
+/// How far the energy books of a device can be believed.
+fn trust(now: &mut Moment, accounts: &[(String, Accounts)]) -> Result<()> {
+    for (device, books) in accounts {
+        let id = [("device", device.as_str())];
+        now.set(
+            "homeostat_energy_meter_suspect",
+            "1 while a device's energy counter stands still or did a moment ago, and its power is \
+             used instead.",
+            &id,
+            f64::from(books.suspect),
+        )?;
+        now.maybe(
+            "homeostat_energy_fit_error_ratio",
+            "What the learned costs of bytes, operations and time miss of a device's energy, root \
+             mean square as a share of it.",
+            &id,
+            books.fit_error,
+        )?;
+    }
+    Ok(())
 }
 
 fn policies(now: &mut Moment, room: &RoomStats) -> Result<()> {

@@ -1,5 +1,6 @@
 //! `homeostat serve`: build the house, open the door, drain, leave.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -7,8 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::serve::ListenerExt;
-use homeostat_cascade::{Cascade, CascadeConfig, DecisionRecord, JoulesOf, Tier};
-use homeostat_engine::{Encoder, Engine, EngineConfig, Shutdown, SpeculationConfig};
+use homeostat_cascade::{Baselines, Cascade, CascadeConfig, DecisionRecord, JoulesOf, Tier};
+use homeostat_engine::{
+    Encoder, Engine, EngineConfig, PromptClassifier, Shutdown, SpeculationConfig,
+};
 use homeostat_hooks::{Origin, Sample, TierKind as ViewKind, TierView};
 use homeostat_policy::{
     CacheConfig, CompilerConfig, PolicyRoom, RecordConfig, ReplayConfig, RoomConfig,
@@ -18,17 +21,19 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::baselines::{KeptBaselines, local_model};
 use crate::batches::Batches;
 use crate::budgets::{Budgets, Receipts};
 use crate::cli::ServeArgs;
 use crate::config::{Config, TierConfig, TierKind};
-use crate::energy::Energy;
+use crate::energy::{Energy, PlannedPower, TierLoad};
 use crate::house::{Door, House, Snapshots, unix_seconds};
 use crate::metrics::Metrics;
 use crate::models::{Shelf, cache_root, is_path};
 use crate::openai::request::{SamplingDefaults, sharer_of_tenant};
 use crate::tiers::{
-    Embedder, HostModels, LocalEncoder, LocalTier, RemoteConfig, RemoteTier, Wishes, WrittenOut,
+    Embedder, HostModels, LocalEncoder, LocalTier, RemoteConfig, RemoteTier, StatedTier,
+    TierDevice, Wishes, WrittenOut, device_id, device_state,
 };
 use crate::{Failure, embedded, http, log};
 
@@ -36,9 +41,19 @@ use crate::{Failure, embedded, http, log};
 const MEMORY_PERIOD: Duration = Duration::from_millis(100);
 /// How often energy is booked: as often as telemetry samples.
 const ENERGY_PERIOD: Duration = Duration::from_millis(100);
-/// How often budgets are settled and told to telemetry, so that what they do to the state of
-/// the host is seen within two samplings.
+/// How often budgets are settled: as often as energy is booked.
 const BUDGETS_PERIOD: Duration = Duration::from_millis(100);
+/// How often budgets are told to telemetry. Between two samplings, of 100 ms unless the operator
+/// wants another period, there is always such a moment. So a power that is drawn is in the state of
+/// the host at most 200 ms later: 100 until it is sampled, and 100 until the budget that it
+/// exceeds is. A limit that changes needs 25 + 100 at most; what a tenant or a key may spend
+/// needs neither, as every request asks for it.
+const BUDGETS_TOLD_PERIOD: Duration = Duration::from_millis(25);
+/// How often it is written what is usual for the tiers' tokens. It is a mean of 20,000 of them, so
+/// what a killed host forgets of a minute hardly moves it.
+const BASELINES_PERIOD: Duration = Duration::from_secs(60);
+/// Its name in the folder of state.
+const BASELINES_FILE: &str = "tier-surprisals.json";
 /// Context of a remote tier that is not described: what nearly all models have.
 const REMOTE_CONTEXT_TOKENS: u32 = 8192;
 
@@ -48,19 +63,20 @@ pub fn serve(args: ServeArgs) -> Result<(), Failure> {
     let runtime = tokio::runtime::Runtime::new().map_err(Failure::failed)?;
     // The port first: whoever starts a second host by mistake learns it at once.
     let listener = runtime.block_on(listen(config.server.listen))?;
-    let (engines, telemetry, budgets) = {
+    let (engines, telemetry, budgets, baselines) = {
         let _inside = runtime.enter();
         let engines = load_engines(&config)?;
-        let (house, telemetry) = build(&config, &engines)?;
+        let (house, telemetry, baselines) = build(&config, &engines)?;
         let drain = Duration::from_secs(config.server.drain_seconds);
         let signals = signals().map_err(Failure::failed)?;
         let budgets = house.budgets.clone();
         runtime.block_on(run(house, listener, drain, signals))?;
-        (engines, telemetry, budgets)
+        (engines, telemetry, budgets, baselines)
     };
     // Whatever was cut off ends here, before its engine does.
     runtime.shutdown_timeout(Duration::from_secs(1));
     budgets.close();
+    baselines.save();
     for engine in engines.local {
         engine.shutdown(Shutdown::Cancel);
     }
@@ -96,6 +112,8 @@ pub struct Engines {
     /// In the order of the local ones among the configured tiers.
     local: Vec<Engine>,
     encoder: Option<Arc<dyn Embedder>>,
+    /// For policies only: what it gives is no embedding.
+    prompt_classifier: Option<Arc<dyn Embedder>>,
 }
 
 /// Load all models side by side; the slowest decides how long it takes.
@@ -106,6 +124,7 @@ pub fn load_engines(config: &Config) -> Result<Engines, Failure> {
     std::thread::scope(|scope| {
         let files = &files;
         let encoder = scope.spawn(|| files.load_encoder());
+        let classifier = scope.spawn(|| files.load_prompt_classifier());
         let loading: Vec<_> = tiers
             .map(|tier| scope.spawn(move || files.load_tier(tier)))
             .collect();
@@ -113,8 +132,15 @@ pub fn load_engines(config: &Config) -> Result<Engines, Failure> {
         Ok(Engines {
             local,
             encoder: joined(encoder)?,
+            prompt_classifier: joined(classifier)?,
         })
     })
+}
+
+/// The encoder alone; none where the configuration has none.
+pub fn load_encoder(config: &Config) -> Result<Option<Arc<dyn Embedder>>, Failure> {
+    let shelf = Shelf::open(config)?;
+    Files { config, shelf }.load_encoder()
 }
 
 fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T, Failure>>) -> Result<T, Failure> {
@@ -184,13 +210,28 @@ impl Files<'_> {
             encoder,
         })))
     }
+
+    fn load_prompt_classifier(&self) -> Result<Option<Arc<dyn Embedder>>, Failure> {
+        let Some(wanted) = &self.config.encoder.prompt_classifier else {
+            return Ok(None);
+        };
+        let encoder = PromptClassifier::load(&self.config.path(&wanted.path))
+            .map_err(|e| Failure::Failed(format!("prompt classifier {}: {e}", wanted.id)))?;
+        Ok(Some(Arc::new(LocalEncoder {
+            id: wanted.id.clone(),
+            encoder,
+        })))
+    }
 }
 
+type Built = (Arc<House>, Arc<Telemetry>, Arc<KeptBaselines>);
+
 /// Wire the rooms together.
-fn build(config: &Config, engines: &Engines) -> Result<(Arc<House>, Arc<Telemetry>), Failure> {
+fn build(config: &Config, engines: &Engines) -> Result<Built, Failure> {
     let metrics = Arc::new(Metrics::new().map_err(Failure::failed)?);
     let (local, remote) = tiers(config, engines, &metrics)?;
-    let models = HostModels::new(local.clone(), remote.clone(), engines.encoder.clone());
+    let encoders = engines.encoder.iter().chain(&engines.prompt_classifier);
+    let models = HostModels::new(local.clone(), remote.clone(), encoders.cloned());
     let models = Arc::new(models.map_err(Failure::failed)?);
     let room = PolicyRoom::new(room_config(config), models);
     let room = Arc::new(room.map_err(|e| Failure::Config(e.to_string()))?);
@@ -203,21 +244,28 @@ fn build(config: &Config, engines: &Engines) -> Result<(Arc<House>, Arc<Telemetr
     let telemetry = Arc::new(Telemetry::start(telemetry_config(config)));
     watch_memory(config, &telemetry, &local);
     let energy = keep_books(config, &telemetry, &local, &metrics);
+    if engines.encoder.is_some() {
+        energy.watch_encoder(&telemetry.snapshot());
+    }
     let budgets = keep_budgets(config, &telemetry, &energy)?;
     let snapshots: Snapshots = {
         let telemetry = telemetry.clone();
         Arc::new(move || telemetry.snapshot())
     };
     let all = local.iter().map(|t| t.clone() as Arc<dyn Tier>);
+    let remote = remote.into_iter();
+    let remote = remote.map(|t| Arc::new(StatedTier::new(t, energy.clone())) as Arc<dyn Tier>);
     let all = all.chain(remote).collect();
     let joules_of: JoulesOf = {
         let energy = energy.clone();
         Arc::new(move |job| energy.joules_of(job))
     };
-    for tier in &local {
-        tier.keep_books(joules_of.clone());
+    for (tier, wanted) in local.iter().zip(local_tiers(config)) {
+        tier.keep_books(receipts(&energy));
+        tier.stand_on(device_of(wanted, &telemetry));
     }
-    let limits = cascade_config(config, metrics.clone(), joules_of);
+    let baselines = keep_baselines(config, &local);
+    let limits = cascade_config(config, metrics.clone(), joules_of, baselines.shared());
     let cascade = Cascade::new(room.clone(), all, snapshots.clone(), limits);
     let house = House {
         cascade: Arc::new(cascade),
@@ -244,7 +292,7 @@ fn build(config: &Config, engines: &Engines) -> Result<(Arc<House>, Arc<Telemetr
             config.server.listen
         );
     }
-    Ok((Arc::new(house), telemetry))
+    Ok((Arc::new(house), telemetry, baselines))
 }
 
 pub type Tiers = (Vec<Arc<LocalTier>>, Vec<Arc<dyn Tier>>);
@@ -379,7 +427,12 @@ fn own_program() -> Option<PathBuf> {
     }
 }
 
-fn cascade_config(config: &Config, metrics: Arc<Metrics>, joules_of: JoulesOf) -> CascadeConfig {
+fn cascade_config(
+    config: &Config,
+    metrics: Arc<Metrics>,
+    joules_of: JoulesOf,
+    baselines: Arc<Baselines>,
+) -> CascadeConfig {
     let limits = config.cascade;
     CascadeConfig {
         view_bytes_max: limits.view_bytes_max,
@@ -390,6 +443,7 @@ fn cascade_config(config: &Config, metrics: Arc<Metrics>, joules_of: JoulesOf) -
             log::request(record);
         })),
         joules_of: Some(joules_of),
+        baselines,
     }
 }
 
@@ -406,6 +460,32 @@ pub fn telemetry_config(config: &Config) -> homeostat_telemetry::Config {
     }
 }
 
+/// The local ones among the configured tiers, in their order.
+fn local_tiers(config: &Config) -> impl Iterator<Item = &TierConfig> {
+    config.tiers.iter().filter(|t| t.kind == TierKind::Local)
+}
+
+/// What the books say of an answer.
+fn receipts(energy: &Arc<Energy>) -> Receipts {
+    let energy = energy.clone();
+    Box::new(move |job: &str| energy.taken(job))
+}
+
+/// The device under a tier, as telemetry sees it for as long as somebody listens.
+fn device_of(tier: &TierConfig, telemetry: &Arc<Telemetry>) -> TierDevice {
+    let (device, telemetry) = (tier.device, Arc::downgrade(telemetry));
+    TierDevice {
+        id: device_id(device),
+        state: Box::new(move || {
+            let state = telemetry.upgrade().map(|telemetry| {
+                let ratio_of = |id: &str| telemetry.device_degrade_ratio(id);
+                device_state(device, &telemetry.snapshot(), ratio_of)
+            });
+            state.unwrap_or_default()
+        }),
+    }
+}
+
 /// Tell telemetry how full the KV caches are, and engines what the machine's memory permits,
 /// for as long as somebody listens.
 fn watch_memory(config: &Config, telemetry: &Arc<Telemetry>, tiers: &[Arc<LocalTier>]) {
@@ -413,8 +493,8 @@ fn watch_memory(config: &Config, telemetry: &Arc<Telemetry>, tiers: &[Arc<LocalT
         return;
     }
     let telemetry = Arc::downgrade(telemetry);
-    let local = config.tiers.iter().filter(|t| t.kind == TierKind::Local);
-    let mut batches = Batches::new(local.map(|t| t.max_sequences).collect());
+    let widest = local_tiers(config).map(|t| t.max_sequences);
+    let mut batches = Batches::new(widest.collect());
     let tiers = tiers.to_vec();
     tokio::spawn(async move {
         let mut tick = tokio::time::interval(MEMORY_PERIOD);
@@ -437,7 +517,8 @@ fn watch_memory(config: &Config, telemetry: &Arc<Telemetry>, tiers: &[Arc<LocalT
     });
 }
 
-/// Book the energy of the local tiers, for as long as somebody listens.
+/// Book the energy of the local tiers, and tell telemetry what their devices are about to draw,
+/// for as long as somebody listens.
 fn keep_books(
     config: &Config,
     telemetry: &Arc<Telemetry>,
@@ -447,15 +528,17 @@ fn keep_books(
     let procfs = config.path(&config.telemetry.procfs_root);
     let energy = Arc::new(Energy::new(&config.energy, &procfs, telemetry.epoch()));
     let snapshot = telemetry.snapshot();
-    let local = config.tiers.iter().filter(|t| t.kind == TierKind::Local);
-    for (tier, wanted) in tiers.iter().zip(local) {
+    for (tier, wanted) in tiers.iter().zip(local_tiers(config)) {
         energy.watch(tier.engine(), wanted.device, &snapshot);
     }
     let (telemetry, books) = (Arc::downgrade(telemetry), Arc::downgrade(&energy));
     let metrics = metrics.clone();
+    let devices = local_tiers(config).map(|t| t.device);
+    let tiers: Vec<_> = tiers.iter().cloned().zip(devices).collect();
     tokio::spawn(async move {
         let mut tick = tokio::time::interval(ENERGY_PERIOD);
         let mut told = 0;
+        let mut planned = PlannedPower::default();
         loop {
             tick.tick().await;
             let (Some(telemetry), Some(books)) = (telemetry.upgrade(), books.upgrade()) else {
@@ -468,6 +551,15 @@ fn keep_books(
             settled
                 .into_iter()
                 .for_each(|joules| metrics.energy(joules));
+            let loads = tiers.iter().map(|(tier, device)| TierLoad {
+                device: *device,
+                runs: tier.engine().stats().num_requests_running > 0,
+                work: tier.work_in_hand(),
+            });
+            let loads: Vec<TierLoad> = loads.collect();
+            for (device, watts) in planned.plan(&snapshot, &loads) {
+                telemetry.set_planned_watts(&device, watts);
+            }
         }
     });
     energy
@@ -483,32 +575,81 @@ fn keep_budgets(
     let given = &config.budgets;
     let file = given.spendings_file.as_deref();
     let file = config.path(file.unwrap_or(Path::new("budget-spendings.json")));
-    let receipts = energy.is_on().then(|| {
-        let energy = energy.clone();
-        Box::new(move |job: &str| energy.taken(job)) as Receipts
-    });
+    let receipts = energy.is_on().then(|| receipts(energy));
     let now_s = || unix_seconds() as i64;
     let budgets = Budgets::open(given, Some(file), receipts, Box::new(now_s));
     let budgets = Arc::new(budgets.map_err(Failure::Config)?);
-    if given.says_something() {
-        let plan = given.power_plan();
-        let (telemetry, budgets) = (Arc::downgrade(telemetry), Arc::downgrade(&budgets));
-        tokio::spawn(async move {
-            let mut tick = tokio::time::interval(BUDGETS_PERIOD);
-            loop {
-                tick.tick().await;
-                let (Some(telemetry), Some(budgets)) = (telemetry.upgrade(), budgets.upgrade())
-                else {
-                    return;
-                };
-                budgets.tick();
-                let mut of_host = budgets.of_host();
-                of_host.extend(plan.budgets(&telemetry.snapshot(), now_s()));
-                telemetry.set_budgets(of_host);
-            }
-        });
+    if !given.says_something() {
+        return Ok(budgets);
     }
+    let settling = Arc::downgrade(&budgets);
+    tokio::spawn(async move {
+        let mut tick = tokio::time::interval(BUDGETS_PERIOD);
+        loop {
+            tick.tick().await;
+            let Some(budgets) = settling.upgrade() else {
+                return;
+            };
+            budgets.tick();
+        }
+    });
+    let plan = given.power_plan();
+    let (telemetry, telling) = (Arc::downgrade(telemetry), Arc::downgrade(&budgets));
+    tokio::spawn(async move {
+        let mut tick = tokio::time::interval(BUDGETS_TOLD_PERIOD);
+        let mut told = None;
+        loop {
+            tick.tick().await;
+            let (Some(telemetry), Some(budgets)) = (telemetry.upgrade(), telling.upgrade()) else {
+                return;
+            };
+            let mut of_host = budgets.of_host();
+            of_host.extend(plan.budgets(&telemetry.snapshot(), now_s()));
+            if told.as_ref() != Some(&of_host) {
+                telemetry.set_budgets(of_host.clone());
+                told = Some(of_host);
+            }
+        }
+    });
     Ok(budgets)
+}
+
+/// Remember over restarts what is usual for the tiers' tokens, for as long as somebody listens.
+fn keep_baselines(config: &Config, local: &[Arc<LocalTier>]) -> Arc<KeptBaselines> {
+    let dir = config.policies.state_dir.as_ref();
+    let file = dir.map(|dir| config.path(dir).join(BASELINES_FILE));
+    let kept = Arc::new(KeptBaselines::open(file, models_behind(config, local)));
+    let keeping = Arc::downgrade(&kept);
+    tokio::spawn(async move {
+        let mut tick = tokio::time::interval(BASELINES_PERIOD);
+        loop {
+            tick.tick().await;
+            let Some(kept) = keeping.upgrade() else {
+                return;
+            };
+            kept.save();
+        }
+    });
+    kept
+}
+
+/// Which model each tier has, by the tier's id, in words that change with the model as far as this
+/// host can tell. A local one whose file is gone has none.
+fn models_behind(config: &Config, local: &[Arc<LocalTier>]) -> HashMap<String, String> {
+    let mut local = local.iter();
+    let models = config.tiers.iter().filter_map(|tier| {
+        let name = described(tier).model;
+        let model = match tier.kind {
+            TierKind::Local => {
+                let tier = local.next().expect("one engine per local tier");
+                let info = tier.engine().info();
+                local_model(&name, &info.quantization, &info.file).ok()?
+            }
+            TierKind::Remote => format!("{name} at {}", tier.url.as_deref().unwrap_or_default()),
+        };
+        Some((tier.id.clone(), model))
+    });
+    models.collect()
 }
 
 /// Serve until a signal comes, then finish what has begun.

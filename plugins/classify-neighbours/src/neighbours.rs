@@ -1,10 +1,11 @@
 //! Requests whose outcome is known, as bytes: `models/train/fit_neighbours.py` makes them and
-//! says what of.
+//! says what of; `homeostat policy calibrate` makes them of one's own recordings. It refuses bytes
+//! of any other form, and knows nothing of how they are used.
 //!
 //! Little endian: "HNEI0001", u32 dimensions, u32 count, then for each its label (u8), for each
 //! its scale (f32), for each its embedding (i8 times the scale).
 
-const MAGIC: &[u8] = b"HNEI0001";
+const MAGIC: &[u8; 8] = b"HNEI0001";
 const HEADER_BYTES: usize = 16;
 
 /// What became of a request.
@@ -19,13 +20,66 @@ pub enum Label {
     Complex,
 }
 
-/// They, ready to be compared with.
+/// Embeddings in small: a row of whole numbers each, and what one of them is worth.
 #[derive(Debug, Clone, Copy)]
-pub struct Neighbours<'a> {
+pub(crate) struct Embeddings<'a> {
     dimensions: usize,
-    labels: &'a [u8],
     scales: &'a [u8],
     vectors: &'a [u8],
+}
+
+impl<'a> Embeddings<'a> {
+    /// After the magic word: u32 dimensions, u32 count, `about` bytes on each, which are returned
+    /// as they are, the scales (f32), the rows (i8). `None` when the bytes are none of them.
+    pub(crate) fn read(bytes: &'a [u8], magic: &[u8; 8], about: usize) -> Option<(&'a [u8], Self)> {
+        let number = |at: usize| {
+            let four = bytes.get(at..at + 4)?.try_into().ok()?;
+            usize::try_from(u32::from_le_bytes(four)).ok()
+        };
+        let (dimensions, count) = (number(8)?, number(12)?);
+        let (header, rest) = bytes.split_at_checked(HEADER_BYTES)?;
+        let (told, rest) = rest.split_at_checked(count.checked_mul(about)?)?;
+        let (scales, vectors) = rest.split_at_checked(count.checked_mul(4)?)?;
+        let whole = vectors.len() == count.checked_mul(dimensions)?;
+        let fine = header.starts_with(magic) && dimensions > 0 && count > 0 && whole;
+        let embeddings = Self {
+            dimensions,
+            scales,
+            vectors,
+        };
+        fine.then_some((told, embeddings))
+    }
+
+    /// Numbers of one.
+    pub(crate) fn dimensions(&self) -> usize {
+        self.dimensions
+    }
+
+    /// The cosine of each with an embedding of unit length.
+    pub(crate) fn similarities(&self, vector: &[f32]) -> impl Iterator<Item = f32> {
+        let all = self.vectors.chunks_exact(self.dimensions);
+        let scales = self.scales.as_chunks::<4>().0.iter();
+        all.zip(scales).map(move |(known, scale)| {
+            let products = known.iter().zip(vector);
+            let sum: f32 = products.map(|(k, x)| f32::from(*k as i8) * x).sum();
+            sum * f32::from_le_bytes(*scale)
+        })
+    }
+
+    /// One of them.
+    #[cfg(test)]
+    pub(crate) fn vector(&self, i: usize) -> Vec<f32> {
+        let scale = f32::from_le_bytes(self.scales.as_chunks::<4>().0[i]);
+        let known = &self.vectors[i * self.dimensions..(i + 1) * self.dimensions];
+        known.iter().map(|k| f32::from(*k as i8) * scale).collect()
+    }
+}
+
+/// Requests and their labels, ready to be compared with.
+#[derive(Debug, Clone, Copy)]
+pub struct Neighbours<'a> {
+    labels: &'a [u8],
+    embeddings: Embeddings<'a>,
 }
 
 impl Neighbours<'static> {
@@ -41,23 +95,9 @@ impl Neighbours<'static> {
 impl<'a> Neighbours<'a> {
     /// `None` when the bytes are none of them.
     pub fn read(bytes: &'a [u8]) -> Option<Self> {
-        let number = |at: usize| {
-            let four = bytes.get(at..at + 4)?.try_into().ok()?;
-            usize::try_from(u32::from_le_bytes(four)).ok()
-        };
-        let (dimensions, count) = (number(8)?, number(12)?);
-        let (magic, rest) = bytes.split_at_checked(HEADER_BYTES)?;
-        let (labels, rest) = rest.split_at_checked(count)?;
-        let (scales, vectors) = rest.split_at_checked(count.checked_mul(4)?)?;
-        let whole = vectors.len() == count.checked_mul(dimensions)?;
+        let (labels, embeddings) = Embeddings::read(bytes, MAGIC, 1)?;
         let known = labels.iter().all(|l| *l <= Label::Complex as u8);
-        let fine = magic.starts_with(MAGIC) && dimensions > 0 && count > 0 && whole && known;
-        fine.then_some(Self {
-            dimensions,
-            labels,
-            scales,
-            vectors,
-        })
+        known.then_some(Self { labels, embeddings })
     }
 
     /// How many there are.
@@ -72,21 +112,14 @@ impl<'a> Neighbours<'a> {
 
     /// Numbers of an embedding.
     pub fn dimensions(&self) -> usize {
-        self.dimensions
+        self.embeddings.dimensions()
     }
 
     /// The cosine of each with an embedding of unit length, and its label.
     pub fn similarities(&self, vector: &[f32]) -> Vec<(f32, Label)> {
-        let all = self.vectors.chunks_exact(self.dimensions);
-        let scales = self.scales.as_chunks::<4>().0.iter();
-        all.zip(scales)
-            .zip(self.labels)
-            .map(|((known, scale), label)| {
-                let products = known.iter().zip(vector);
-                let sum: f32 = products.map(|(k, x)| f32::from(*k as i8) * x).sum();
-                (sum * f32::from_le_bytes(*scale), label_of(*label))
-            })
-            .collect()
+        let near = self.embeddings.similarities(vector);
+        let labels = self.labels.iter().map(|label| label_of(*label));
+        near.zip(labels).collect()
     }
 }
 
@@ -102,12 +135,7 @@ fn label_of(byte: u8) -> Label {
 impl Neighbours<'_> {
     /// The embedding of one.
     pub(crate) fn vector(&self, i: usize) -> Vec<f32> {
-        let scale: [u8; 4] = self.scales[4 * i..4 * i + 4]
-            .try_into()
-            .expect("four bytes");
-        let scale = f32::from_le_bytes(scale);
-        let known = &self.vectors[i * self.dimensions..(i + 1) * self.dimensions];
-        known.iter().map(|k| f32::from(*k as i8) * scale).collect()
+        self.embeddings.vector(i)
     }
 
     /// What became of one.

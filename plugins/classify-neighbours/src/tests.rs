@@ -1,4 +1,4 @@
-//! Neighbours that are made up, and those that the component brings.
+//! Neighbours and clusters that are made up, and those that the component brings.
 
 use super::*;
 
@@ -96,6 +96,97 @@ fn the_number_of_voters_is_a_number_of_neighbours() {
     assert_eq!(voters(Some("5".into()), 5), Ok(5));
     for wrong in ["0", "6", "-1", "two", ""] {
         assert!(voters(Some(wrong.into()), 5).is_err(), "{wrong}");
+    }
+}
+
+/// East nine of ten are simple; north half are complex.
+fn two_clusters() -> Vec<u8> {
+    let known: [([u32; 3], [i8; 2]); 2] = [([90, 10, 0], [127, 0]), ([25, 25, 50], [0, 127])];
+    let mut bytes = b"HCLU0001".to_vec();
+    bytes.extend(2_u32.to_le_bytes());
+    bytes.extend(2_u32.to_le_bytes());
+    bytes.extend(
+        known
+            .iter()
+            .flat_map(|(counts, _)| counts.map(u32::to_le_bytes))
+            .flatten(),
+    );
+    for _ in &known {
+        bytes.extend((1.0_f32 / 127.0).to_le_bytes());
+    }
+    for (_, centre) in known {
+        bytes.extend(centre.map(|x| x as u8));
+    }
+    bytes
+}
+
+#[test]
+fn the_nearest_cluster_decides_as_far_as_it_is_near() {
+    let bytes = two_clusters();
+    let clusters = Clusters::read(&bytes).expect("they are made by the rules");
+    let at = |vector: [f32; 2]| {
+        let found = classify_by_cluster(&clusters, &vector).expect("two finite numbers");
+        homeostat_sdk::check::classification(&found).expect("three probabilities");
+        found
+    };
+    let (east, north) = (at([1.0, 0.0]), at([0.0, 1.0]));
+    assert!((east.p_simple - 90.55 / 101.0).abs() < 1e-5, "{east:?}");
+    assert!((north.p_complex - 50.15 / 101.0).abs() < 1e-5, "{north:?}");
+    assert_eq!(east.confidence, CONFIDENCE_MAX);
+    // A little east of the middle is east.
+    let between = at([0.8, 0.6]);
+    assert_eq!(between.p_simple, east.p_simple);
+    // What is near to none is ordinary.
+    let far = at([-0.6, -0.8]);
+    assert_eq!([far.p_simple, far.p_medium, far.p_complex], ORDINARY);
+    assert_eq!(far.confidence, 0.0);
+    for vector in [&[1.0_f32][..], &[f32::NAN, 0.0]] {
+        let refused = classify_by_cluster(&clusters, vector);
+        assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+    }
+    for length in 0..bytes.len() {
+        assert!(Clusters::read(&bytes[..length]).is_none(), "{length}");
+    }
+    assert!(Clusters::read(&compass()).is_none(), "neighbours are none");
+    assert!(Neighbours::read(&bytes).is_none(), "clusters are none");
+}
+
+#[test]
+fn the_operator_says_who_is_asked() {
+    let read = |kind: Option<&str>, voters: Option<&str>| {
+        Kind::read(|key| match key {
+            "kind" => kind.map(str::to_owned),
+            _ => voters.map(str::to_owned),
+        })
+    };
+    let by_default = Ok(Kind::Neighbours { voters: VOTERS });
+    assert_eq!(read(None, None), by_default);
+    assert_eq!(read(Some("neighbours"), None), by_default);
+    let few = Ok(Kind::Neighbours { voters: 3 });
+    assert_eq!(read(None, Some("3")), few);
+    assert_eq!(read(Some("clusters"), None), Ok(Kind::Clusters));
+    assert!(read(Some("clusters"), Some("3")).is_err());
+    assert!(read(Some("means"), None).is_err());
+}
+
+#[test]
+fn the_clusters_that_the_component_brings_are_those_of_its_neighbours() {
+    let (clusters, neighbours) = (Clusters::embedded(), Neighbours::embedded());
+    assert_eq!(clusters.dimensions(), neighbours.dimensions());
+    let mut kinds = [0; 3];
+    for i in 0..neighbours.len() {
+        kinds[neighbours.label(i) as usize] += 1;
+    }
+    let counts: Vec<[u32; 3]> = clusters.counts().collect();
+    for (i, kind) in kinds.into_iter().enumerate() {
+        assert_eq!(counts.iter().map(|c| c[i]).sum::<u32>(), kind);
+    }
+    for (i, count) in counts.iter().enumerate() {
+        let centre = clusters.centre(i);
+        let length: f32 = centre.iter().map(|x| x * x).sum();
+        assert!((length - 1.0).abs() < 0.02, "{i}: {length}");
+        let (similarity, nearest) = clusters.nearest(&centre);
+        assert!(similarity > 0.99 && nearest == *count, "{i}: {similarity}");
     }
 }
 

@@ -2,8 +2,12 @@
 
 use homeostat_sdk::*;
 
-use crate::text::{cut, plain, words};
+use crate::text::{cut, plain, whole_sentences, words};
 use crate::{grounded, json};
+
+/// Attribute of an answer, in nats: how unsure its tier was where to begin. Other servers do not
+/// tell it of theirs.
+const FIRST_TOKEN_ENTROPY: &str = "homeostat.first-token-entropy";
 
 /// One check with its weight.
 pub(crate) struct Check {
@@ -44,13 +48,36 @@ pub(crate) fn all(request: &Request, answer: &Answer) -> Vec<Check> {
         return checks;
     }
     checks.extend(well_formed(request, answer));
-    checks.extend(arithmetic_holds(answer));
-    checks.extend(stays_with_source(request, answer));
+    checks.extend(arithmetic_holds(&answer.text));
+    checks.extend(stays_with_source(request, &answer.text));
     checks.push(repetition(answer));
     checks.push(refusal(answer));
     checks.push(complete(request, answer));
     checks.push(no_echo(request, answer));
     checks
+}
+
+/// The checks that an answer can already have failed before its end. A number, a name or a
+/// quotation may still become another one, so those are looked for in whole sentences only.
+pub(crate) fn so_far(request: &Request, answer: &Answer) -> Vec<Check> {
+    let said = whole_sentences(&answer.text);
+    let mut checks = vec![repetition(answer), refusal(answer)];
+    checks.extend(arithmetic_holds(said));
+    checks.extend(stays_with_source(request, said));
+    checks
+}
+
+/// Whether the tier knew where to begin. `None` where the operator has set no bound or the tier
+/// does not tell. It shifts nothing: no recorded answer holds an entropy, so no weight of it
+/// could be fitted, and what it means differs with the model. Above the bound a step is left.
+pub(crate) fn beginning(answer: &Answer, most: Option<f64>) -> Option<Check> {
+    let most = most?;
+    let mut told = answer.attributes.iter();
+    let (_, Value::Number(nats)) = told.find(|(key, _)| key == FIRST_TOKEN_ENTROPY)? else {
+        return None;
+    };
+    let detail = format!("the first token was chosen with {nats:.2} nats of doubt, at most {most}");
+    Some(check("first-token", *nats <= most, detail, 0.0))
 }
 
 fn not_empty(answer: &Answer) -> Check {
@@ -81,8 +108,8 @@ fn well_formed(request: &Request, answer: &Answer) -> Option<Check> {
     })
 }
 
-fn arithmetic_holds(answer: &Answer) -> Option<Check> {
-    let claims = arithmetic::claims(&answer.text);
+fn arithmetic_holds(text: &str) -> Option<Check> {
+    let claims = arithmetic::claims(text);
     let wrong = claims.iter().find(|c| !c.holds);
     let detail = match wrong {
         Some(c) => format!(
@@ -96,8 +123,8 @@ fn arithmetic_holds(answer: &Answer) -> Option<Check> {
     (!claims.is_empty()).then(|| check("arithmetic", wrong.is_none(), detail, ARITHMETIC))
 }
 
-fn stays_with_source(request: &Request, answer: &Answer) -> Option<Check> {
-    let invented = grounded::invented(request, &answer.text)?;
+fn stays_with_source(request: &Request, text: &str) -> Option<Check> {
+    let invented = grounded::invented(request, text)?;
     let mut found = Vec::new();
     for (what, items) in [
         ("number", &invented.numbers),
@@ -120,7 +147,7 @@ fn stays_with_source(request: &Request, answer: &Answer) -> Option<Check> {
 }
 
 /// The end of the answer says the same thing again and again.
-pub(crate) fn repetition(answer: &Answer) -> Check {
+fn repetition(answer: &Answer) -> Check {
     // The last 400 words: a loop, once begun, does not end.
     let words = words(&answer.text);
     let tail = &words[words.len().saturating_sub(400)..];
@@ -163,7 +190,7 @@ const REFUSALS: [&str; 16] = [
 ];
 
 /// The answer begins by refusing. Later in the text the same words are often a quotation.
-pub(crate) fn refusal(answer: &Answer) -> Check {
+fn refusal(answer: &Answer) -> Check {
     let beginning: String = answer.text.chars().take(160).collect();
     let beginning = plain(&beginning).replace('’', "'");
     match REFUSALS.iter().find(|r| beginning.contains(*r)) {

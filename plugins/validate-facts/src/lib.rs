@@ -4,7 +4,12 @@
 //! Checks are deterministic and cheap: arithmetic is computed again, numbers, names and
 //! quotes must stand in the text that was supplied, JSON must parse, an answer must not be
 //! empty, a refusal, an echo, a loop or cut off. Each failed check shifts the confidence;
-//! none decides alone, except that JSON inside a code fence is taken out of it.
+//! none decides alone, except that JSON inside a code fence is taken out of it. An answer that
+//! is still being written is checked as far as its sentences are whole.
+//!
+//! How unsure a tier was of its first token counts only where the operator says from where on
+//! (setting `first-token-entropy-max`, in nats; off as it comes, since there is no data to derive
+//! a bound from): above it a step is left, whatever else speaks for the answer.
 //!
 //! The last step's answer is sent even when it is doubted, with its low confidence on
 //! record: a doubtful answer is worth more than none, unless the operator says otherwise
@@ -21,28 +26,64 @@ mod text;
 
 use homeostat_sdk::*;
 
+/// What an operator can turn.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Settings {
+    /// Refuse what is unusable on the last step.
+    pub strict: bool,
+    /// Entropy of the first token, in nats, above which no answer is accepted as it is while a
+    /// step is left. `None`: it is not looked at.
+    pub first_token_entropy_max: Option<f64>,
+}
+
+impl Settings {
+    /// Those that the operator gives.
+    ///
+    /// # Errors
+    /// When one cannot be read: a validator that ignored it would seem to obey.
+    pub fn read(config: impl Fn(&str) -> Option<String>) -> Result<Self> {
+        let wrong = |key: &str, value: &str, expected: &str| {
+            let text = format!("setting {key} is {value:?}, expected {expected}");
+            Err(Error::InvalidArgument(text))
+        };
+        let strict = match config("strict").as_deref() {
+            None | Some("off") => false,
+            Some("on") => true,
+            Some(other) => return wrong("strict", other, "on or off"),
+        };
+        let key = "first-token-entropy-max";
+        let first_token_entropy_max = match config(key) {
+            None => None,
+            Some(text) => match text.parse::<f64>() {
+                Ok(nats) if (0.0..=NATS_MAX).contains(&nats) => Some(nats),
+                _ => return wrong(key, &text, &format!("0 to {NATS_MAX} nats")),
+            },
+        };
+        Ok(Self {
+            strict,
+            first_token_entropy_max,
+        })
+    }
+}
+
+/// More than the entropy of any vocabulary: that of a million equally likely tokens is 13.8.
+const NATS_MAX: f64 = 20.0;
+
 struct Facts;
 
 impl Validator for Facts {
     fn validate(request: &Request, answer: &Answer, _: &Snapshot) -> Result<Verdict> {
-        let strict = match config("strict").as_deref() {
-            None | Some("off") => false,
-            Some("on") => true,
-            Some(other) => {
-                let text = format!("setting strict is {other:?}, expected on or off");
-                return Err(Error::InvalidArgument(text));
-            }
-        };
-        Ok(validate(request, answer, strict))
+        Ok(validate(request, answer, Settings::read(config)?))
     }
 }
 
 export_validator!(Facts);
 
 /// The verdict, without a host.
-pub fn validate(request: &Request, answer: &Answer, strict: bool) -> Verdict {
+pub fn validate(request: &Request, answer: &Answer, settings: Settings) -> Verdict {
+    let beginning = checks::beginning(answer, settings.first_token_entropy_max);
     if answer.finish == Finish::Unfinished {
-        return partial(answer);
+        return partial(request, answer, beginning);
     }
     if let Some(text) = json::unfenced(request, answer) {
         let amended = Answer {
@@ -54,15 +95,19 @@ pub fn validate(request: &Request, answer: &Answer, strict: bool) -> Verdict {
             assessment: assess(request, &amended).0,
         });
     }
-    let (assessment, hard) = assess(request, answer);
-    let convincing = assessment.confidence >= answer.accept_threshold && !hard;
+    let (mut assessment, hard) = assess(request, answer);
+    let began_well = beginning.as_ref().is_none_or(|check| check.finding.passed);
+    assessment
+        .findings
+        .extend(beginning.map(|check| check.finding));
+    let convincing = assessment.confidence >= answer.accept_threshold && !hard && began_well;
     if convincing {
         return Verdict::Accept(assessment);
     }
     if answer.steps_left > 0 {
         return Verdict::Escalate(assessment);
     }
-    if strict && hard {
+    if settings.strict && hard {
         let failed = assessment.findings.iter().find(|f| !f.passed);
         return Verdict::Reject(Rejection {
             kind: Refusal::Unreliable,
@@ -75,19 +120,24 @@ pub fn validate(request: &Request, answer: &Answer, strict: bool) -> Verdict {
     Verdict::Accept(assessment)
 }
 
-/// A partial answer can already have failed, but not yet succeeded.
-fn partial(answer: &Answer) -> Verdict {
-    let failed: Vec<Finding> = [checks::repetition(answer), checks::refusal(answer)]
-        .into_iter()
-        .map(|check| check.finding)
-        .filter(|finding| !finding.passed)
-        .collect();
-    if failed.is_empty() || answer.steps_left == 0 {
+/// A partial answer can already have failed, but not yet succeeded. It is left for what would
+/// leave the whole one: a check that failed, where the confidence that remains would not be
+/// accepted, were the rest as sure as what there is.
+fn partial(request: &Request, answer: &Answer, beginning: Option<checks::Check>) -> Verdict {
+    let failed = |check: &checks::Check| !check.finding.passed;
+    let mut found = checks::so_far(request, answer);
+    found.retain(failed);
+    let shift = found.iter().map(|check| check.shift).sum();
+    let (confidence, _) = confidence::confidence(&answer.logprobs, shift);
+    let doubted = !found.is_empty() && confidence < answer.accept_threshold;
+    let began_badly = beginning.as_ref().is_some_and(failed);
+    if answer.steps_left == 0 || !(doubted || began_badly) {
         return Verdict::Undecided;
     }
+    found.extend(beginning.filter(failed));
     Verdict::Escalate(Assessment {
-        confidence: 0.1,
-        findings: failed,
+        confidence,
+        findings: found.into_iter().map(|check| check.finding).collect(),
     })
 }
 

@@ -7,8 +7,35 @@ use super::*;
 #[test]
 fn every_case_of_cases_toml_holds() {
     homeostat_cases::run(include_str!("../cases.toml"), |case| {
-        Reply::Verdict(validate(&case.request, &case.answer, false))
+        match Settings::read(|key| case.setting(key)) {
+            Ok(settings) => Reply::Verdict(validate(&case.request, &case.answer, settings)),
+            Err(error) => Reply::Error(error.to_string()),
+        }
     });
+}
+
+/// As it comes, but for what it refuses.
+fn strict(strict: bool) -> Settings {
+    Settings {
+        strict,
+        ..Settings::default()
+    }
+}
+
+#[test]
+fn a_sentence_is_whole_when_a_blank_follows() {
+    for (text, whole) in [
+        ("", ""),
+        ("17 * 23 = 4", ""),
+        ("17 * 23 = 401.", ""),
+        ("17 * 23 = 401. And", "17 * 23 = 401. "),
+        ("It is 4.5 m", ""),
+        ("He said “no.” Then", "He said “no.” "),
+        ("One\nTwo", "One\n"),
+        ("一。二", "一。"),
+    ] {
+        assert_eq!(text::whole_sentences(text), whole, "{text:?}");
+    }
 }
 
 fn asked_for_json(text: &str, steps_left: u32) -> (Request, Answer) {
@@ -28,14 +55,16 @@ fn asked_for_json(text: &str, steps_left: u32) -> (Request, Answer) {
 #[test]
 fn only_a_strict_operator_refuses_and_only_on_the_last_step() {
     let (request, answer) = asked_for_json("{\"a\": ", 0);
-    assert!(matches!(validate(&request, &answer, false), Verdict::Accept(a) if a.confidence < 0.1));
-    match validate(&request, &answer, true) {
+    assert!(
+        matches!(validate(&request, &answer, strict(false)), Verdict::Accept(a) if a.confidence < 0.1)
+    );
+    match validate(&request, &answer, strict(true)) {
         Verdict::Reject(r) => assert!(r.message.contains("JSON"), "{}", r.message),
         other => panic!("{other:?}"),
     }
     let (request, answer) = asked_for_json("{\"a\": ", 1);
     assert!(matches!(
-        validate(&request, &answer, true),
+        validate(&request, &answer, strict(true)),
         Verdict::Escalate(_)
     ));
 }
@@ -97,7 +126,7 @@ fn random_answers_get_verdicts_that_the_host_can_act_on() {
             accept_threshold: 0.5,
             ..Answer::default()
         };
-        let verdict = validate(&request, &answer, next() % 2 == 0);
+        let verdict = validate(&request, &answer, strict(next() % 2 == 0));
         assert_eq!(
             check::verdict(&verdict, &answer),
             Ok(()),

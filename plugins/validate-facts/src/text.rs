@@ -20,6 +20,21 @@ pub(crate) fn plain(text: &str) -> String {
     plain
 }
 
+/// The text up to the end of its last whole sentence or line. A full stop at the very end may
+/// still become a decimal point, so it ends nothing before a blank follows.
+pub(crate) fn whole_sentences(text: &str) -> &str {
+    let ends = |(at, c): &(usize, char)| match *c {
+        '\n' | '。' | '！' | '？' => true,
+        c if c.is_whitespace() => {
+            let before = text[..*at].trim_end_matches(['"', '”', '\'', '’', ')', '*']);
+            before.ends_with(['.', '!', '?'])
+        }
+        _ => false,
+    };
+    let last = text.char_indices().rev().find(ends);
+    &text[..last.map_or(0, |(at, c)| at + c.len_utf8())]
+}
+
 /// At most `max` characters of `text`, for findings that quote.
 pub(crate) fn cut(text: &str, max: usize) -> String {
     let mut cut: String = text.chars().take(max).collect();

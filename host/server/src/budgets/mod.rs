@@ -12,8 +12,7 @@
 //! may save earlier.
 //!
 //! Amounts are whole parts and add up at every moment ([`account`]). Nothing here waits, and
-//! time and receipts come from outside. Not counted: embeddings, and what policies ask models
-//! themselves.
+//! time and receipts come from outside. Not counted: what policies ask models themselves.
 
 mod account;
 mod price;
@@ -147,6 +146,31 @@ impl Budgets {
     /// What pays for a job: the host's budgets, its tenant's, its key's; `None` where there is
     /// none. Nothing is reserved yet.
     pub fn purse(self: &Arc<Self>, job: &Job, key: Option<&str>) -> Option<Arc<Purse>> {
+        let bytes = match &job.prompt {
+            Prompt::Chat(messages) => messages.iter().map(|m| m.content.len()).sum(),
+            Prompt::Raw(text) => text.len(),
+        };
+        let tokens = (tokens_of(bytes), job.max_tokens);
+        self.purse_of(&job.id, (job.tenant.as_deref(), key), tokens)
+    }
+
+    /// What pays for texts of so many bytes that an encoder reads, which writes nothing; by the
+    /// id of the request, its tenant and its key.
+    pub fn purse_of_texts(
+        self: &Arc<Self>,
+        id: &str,
+        payer: (Option<&str>, Option<&str>),
+        bytes: usize,
+    ) -> Option<Arc<Purse>> {
+        self.purse_of(id, payer, (tokens_of(bytes), Some(0)))
+    }
+
+    fn purse_of(
+        self: &Arc<Self>,
+        id: &str,
+        (tenant, key): (Option<&str>, Option<&str>),
+        tokens: (u32, Option<u32>),
+    ) -> Option<Arc<Purse>> {
         let books = self.books(self.now_s());
         if books.accounts.is_empty() {
             return None;
@@ -154,17 +178,13 @@ impl Budgets {
         let key = key.map(digest);
         let pays = |account: &Account| match &account.owner {
             Owner::Host => true,
-            Owner::Tenant(tenant) => job.tenant.as_ref() == Some(tenant),
+            Owner::Tenant(owner) => tenant == Some(owner.as_str()),
             Owner::Key(digest) => key.as_ref() == Some(digest),
         };
         let accounts = books.accounts.iter().enumerate();
         let accounts: Vec<usize> = accounts.filter(|(_, a)| pays(a)).map(|(i, _)| i).collect();
-        let bytes = match &job.prompt {
-            Prompt::Chat(messages) => messages.iter().map(|m| m.content.len()).sum(),
-            Prompt::Raw(text) => text.len(),
-        };
-        let purse = || Purse::new(self.clone(), accounts.clone(), job, tokens_of(bytes));
-        (!accounts.is_empty()).then(|| Arc::new(purse()))
+        let has_any = !accounts.is_empty();
+        has_any.then(|| Arc::new(Purse::new(self.clone(), accounts, id, tokens)))
     }
 
     /// Names of the budgets that pay from a purse.
@@ -258,7 +278,7 @@ impl Budgets {
         };
         let text = spendings::text(&books.accounts);
         drop(books);
-        if let Err(error) = spendings::write(file, &text) {
+        if let Err(error) = crate::state_file::replace(file, &text) {
             let file = file.display();
             tracing::warn!(%error, "cannot write {file}: a restart would forget what is spent");
             self.books(now_s).changed = true;

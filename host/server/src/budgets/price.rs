@@ -180,6 +180,8 @@ impl Expectations {
         let stated = terms.joules_per_token.unwrap_or(0.0) * 1e6 * tokens[1];
         let uj = match self.of(terms).uj_per_token {
             [Some(prompt), Some(output)] => prompt * tokens[0] + output * tokens[1],
+            // An encoder writes nothing, so nobody learns what writing takes it.
+            [Some(prompt), None] if tokens[1] == 0.0 => prompt * tokens[0],
             _ => stated,
         };
         terms.work(uj, tokens)

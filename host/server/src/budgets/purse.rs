@@ -8,9 +8,9 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use homeostat_cascade::{
-    Job, Payable, Purse as CascadePurse, TierError, TierEvent, TierFault, TokenStream,
+    Begun, Payable, Purse as CascadePurse, TierError, TierEvent, TierFault, TokenStream,
 };
 use homeostat_hooks::{Rejection, TierView};
 
@@ -48,19 +48,20 @@ impl std::fmt::Debug for Purse {
 }
 
 impl Purse {
+    /// `tokens`: expected of the prompt, and the most of an answer.
     pub(super) fn new(
         budgets: Arc<Budgets>,
         accounts: Vec<usize>,
-        job: &Job,
-        prompt_tokens: u32,
+        job_id: &str,
+        tokens: (u32, Option<u32>),
     ) -> Self {
         let reserved = vec![0; accounts.len()];
         Self {
             budgets,
             accounts,
-            job_id: job.id.clone(),
-            prompt_tokens,
-            max_tokens: job.max_tokens,
+            job_id: job_id.to_owned(),
+            prompt_tokens: tokens.0,
+            max_tokens: tokens.1,
             bill: Mutex::new(Bill {
                 reserved,
                 ..Bill::default()
@@ -73,9 +74,30 @@ impl Purse {
         self.budgets.names(&self.accounts)
     }
 
+    /// An encoder that was to be paid has read so many tokens, and that is all.
+    pub fn has_read(&self, encoder: &str, tokens: u32) {
+        let mut bill = self.bill();
+        if let Some(terms) = bill.terms(encoder) {
+            bill.steps.push(Step {
+                terms,
+                prompt_tokens: tokens,
+                output_tokens: 0,
+                finished: true,
+            });
+        }
+    }
+
     /// Always before the books, never after.
     fn bill(&self) -> MutexGuard<'_, Bill> {
         self.bill.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Bill {
+    /// Of a candidate that could be paid.
+    fn terms(&self, tier: &str) -> Option<Terms> {
+        let mut offers = self.offers.iter().map(|(terms, _)| terms);
+        offers.find(|terms| terms.tier == tier).cloned()
     }
 }
 
@@ -151,11 +173,10 @@ impl CascadePurse for Purse {
         Ok(())
     }
 
-    fn count(self: Arc<Self>, tier: &str, tokens: TokenStream) -> TokenStream {
+    fn pay(self: Arc<Self>, tier: &str, begun: Begun) -> Begun {
         let mut bill = self.bill();
-        let offer = bill.offers.iter().find(|(terms, _)| terms.tier == tier);
-        let Some(terms) = offer.map(|(terms, _)| terms.clone()) else {
-            return tokens;
+        let Some(terms) = bill.terms(tier) else {
+            return begun;
         };
         let index = bill.steps.len();
         // At once: the next step may begin while this one still runs, and is paid beside it.
@@ -166,10 +187,20 @@ impl CascadePurse for Purse {
             finished: false,
         });
         drop(bill);
-        Counted {
-            purse: self,
-            index,
-            tokens,
+        async move {
+            match begun.await {
+                Ok(tokens) => Ok(Counted {
+                    purse: self,
+                    index,
+                    tokens,
+                }
+                .boxed()),
+                Err(error) => {
+                    // The last one: no other begins before a tier has answered.
+                    self.bill().steps.truncate(index);
+                    Err(error)
+                }
+            }
         }
         .boxed()
     }

@@ -1,9 +1,8 @@
 //! What was spent, in a file, so that a restart is no new budget.
 //!
-//! One small file, written beside itself and renamed, at most once a second and only after a
-//! change: whoever reads it finds a whole one. A host that is killed forgets at most the last
-//! second and what was reserved; a cut of power may cost the file system's delay as well,
-//! which is less than a sync for every answer would.
+//! One small file, replaced in one step, at most once a second and only after a change. A host
+//! that is killed forgets at most the last second and what was reserved; a cut of power may cost
+//! the file system's delay as well, which is less than a sync for every answer would.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -76,12 +75,4 @@ pub fn text(accounts: &[Account]) -> String {
         budgets: spent.collect(),
     };
     serde_json::to_string_pretty(&file).expect("numbers and words serialise")
-}
-
-/// Puts a new file in the place of the old one.
-pub fn write(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    std::fs::write(&beside, text)?;
-    std::fs::rename(&beside, path)
 }

@@ -7,7 +7,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use futures::{FutureExt, StreamExt};
-use homeostat_cascade::{OutputFormat, Purse as CascadePurse, Sampling, TierEvent, Token};
+use homeostat_cascade::{
+    Begun, OutputFormat, Purse as CascadePurse, Sampling, TierError, TierEvent, Token, TokenStream,
+};
 use homeostat_hooks::{BudgetUnit, Endpoint, Finish, Sample, TierKind, TierView};
 
 use super::*;
@@ -115,7 +117,7 @@ fn ids(payable: &homeostat_cascade::Payable) -> Vec<&str> {
 }
 
 /// A stream of so many tokens; its end comes only if it is said to.
-fn tokens(n: u32, ends: bool) -> homeostat_cascade::TokenStream {
+fn tokens(n: u32, ends: bool) -> TokenStream {
     let token = |_| Ok(TierEvent::Token(Token::default()));
     let end = TierEvent::Finished {
         finish: Finish::Stop,
@@ -127,10 +129,17 @@ fn tokens(n: u32, ends: bool) -> homeostat_cascade::TokenStream {
     answer.chain(futures::stream::pending()).boxed()
 }
 
+/// What the purse makes of a tier's stream.
+fn stream_of(purse: &Arc<Purse>, tier: &str, tokens: TokenStream) -> TokenStream {
+    let begun = purse.clone().pay(tier, async { Ok(tokens) }.boxed());
+    let stream = begun.now_or_never().expect("at once");
+    stream.unwrap_or_else(|e| panic!("{e}"))
+}
+
 /// Begins a step and reads what its stream has to give.
 fn serve(purse: &Arc<Purse>, tier: &str, n: u32, ends: bool) {
     purse.begin(tier).unwrap();
-    let mut stream = purse.clone().count(tier, tokens(n, ends));
+    let mut stream = stream_of(purse, tier, tokens(n, ends));
     while let Some(Some(event)) = stream.next().now_or_never() {
         event.unwrap();
     }
@@ -206,7 +215,7 @@ fn what_is_reserved_shrinks_to_the_chosen_tier_and_comes_back_when_the_client_le
     assert_eq!(w.status("a").reserved, 50.0);
     purse.begin("small").unwrap();
     assert_eq!(w.status("a").reserved, 10.0);
-    let mut stream = purse.clone().count("small", tokens(10, true));
+    let mut stream = stream_of(&purse, "small", tokens(10, true));
     for _ in 0..3 {
         stream.next().now_or_never().unwrap();
     }
@@ -270,13 +279,71 @@ fn a_step_that_was_left_and_still_runs_is_paid_beside_the_next() {
     let purse = w.purse("r", Some("acme")).unwrap();
     purse.open(two()).unwrap();
     purse.begin("small").unwrap();
-    let mut left = purse.clone().count("small", tokens(4, false));
+    let mut left = stream_of(&purse, "small", tokens(4, false));
     while let Some(Some(event)) = left.next().now_or_never() {
         event.unwrap();
     }
     purse.begin("large").unwrap();
     // Four tokens are written and not over; the large tier's ten are to come.
     assert_eq!(w.status("a").reserved, 4.0 * 1.0 + 10.0 * 5.0);
+}
+
+#[test]
+fn who_leaves_before_the_tier_answers_pays_the_prompt_and_who_is_refused_nothing() {
+    let w = world(&DAY_OF_A.replace("joules", "usd"));
+    let sold = || TierView {
+        usd_per_mtok_prompt: Some(1e6),
+        usd_per_mtok_output: Some(1e-3),
+        ..tier("sold", TierKind::Remote, 1.0)
+    };
+    let begun = |id: &str, answer: Begun| {
+        let purse = w.purse(id, Some("acme")).unwrap();
+        purse.open(vec![sold()]).unwrap();
+        purse.begin("sold").unwrap();
+        purse.clone().pay("sold", answer)
+    };
+    let full = TierError::host("queue_full", "come again");
+    let refused = begun("r", async { Err(full) }.boxed());
+    let refused = refused.now_or_never().expect("at once");
+    assert!(refused.is_err());
+    drop(refused);
+    let a = w.status("a");
+    assert_eq!((a.spent, a.reserved), (0.0, 0.0));
+    let left = begun("s", futures::future::pending().boxed());
+    assert!(w.status("a").reserved > 0.0);
+    drop(left);
+    // One dollar a token, four bytes a token.
+    let a = w.status("a");
+    assert_eq!((a.spent, a.reserved), (10.0, 0.0));
+}
+
+#[test]
+fn texts_that_are_embedded_are_paid_by_their_receipt_and_then_reserved_by_what_they_took() {
+    let w = world(DAY_OF_A);
+    let embed = |id: &str| {
+        let purse = w.budgets.purse_of_texts(id, (Some("acme"), None), 400);
+        let purse = purse.expect("acme pays");
+        let encoder = TierView {
+            joules_per_token: None,
+            ..tier("encoder", TierKind::Local, 0.0)
+        };
+        purse.open(vec![encoder]).map(|_| purse)
+    };
+    let purse = embed("r").expect("the day has begun");
+    assert_eq!(w.status("a").reserved, 0.0, "nobody knows what it takes");
+    purse.has_read("encoder", 100);
+    drop(purse);
+    w.settle("r", 20_000_000, 0);
+    assert_eq!(w.status("a").spent, 20.0);
+    let purse = embed("s").expect("there is enough");
+    assert_eq!(w.status("a").reserved, 20.0);
+    // A text that was refused is not paid.
+    drop(purse);
+    assert_eq!(w.status("a").reserved, 0.0);
+    w.budgets.set_limit("a", 39.0).unwrap();
+    let refused = embed("t").unwrap_err();
+    assert_eq!(refused.kind, Refusal::BudgetExhausted);
+    assert!(refused.message.contains("20.00 J"), "{}", refused.message);
 }
 
 #[test]
@@ -495,7 +562,7 @@ fn one_move(w: &World, story: &mut Story, random: &mut Random) {
             let name = ["own-1", "own-2"][random.below(2) as usize];
             let offered = purse.begin(name).is_ok();
             if offered {
-                let mut stream = purse.clone().count(name, tokens(9, true));
+                let mut stream = stream_of(purse, name, tokens(9, true));
                 for _ in 0..random.below(11) {
                     stream.next().now_or_never();
                 }

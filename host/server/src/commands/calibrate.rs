@@ -1,12 +1,15 @@
-//! `homeostat policy calibrate`: settings of a router, fitted to one's own decisions.
+//! `homeostat policy calibrate`: settings of a router, or what a classifier knows, fitted to one's
+//! own decisions.
 //!
 //! The log tells what was asked and who answered; whether an answer was right it cannot know,
 //! so somebody says so for some of them. What cannot be shown from these is not written: a
 //! threshold that keeps a risk, or a temperature that is better than none by more than luck.
 //! Answers that were not accepted were not sent and so not judged: a fitted confidence holds
-//! among answers like those that were sent.
+//! among answers like those that were sent, and of the wrong ones a validator notices no fewer than
+//! are counted.
 
 mod fit;
+mod neighbours;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -37,6 +40,10 @@ struct Line {
     steps: Vec<Tried>,
     /// Of the answer that was sent.
     confidence: Option<f32>,
+    /// The last message of the person, where the log holds texts.
+    prompt: Option<String>,
+    /// Where the log does not hold the steps themselves.
+    steps_tried: usize,
 }
 
 #[derive(Debug, Deserialize)]
@@ -64,7 +71,8 @@ pub fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
     };
     within(args.share, "--share", |s| (0.0..=1.0).contains(&s))?;
     within(args.risk, "--risk", |r| r > 0.0 && r < 1.0)?;
-    let mut lines = read_log(&args.log)?;
+    let classifier = args.policy == Calibrated::ClassifyNeighbours;
+    let mut lines = read_log(&args.log, classifier)?;
     if let Some(file) = &args.judged {
         let judged: Vec<Judgement> = json_lines(file)?;
         let judged: BTreeMap<_, _> = judged.into_iter().map(|j| (j.id, j.right)).collect();
@@ -75,6 +83,7 @@ pub fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
     let fitted = match args.policy {
         Calibrated::RouteThreshold => threshold(args, &lines)?,
         Calibrated::RouteMetabolic => metabolic(args, &lines)?,
+        Calibrated::ClassifyNeighbours => return neighbours::write(args, &lines),
     };
     print!("{}", fitted.told);
     match &args.output {
@@ -188,25 +197,42 @@ fn metabolic(args: &CalibrateArgs, lines: &[Line]) -> Result<Fitted, Failure> {
         }
     }
     if let Some(risk) = args.risk {
-        let smaller = |line: &&Line| line.is_of_a_smaller();
-        let judged = lines.iter().filter(smaller);
-        // The least doubtful first.
-        let doubt = |l: &Line| Some((1.0 - f64::from(l.told_confidence()?), l.right?));
-        let judged: Vec<(f64, bool)> = judged.filter_map(doubt).collect();
-        let most = fit::for_risk(&judged, risk).ok_or_else(|| not_shown(&judged))?;
-        let kept = judged.iter().filter(|(doubt, _)| *doubt <= most).count();
-        let of = judged.len();
-        let _ = writeln!(
-            fitted.told,
-            "# {kept} of {of} judged answers of smaller tiers would be accepted"
-        );
-        // Rounded up: a little more confidence is asked, never less.
-        let confidence = ((1.0 - most) * 1e4).ceil() / 1e4;
-        fitted
-            .settings
-            .push(("accept-threshold", confidence.to_string()));
+        accepted(&mut fitted, lines, risk)?;
     }
     Ok(fitted)
+}
+
+/// The confidence from which answers of smaller tiers keep a risk, and how many of the wrong and of
+/// the right ones fall below it.
+fn accepted(fitted: &mut Fitted, lines: &[Line], risk: f64) -> Result<(), Failure> {
+    let smaller = |line: &&Line| line.is_of_a_smaller();
+    let judged = lines.iter().filter(smaller);
+    // The least doubtful first.
+    let doubt = |l: &Line| Some((1.0 - f64::from(l.told_confidence()?), l.right?));
+    let judged: Vec<(f64, bool)> = judged.filter_map(doubt).collect();
+    let most = fit::for_risk(&judged, risk).ok_or_else(|| not_shown(&judged))?;
+    let kept = judged.iter().filter(|(doubt, _)| *doubt <= most).count();
+    let of = judged.len();
+    let _ = writeln!(
+        fitted.told,
+        "# {kept} of {of} judged answers of smaller tiers would be accepted"
+    );
+    // Rounded up: a little more confidence is asked, never less.
+    let confidence = ((1.0 - most) * 1e4).ceil() / 1e4;
+    fitted
+        .settings
+        .push(("accept-threshold", confidence.to_string()));
+    for (key, right) in [("noticed-ratio", false), ("doubted-ratio", true)] {
+        let such = judged.iter().filter(|(_, r)| *r == right);
+        let (below, of) = such.fold((0, 0), |(below, of), (doubt, _)| {
+            (below + usize::from(*doubt > most), of + 1)
+        });
+        if of >= JUDGED_MIN {
+            let ratio = below as f64 / of as f64;
+            fitted.settings.push((key, format!("{ratio:.3}")));
+        }
+    }
+    Ok(())
 }
 
 fn no_scores() -> Failure {
@@ -250,6 +276,11 @@ impl Line {
         self.tiers.is_empty() || self.answerer().map(|t| t.rank) == lowest
     }
 
+    /// Whether a tier before the one that answered was tried and not believed.
+    fn was_escalated(&self) -> bool {
+        self.steps_tried.max(self.steps.len()) > 1
+    }
+
     fn is_of_a_smaller(&self) -> bool {
         let highest = self.tiers.iter().map(|t| t.rank).max();
         self.answerer().is_some_and(|t| Some(t.rank) < highest)
@@ -275,8 +306,8 @@ impl Line {
     }
 }
 
-/// A folder of recordings, or a file of JSON lines.
-fn read_log(log: &Path) -> Result<Vec<Line>, Failure> {
+/// A folder of recordings, or a file of JSON lines. `prompts`: with what was asked.
+fn read_log(log: &Path, prompts: bool) -> Result<Vec<Line>, Failure> {
     if !log.is_dir() {
         return json_lines(log);
     }
@@ -286,7 +317,10 @@ fn read_log(log: &Path) -> Result<Vec<Line>, Failure> {
     let read = records.each(|recording| match recording {
         Ok(recording) => {
             let outcome = recording.outcome().unwrap_or_default();
+            let asked = prompts.then(|| recording.asked()).flatten();
             lines.push(Line {
+                prompt: asked.map(|request| request.question().to_owned()),
+                steps_tried: outcome.steps_tried as usize,
                 classification: recording.classification().map(|value| Reply { value }),
                 tiers: recording.tiers().unwrap_or_default(),
                 tier: outcome.tier,
@@ -319,6 +353,7 @@ fn json_lines<T: DeserializeOwned>(file: &Path) -> Result<Vec<T>, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::ConfigArgs;
 
     fn args(policy: Calibrated) -> CalibrateArgs {
         CalibrateArgs {
@@ -329,6 +364,7 @@ mod tests {
             risk: None,
             score: None,
             output: None,
+            config: ConfigArgs { config: None },
         }
     }
 
@@ -383,6 +419,11 @@ mod tests {
             "{threshold}"
         );
         assert!(of("classifier-temperature").expect("a temperature") > 1.0);
+        // The sixty that are wrong are the least sure.
+        let noticed = of("noticed-ratio").expect("sixty are wrong");
+        let below = ((threshold - 0.3) * 800.0 / 60.0).min(1.0);
+        assert!((noticed - below).abs() < 0.05, "{noticed} {below}");
+        assert_eq!(of("doubted-ratio"), Some(0.0));
         let few = metabolic(&asked, &lines[..20])
             .err()
             .expect("too few")

@@ -20,7 +20,7 @@ use super::{RequestId, bearer, body, header_text};
 use crate::energy::Spending;
 use crate::house::{House, unix_seconds};
 use crate::openai::error::ApiError;
-use crate::openai::request::{Asked, Payer, SamplingDefaults};
+use crate::openai::request::{Asked, Payer, SamplingDefaults, job_id};
 use crate::openai::shape::{About, Shape, Whole, total};
 
 /// Frames of a stream that are sent in one piece when they are there at the same time.
@@ -91,6 +91,12 @@ async fn answer(
         }
     });
     let replies = try_join_all(jobs.map(|job| house.cascade.run(job))).await?;
+    // Only an answer that no model gave has a method.
+    let direct = replies
+        .iter()
+        .zip(0..)
+        .filter(|(r, _)| r.head.method.is_some());
+    direct.for_each(|(_, index)| house.energy.took_nothing(&job_id(&id, index)));
     let first = &replies[0].head;
     let mut headers = headers(first, &asked);
     if !paid_by.is_empty() {

@@ -20,8 +20,9 @@ pub async fn receipt(
     house.door.tenant(bearer(request.headers()))?;
     let Some(energy) = house.energy.receipt(&id, N_MAX as u32) else {
         let what = format!(
-            "no energy is known of request {}: it is unknown or long ago, no local tier worked \
-             on it, or this host measures none (see [energy] in the configuration)",
+            "no energy is known of request {}: it is unknown or long ago, a remote tier that \
+             states no joules_per_token answered it, or this host measures none (see [energy] in \
+             the configuration)",
             shown(&id)
         );
         let error = ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", what);

@@ -205,6 +205,7 @@ fn token(text: &str) -> TierEvent {
     TierEvent::Token(Token {
         text: text.into(),
         logprob: Some(-0.5),
+        entropy: None,
         top: vec![(text.into(), -0.5)],
     })
 }

@@ -5,6 +5,7 @@ use serde_json::Value as Json;
 
 use super::error::ApiError;
 use super::fields::{Fields, kind};
+use crate::energy::EnergyReceipt;
 
 /// Texts of one request: OpenAI's limit.
 const INPUTS_MAX: usize = 2048;
@@ -85,7 +86,13 @@ fn input(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
 }
 
 /// The answer's JSON.
-pub fn answer(model: &str, vectors: &[Vec<f32>], base64: bool, prompt_tokens: u32) -> String {
+pub fn answer(
+    model: &str,
+    vectors: &[Vec<f32>],
+    base64: bool,
+    prompt_tokens: u32,
+    energy: Option<EnergyReceipt>,
+) -> String {
     #[derive(Serialize)]
     struct Answer<'a> {
         object: &'static str,
@@ -109,6 +116,8 @@ pub fn answer(model: &str, vectors: &[Vec<f32>], base64: bool, prompt_tokens: u3
     struct Usage {
         prompt_tokens: u32,
         total_tokens: u32,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        energy: Option<EnergyReceipt>,
     }
     let data = vectors.iter().enumerate().map(|(index, vector)| Item {
         object: "embedding",
@@ -126,6 +135,7 @@ pub fn answer(model: &str, vectors: &[Vec<f32>], base64: bool, prompt_tokens: u3
         usage: Usage {
             prompt_tokens,
             total_tokens: prompt_tokens,
+            energy,
         },
     };
     serde_json::to_string(&answer).expect("strings and numbers always serialise")
@@ -172,9 +182,9 @@ mod tests {
 
     #[test]
     fn base64_holds_the_same_numbers() {
-        let text = answer("m", &[vec![1.0, -0.5]], true, 4);
+        let text = answer("m", &[vec![1.0, -0.5]], true, 4, None);
         assert!(text.contains(r#""embedding":"AACAPwAAAL8=""#), "{text}");
-        let text = answer("m", &[vec![1.0, -0.5]], false, 4);
+        let text = answer("m", &[vec![1.0, -0.5]], false, 4, None);
         assert!(text.contains(r#""embedding":[1.0,-0.5]"#), "{text}");
         assert!(text.contains(r#""usage":{"prompt_tokens":4,"total_tokens":4}"#));
     }

@@ -408,6 +408,7 @@ mod tests {
         Token {
             text: text.into(),
             logprob,
+            entropy: None,
             top: logprob.iter().map(|l| (text.to_string(), *l)).collect(),
         }
     }

@@ -3,9 +3,13 @@
 //! The engine never verifies more of a draft than its step times make worth it; what that does
 //! to energy it cannot know. So answers that might guess and answers that might not are told
 //! apart, and routers are shown both as attributes of the tier: `homeostat.tpot-plain-ms` and
-//! `homeostat.tpot-drafted-ms`, `homeostat.joules-plain` and `homeostat.joules-drafted` (per
-//! token, where the books know), and `homeostat.draft-accepted-ratio`. What too few answers have
-//! shown is not there.
+//! `homeostat.tpot-drafted-ms`, `homeostat.joules-plain` and `homeostat.joules-drafted` (of
+//! writing, per token, where the books know), and `homeostat.draft-accepted-ratio`.
+//!
+//! A guess is checked for free while a step waits for the weights, and costs a neighbour's time
+//! once it waits for the arithmetic. So answers are kept apart by how many ran beside them and by
+//! how much they had to read, and what is shown is what a request would meet now. What too few
+//! answers of that load have shown is not there.
 
 use homeostat_engine::EngineStats;
 use homeostat_hooks::{Attribute, Value};
@@ -19,9 +23,38 @@ const DRAFTED_MIN: u64 = 64;
 /// Weight of the newest answer: the last ten or so count.
 const MEAN_WEIGHT: f64 = 0.2;
 
-/// Means of answers that might guess, and of those that might not.
+/// Sequences in a batch from which it is no longer a small one, and from which it is large.
+const BATCHES: [usize; 2] = [2, 5];
+/// Tokens of a prompt from which its keys and values are a part of what a step reads.
+const LONG_CONTEXT: usize = 512;
+
+/// How busy a tier is, as far as it decides what a guess is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Load {
+    batch: usize,
+    context: usize,
+}
+
+impl Load {
+    /// What an answer meets beside so many others, with a prompt of so many tokens.
+    pub fn beside(running: usize, prompt_tokens: usize) -> Self {
+        let batch = running + 1;
+        Self {
+            batch: BATCHES.partition_point(|bound| *bound <= batch),
+            context: usize::from(prompt_tokens >= LONG_CONTEXT),
+        }
+    }
+}
+
+/// Means of answers that might guess, and of those that might not, by the load they met.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Drafts {
+    arms: [[Arms; 2]; BATCHES.len() + 1],
+}
+
+/// The two kinds of answers at one load.
+#[derive(Debug, Default, Clone, Copy)]
+struct Arms {
     plain: Arm,
     drafted: Arm,
 }
@@ -51,15 +84,23 @@ impl Mean {
 }
 
 impl Drafts {
-    /// An answer of so many tokens is over; whether it might guess, its time per token after the
-    /// first in ms, and its energy in all, if the books know.
-    pub fn take(&mut self, might_guess: bool, tokens: usize, tpot_ms: f64, joules: Option<f64>) {
+    /// An answer of so many tokens is over; the load that it met, whether it might guess, its time
+    /// per token after the first in ms, and the energy of writing it, J, if the books know.
+    pub fn take(
+        &mut self,
+        load: Load,
+        might_guess: bool,
+        tokens: usize,
+        tpot_ms: f64,
+        joules: Option<f64>,
+    ) {
         if tokens < TOKENS_MIN {
             return;
         }
+        let arms = &mut self.arms[load.batch][load.context];
         let arm = match might_guess {
-            true => &mut self.drafted,
-            false => &mut self.plain,
+            true => &mut arms.drafted,
+            false => &mut arms.plain,
         };
         arm.tpot_ms.take(tpot_ms);
         if let Some(joules) = joules {
@@ -67,11 +108,12 @@ impl Drafts {
         }
     }
 
-    /// What routers are shown of it.
-    pub fn attributes(&self, stats: &EngineStats) -> Vec<Attribute> {
-        let drafted = stats.spec_decode_num_draft_tokens_total;
-        let accepted = stats.spec_decode_num_accepted_tokens_total as f64 / drafted as f64;
-        let accepted = (drafted >= DRAFTED_MIN).then_some(accepted);
+    /// What routers are shown of it at this load.
+    pub fn attributes(&self, load: Load, stats: &EngineStats) -> Vec<Attribute> {
+        let Arms { plain, drafted } = self.arms[load.batch][load.context];
+        let guessed = stats.spec_decode_num_draft_tokens_total;
+        let accepted = stats.spec_decode_num_accepted_tokens_total as f64 / guessed as f64;
+        let accepted = (guessed >= DRAFTED_MIN).then_some(accepted);
         let ratio = |ratio| {
             (
                 "homeostat.draft-accepted-ratio".to_owned(),
@@ -79,10 +121,10 @@ impl Drafts {
             )
         };
         [
-            self.plain.tpot_ms.told("homeostat.tpot-plain-ms"),
-            self.drafted.tpot_ms.told("homeostat.tpot-drafted-ms"),
-            self.plain.joules.told("homeostat.joules-plain"),
-            self.drafted.joules.told("homeostat.joules-drafted"),
+            plain.tpot_ms.told("homeostat.tpot-plain-ms"),
+            drafted.tpot_ms.told("homeostat.tpot-drafted-ms"),
+            plain.joules.told("homeostat.joules-plain"),
+            drafted.joules.told("homeostat.joules-drafted"),
             accepted.map(ratio),
         ]
         .into_iter()
@@ -95,12 +137,19 @@ impl Drafts {
 mod tests {
     use super::*;
 
-    fn told(drafts: &Drafts, stats: &EngineStats) -> Vec<(String, f64)> {
+    /// Alone, with a short prompt.
+    const ALONE: Load = Load {
+        batch: 0,
+        context: 0,
+    };
+
+    fn told(drafts: &Drafts, load: Load, stats: &EngineStats) -> Vec<(String, f64)> {
         let number = |(key, value): Attribute| match value {
             Value::Number(number) => (key, number),
             other => panic!("{key}: {other:?}"),
         };
-        drafts.attributes(stats).into_iter().map(number).collect()
+        let attributes = drafts.attributes(load, stats);
+        attributes.into_iter().map(number).collect()
     }
 
     #[test]
@@ -108,11 +157,11 @@ mod tests {
         let mut drafts = Drafts::default();
         let mut stats = EngineStats::default();
         for _ in 0..3 {
-            assert!(told(&drafts, &stats).is_empty());
-            drafts.take(true, 20, 5.0, Some(40.0));
-            drafts.take(true, 2, 500.0, Some(40.0));
+            assert!(told(&drafts, ALONE, &stats).is_empty());
+            drafts.take(ALONE, true, 20, 5.0, Some(40.0));
+            drafts.take(ALONE, true, 2, 500.0, Some(40.0));
         }
-        (0..5).for_each(|_| drafts.take(false, 20, 8.0, None));
+        (0..5).for_each(|_| drafts.take(ALONE, false, 20, 8.0, None));
         stats.spec_decode_num_draft_tokens_total = 80;
         stats.spec_decode_num_accepted_tokens_total = 60;
         let expected = [
@@ -122,8 +171,43 @@ mod tests {
             ("homeostat.draft-accepted-ratio", 0.75),
         ];
         assert_eq!(
-            told(&drafts, &stats),
+            told(&drafts, ALONE, &stats),
             expected.map(|(key, value)| (key.to_owned(), value))
         );
+    }
+
+    #[test]
+    fn drafts_that_save_alone_and_cost_in_a_batch_of_eight_are_shown_as_what_they_are() {
+        let mut drafts = Drafts::default();
+        let eight = Load::beside(7, 100);
+        for _ in 0..4 {
+            drafts.take(ALONE, false, 20, 8.0, Some(40.0));
+            drafts.take(ALONE, true, 20, 5.0, Some(20.0));
+            drafts.take(eight, false, 20, 9.0, Some(10.0));
+            drafts.take(eight, true, 20, 12.0, Some(16.0));
+        }
+        let joules = |load| {
+            let told = told(&drafts, load, &EngineStats::default());
+            let of = |key: &str| {
+                let found = told.iter().find(|(name, _)| name == key);
+                found.expect("four answers").1
+            };
+            (of("homeostat.joules-plain"), of("homeostat.joules-drafted"))
+        };
+        assert_eq!(joules(ALONE), (2.0, 1.0));
+        assert_eq!(joules(eight), (0.5, 0.8));
+        // Nobody has seen a batch of three, or a long prompt.
+        for unseen in [Load::beside(2, 100), Load::beside(7, 600)] {
+            assert!(told(&drafts, unseen, &EngineStats::default()).is_empty());
+        }
+    }
+
+    #[test]
+    fn loads_are_told_apart_where_the_batch_or_the_prompt_grows() {
+        let batches = [0, 1, 3, 4, 60].map(|running| Load::beside(running, 0).batch);
+        assert_eq!(batches, [0, 1, 1, 2, 2]);
+        let contexts = [0, 511, 512].map(|tokens| Load::beside(0, tokens).context);
+        assert_eq!(contexts, [0, 0, 1]);
+        assert_eq!(Load::beside(0, 0), ALONE);
     }
 }

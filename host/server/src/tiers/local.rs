@@ -6,14 +6,16 @@
 //! tokenised on a blocking thread, short ones in place, because the hop costs more.
 //! Grammars are compiled there as well.
 
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use homeostat_cascade::{
-    CONTEXT_LENGTH_EXCEEDED, CONVERSATION_REFUSED, GenerateCall, JoulesOf, OutputFormat, Prompt,
-    Tier, TierError, TierEvent, TierFault, Token, TokenStream,
+    CONTEXT_LENGTH_EXCEEDED, CONVERSATION_REFUSED, GenerateCall, OutputFormat, Prompt, Tier,
+    TierError, TierEvent, TierFault, Token, TokenStream,
 };
 use homeostat_engine::{
     ChatMessage, Closed, ConstraintError, EngineError, EngineHandle, Event, FinishReason,
@@ -23,7 +25,9 @@ use homeostat_engine::{
 use homeostat_hooks::{Finish, Role, Sample, TierView};
 use tokio::sync::mpsc;
 
-use super::drafts::Drafts;
+use super::device::TierDevice;
+use super::drafts::{Drafts, Load};
+use crate::budgets::{Receipts, Taken};
 use crate::energy::account;
 use crate::metrics::TierTimes;
 
@@ -45,7 +49,25 @@ struct Shared {
     wishes: Wishes,
     means: Mutex<Means>,
     times: TierTimes,
-    joules_of: OnceLock<JoulesOf>,
+    receipts: OnceLock<Receipts>,
+    device: OnceLock<TierDevice>,
+    in_hand: Mutex<HashMap<SequenceId, Arc<Progress>>>,
+}
+
+/// How far an answer is. Written with every token, so without a lock.
+struct Progress {
+    written: AtomicUsize,
+    /// Tokens that it may have.
+    most: usize,
+}
+
+impl Progress {
+    /// Tokens that it is expected to have before it ends, where answers usually have so many.
+    fn tokens_left(&self, usual: f64) -> f64 {
+        let written = self.written.load(Ordering::Relaxed) as f64;
+        // One that is longer than usual has at least its end before it.
+        usual.min(self.most as f64).max(written + 1.0) - written
+    }
 }
 
 /// What holds where a request says nothing.
@@ -62,7 +84,21 @@ pub struct Wishes {
 struct Means {
     ttft_ms: Option<f64>,
     tpot_ms: Option<f64>,
+    answer_tokens: Option<f64>,
     drafts: Drafts,
+    /// Of the newest prompt: the next one is taken to be as long.
+    prompt_tokens: usize,
+}
+
+/// What a tier's engine has yet to do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WorkInHand {
+    /// Time per token while several are written side by side, ms.
+    pub tpot_ms: f64,
+    /// Tokens that each running or waiting answer is expected to have before it ends.
+    pub tokens_left: Vec<f64>,
+    /// How many are computed together.
+    pub width: usize,
 }
 
 impl LocalTier {
@@ -75,14 +111,36 @@ impl LocalTier {
                 wishes,
                 means: Mutex::default(),
                 times,
-                joules_of: OnceLock::new(),
+                receipts: OnceLock::new(),
+                device: OnceLock::new(),
+                in_hand: Mutex::default(),
             }),
         }
     }
 
     /// From now on the energy of answers is asked of these books; later ones are not listened to.
-    pub fn keep_books(&self, joules_of: JoulesOf) {
-        let _ = self.shared.joules_of.set(joules_of);
+    pub fn keep_books(&self, receipts: Receipts) {
+        let _ = self.shared.receipts.set(receipts);
+    }
+
+    /// From now on the tier follows how this device is; later ones are not listened to.
+    pub fn stand_on(&self, device: TierDevice) {
+        let _ = self.shared.device.set(device);
+    }
+
+    /// What clients have asked of it and do not have yet; `None` before the first answer, when
+    /// nobody can say how long that takes. What policies ask is short, and not counted.
+    pub fn work_in_hand(&self) -> Option<WorkInHand> {
+        let shared = &self.shared;
+        let means = *shared.means();
+        let (tpot_ms, usual) = means.tpot_ms.zip(means.answer_tokens)?;
+        let in_hand = shared.in_hand();
+        let tokens_left = in_hand.values().map(|answer| answer.tokens_left(usual));
+        Some(WorkInHand {
+            tpot_ms,
+            tokens_left: tokens_left.collect(),
+            width: shared.engine.stats().max_requests_running.max(1),
+        })
     }
 
     pub fn engine(&self) -> &EngineHandle {
@@ -98,13 +156,18 @@ impl Tier for LocalTier {
     fn view(&self) -> TierView {
         let stats = self.shared.engine.stats();
         let means = *self.shared.means();
+        let load = Load::beside(stats.num_requests_running, means.prompt_tokens);
+        let mut attributes = means.drafts.attributes(load, &stats);
+        let device = self.shared.device.get();
+        let state = device.map(|device| (device.state)()).unwrap_or_default();
+        attributes.extend(device.iter().flat_map(|device| device.attributes(state)));
         TierView {
-            ready: self.shared.engine.is_alive(),
+            ready: self.shared.engine.is_alive() && !state.lost,
             num_requests_running: stats.num_requests_running as u32,
             num_requests_waiting: stats.num_requests_waiting as u32,
             ttft_ms: means.ttft_ms.map(Sample::measured),
             tpot_ms: means.tpot_ms.map(Sample::measured),
-            attributes: means.drafts.attributes(&stats),
+            attributes,
             ..self.shared.view.clone()
         }
     }
@@ -145,11 +208,18 @@ impl Shared {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// Nothing is left half done under this lock either.
+    fn in_hand(&self) -> std::sync::MutexGuard<'_, HashMap<SequenceId, Arc<Progress>>> {
+        self.in_hand
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
     fn submit(
         &self,
         call: &GenerateCall,
         events: mpsc::UnboundedSender<Event>,
-    ) -> Result<SequenceId, TierError> {
+    ) -> Result<Submitted, TierError> {
         if call.output != OutputFormat::Text && !call.answer_prefix.is_empty() {
             let why = "its form is given";
             return Err(TierError::cannot_continue(&self.view.id, why));
@@ -157,7 +227,8 @@ impl Shared {
         let text = self.prompt_text(call)?;
         let tokens = self.engine.tokenize(&text, true);
         let context = self.engine.info().context_tokens;
-        let left = context.saturating_sub(tokens.len());
+        let prompt_tokens = tokens.len();
+        let left = context.saturating_sub(prompt_tokens);
         // Without a wish the answer is as long as fits; with one, a wish that cannot be
         // met is the client's to mend.
         let max_new_tokens = match call.max_tokens {
@@ -181,9 +252,16 @@ impl Shared {
             deadline: call.time_left,
         };
         let sink = Box::new(ChannelSink(events));
-        self.engine
-            .submit(request, sink)
-            .map_err(|e| refused(&self.view.id, e))
+        let load = Load::beside(self.engine.stats().num_requests_running, prompt_tokens);
+        let id = self.engine.submit(request, sink);
+        let id = id.map_err(|e| refused(&self.view.id, e))?;
+        self.means().prompt_tokens = prompt_tokens;
+        let progress = Arc::new(Progress {
+            written: AtomicUsize::new(0),
+            most: max_new_tokens,
+        });
+        self.in_hand().insert(id, progress.clone());
+        Ok(Submitted { id, load, progress })
     }
 
     fn prompt_text(&self, call: &GenerateCall) -> Result<String, TierError> {
@@ -203,25 +281,43 @@ impl Shared {
         }
     }
 
+    /// What the request has used, all of its local steps together.
+    fn taken(&self, request_id: &str) -> Option<Taken> {
+        self.receipts.get()?(request_id)
+    }
+
+    /// What writing this answer took, J. Not known while its prompt is not booked: until then
+    /// what is expected of both is one number.
+    fn decode_joules(&self, job: &Job) -> Option<f64> {
+        let taken = self.taken(&job.id).filter(|_| job.is_first)?;
+        (taken.prefill_uj > 0).then_some(taken.decode_uj as f64 / 1e6)
+    }
+
     fn measured(&self, job: &Job, timings: Timings, completion_tokens: usize) {
         self.times.queue.observe(timings.queued.as_secs_f64());
         let Some(first) = timings.first_token else {
             return;
         };
-        let mix = |mean: &mut Option<f64>, ms: f64| {
-            *mean = Some(mean.map_or(ms, |m| m + MEAN_WEIGHT * (ms - m)));
+        let mix = |mean: &mut Option<f64>, news: f64| {
+            *mean = Some(mean.map_or(news, |m| m + MEAN_WEIGHT * (news - m)));
         };
         // Before the lock: the books have one of their own.
-        let joules = self.joules_of.get().and_then(|of| of(&job.id));
+        let joules = self.decode_joules(job);
         let mut means = self.means();
         mix(&mut means.ttft_ms, first.as_secs_f64() * 1e3);
+        mix(&mut means.answer_tokens, completion_tokens as f64);
         if completion_tokens > 1 {
             let rest = timings.total.saturating_sub(first).as_secs_f64() * 1e3;
             let tpot_ms = rest / (completion_tokens - 1) as f64;
             mix(&mut means.tpot_ms, tpot_ms);
-            let joules = joules.map(|j| j.value);
             let drafts = &mut means.drafts;
-            drafts.take(job.might_guess, completion_tokens, tpot_ms, joules);
+            drafts.take(
+                job.load,
+                job.might_guess,
+                completion_tokens,
+                tpot_ms,
+                joules,
+            );
         }
     }
 }
@@ -336,10 +432,20 @@ impl Sink for ChannelSink {
     }
 }
 
-/// For whom an answer is made, and whether tokens of it might be guessed.
+/// A request that the engine has taken.
+struct Submitted {
+    id: SequenceId,
+    load: Load,
+    progress: Arc<Progress>,
+}
+
+/// For whom an answer is made, beside how many, and whether tokens of it might be guessed.
 struct Job {
     id: String,
+    load: Load,
     might_guess: bool,
+    /// No earlier step stands on its account: what it has used is this answer's.
+    is_first: bool,
 }
 
 /// One answer in the making. Dropping it cancels the sequence, also while its prompt is
@@ -348,6 +454,7 @@ struct Running {
     shared: Arc<Shared>,
     job: Job,
     id: SequenceId,
+    progress: Arc<Progress>,
     receiver: mpsc::UnboundedReceiver<Event>,
     /// When the newest token arrived.
     newest: Option<Instant>,
@@ -358,14 +465,18 @@ impl Running {
     /// Blocks while it tokenises and compiles.
     fn begin(shared: Arc<Shared>, call: &GenerateCall) -> Result<Self, TierError> {
         let (events, receiver) = mpsc::unbounded_channel();
-        let id = shared.submit(call, events)?;
+        let is_first = shared.taken(&call.request_id).is_none();
+        let Submitted { id, load, progress } = shared.submit(call, events)?;
         Ok(Self {
             shared,
             job: Job {
                 id: call.request_id.clone(),
+                load,
                 might_guess: call.max_draft_tokens > 0,
+                is_first,
             },
             id,
+            progress,
             receiver,
             newest: None,
             over: false,
@@ -390,6 +501,7 @@ impl Running {
         let item = match event {
             Event::Token { text, logprob } => {
                 let now = Instant::now();
+                self.progress.written.fetch_add(1, Ordering::Relaxed);
                 if let Some(before) = self.newest.replace(now) {
                     let gap = now.duration_since(before).as_secs_f64();
                     self.shared.times.inter_token.observe(gap);
@@ -403,6 +515,7 @@ impl Running {
                 return Some(Ok(TierEvent::Token(Token {
                     text,
                     logprob: Some(logprob.logprob),
+                    entropy: Some(logprob.entropy),
                     top: alternatives
                         .map(|t| (String::from_utf8_lossy(&t.bytes).into_owned(), t.logprob))
                         .collect(),
@@ -431,12 +544,14 @@ impl Running {
             Event::Failed(error) => Err(failed(&self.shared.view.id, &error)),
         };
         self.over = true;
+        self.shared.in_hand().remove(&self.id);
         Some(item)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
+        self.shared.in_hand().remove(&self.id);
         if !self.over {
             self.shared.engine.cancel(self.id);
         }

@@ -1,5 +1,6 @@
 //! The local tier and the models of policies, with the real model of the cache.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -8,8 +9,11 @@ use homeostat_cascade::{
     GenerateCall, OutputFormat, Prompt, Sampling, Tier, TierError, TierEvent, TierFault, Token,
 };
 use homeostat_engine::{Engine, EngineConfig, Shutdown};
-use homeostat_hooks::{Finish, GenerateOptions, Message, ModelError, Models, Role, TierView};
+use homeostat_hooks::{
+    Finish, GenerateOptions, Message, ModelError, Models, Role, TierView, Value,
+};
 
+use super::device::{DeviceState, TierDevice};
 use super::local::{LocalTier, Wishes};
 use super::models::HostModels;
 use crate::config::Config;
@@ -86,6 +90,13 @@ async fn a_question_is_answered_with_log_probabilities_and_counted() {
     let (tokens, end) = ask(call("What is the capital of France?")).await.unwrap();
     assert!(text(&tokens).contains("Paris"), "{}", text(&tokens));
     assert!(tokens.iter().all(|t| t.logprob.is_some_and(|l| l <= 0.0)));
+    // Nats of a vocabulary of 49,152 tokens.
+    let possible = 0.0..=11.0;
+    assert!(
+        tokens
+            .iter()
+            .all(|t| t.entropy.is_some_and(|e| possible.contains(&e)))
+    );
     let TierEvent::Finished {
         finish,
         prompt_tokens,
@@ -291,6 +302,52 @@ fn a_tier_is_ready_for_as_long_as_its_engine_takes_requests() {
     assert!(tier.view().ready);
     engine.shutdown(Shutdown::Cancel);
     assert!(!tier.view().ready);
+}
+
+#[test]
+fn a_tier_whose_device_is_lost_is_ready_again_when_the_device_comes_back() {
+    let tier = tier();
+    let gone = Arc::new(AtomicBool::new(false));
+    let seen = gone.clone();
+    tier.stand_on(TierDevice {
+        id: "gpu.0".into(),
+        state: Box::new(move || DeviceState {
+            lost: seen.load(Ordering::SeqCst),
+            degrade_ratio: Some(0.25),
+        }),
+    });
+    for lost in [false, true, false] {
+        gone.store(lost, Ordering::SeqCst);
+        assert_eq!(tier.view().ready, !lost);
+    }
+    let attributes = tier.view().attributes;
+    for (key, value) in [
+        ("homeostat.device", Value::Text("gpu.0".into())),
+        ("homeostat.device-degrade-ratio", Value::Number(0.25)),
+    ] {
+        let told = attributes.iter().find(|(name, _)| name == key);
+        assert_eq!(told, Some(&(key.to_owned(), value)));
+    }
+}
+
+#[tokio::test]
+async fn what_is_asked_and_not_yet_answered_is_work_in_hand() {
+    let tier = tier();
+    let ask = || tier.generate(call("Write a long story about the sea."));
+    assert_eq!(tier.work_in_hand(), None, "who knows how long one takes?");
+    let first = ask().await.unwrap();
+    first.for_each(|_| async {}).await;
+    let done = tier.work_in_hand().expect("one answer");
+    assert!(
+        done.tpot_ms > 0.0 && done.tokens_left.is_empty(),
+        "{done:?}"
+    );
+    let mut second = ask().await.unwrap();
+    second.next().await.unwrap().unwrap();
+    // The first had twelve.
+    assert_eq!(tier.work_in_hand().unwrap().tokens_left, [11.0]);
+    drop(second);
+    assert!(tier.work_in_hand().unwrap().tokens_left.is_empty());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Tiers as the cascade wants them: the local engine and other people's servers.
 
 mod continuation;
+mod device;
 mod drafts;
 mod encoder;
 mod local;
@@ -11,9 +12,13 @@ mod remote;
 #[cfg(test)]
 mod remote_tests;
 mod sse;
+mod stated;
 mod upstream;
 
+pub use device::{TierDevice, device_id, device_state, is_part_of};
+pub use drafts::{Drafts, Load};
 pub use encoder::{Embedder, LocalEncoder};
-pub use local::{LocalTier, Wishes};
+pub use local::{LocalTier, Wishes, WorkInHand};
 pub use models::HostModels;
 pub use remote::{Prefill, RemoteConfig, RemoteTier, WrittenOut};
+pub use stated::StatedTier;

@@ -249,6 +249,7 @@ fn listed(logprobs: ChunkLogprobs) -> Vec<Token> {
         let tokens = content.into_iter().map(|entry| Token {
             text: entry.token,
             logprob: entry.logprob,
+            entropy: None,
             top: entry
                 .top_logprobs
                 .into_iter()
@@ -263,6 +264,7 @@ fn listed(logprobs: ChunkLogprobs) -> Vec<Token> {
     let tokens = texts.into_iter().enumerate().map(|(i, text)| Token {
         text,
         logprob: values.get(i).copied().flatten(),
+        entropy: None,
         top: tops
             .next()
             .flatten()

@@ -164,6 +164,27 @@ async fn a_named_tier_is_paid_or_refused_and_nothing_else_is_taken_for_it() {
 }
 
 #[tokio::test]
+async fn texts_are_embedded_for_as_long_as_the_budget_of_their_tenant_lasts() {
+    let house = start(&A_DAY.replace("70", "30"));
+    let embed = || {
+        let mut asked = request("POST", "/v1/embeddings", r#"{"input":"abc"}"#);
+        let bearer = "Bearer sk-a".parse().unwrap();
+        asked.headers_mut().insert("authorization", bearer);
+        let house = house.clone();
+        async move { send(&house, asked).await }
+    };
+    let (status, headers, text) = embed().await;
+    assert_eq!(status, 200, "{text}");
+    assert_eq!(headers["x-homeostat-budget"], "energy");
+    assert_eq!(tier(&ask_as(&house, "sk-a", "").await), "large");
+    assert_eq!(settled(&house).await["left"], 0.0);
+    let answer = embed().await;
+    let error = refused(&answer, 429, &["budget energy", "tier lengths"]);
+    assert_eq!(error["code"], "budget_exhausted");
+    assert!(answer.1.contains_key("retry-after"));
+}
+
+#[tokio::test]
 async fn metrics_say_what_is_left() {
     let house = start(A_DAY);
     ask_as(&house, "sk-a", "").await;
