@@ -3,6 +3,7 @@ with their log-probabilities: rows for `homeostat bench validate --answers FILE`
 
 Whether an answer is right is told by its last number, against the last number of a recorded
 answer that is known to be right; questions that neither recorded model got right are left out.
+An answer that was cut at the token limit says so (`finish`), and is shown to the validator as cut.
 
     python tests/bench/collect_answers.py --data shared/data/routing --out answers.jsonl --count 200
     homeostat bench validate --answers answers.jsonl --svg validate.svg
@@ -85,7 +86,7 @@ def main() -> int:
     parser.add_argument("--max-tokens", type=int, default=256, help="longest answer")
     given = parser.parse_args()
     asked = questions(given.data)[: given.count]
-    right = silent = 0
+    right = silent = cut = 0
     with given.out.open("w") as out:
         for number, (prompt, gold) in enumerate(asked, 1):
             try:
@@ -100,11 +101,14 @@ def main() -> int:
             one = row(prompt, gold, reply)
             right += one["right"]
             silent += not one["logprobs"]
+            cut += one["finish"] == "length"
             out.write(json.dumps(one) + "\n")
             out.flush()
             print(f"{number} of {len(asked)}: {right} right", file=sys.stderr)
     if silent:
         print(f"falls short: {silent} answers came without log-probabilities", file=sys.stderr)
+    if cut:
+        print(f"falls short: {cut} answers were cut at {given.max_tokens} tokens", file=sys.stderr)
     return 0
 
 

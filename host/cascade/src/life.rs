@@ -266,8 +266,10 @@ impl Life {
         let mut tiers = cascade.candidates(&job.model)?;
         let mut snapshot = (cascade.snapshots)();
         if let Some(purse) = &job.purse {
-            let payable = purse.open(tiers.clone()).map_err(|rejection| {
+            let payable = purse.open(tiers).map_err(|rejection| {
                 let refused = Refused::Policy(rejection);
+                // Anew: most requests can be paid, and need no copy.
+                let tiers = cascade.candidates(&job.model).unwrap_or_default();
                 let mut record = open_record(&job, snapshot.clone(), tiers);
                 record.ending = Ending::Refused {
                     message: refused.to_string(),
@@ -447,9 +449,9 @@ impl Life {
         let mut error = None;
         let mut course = Course::of((0..plan.steps.len()).collect());
         while let Some(place) = course.next.pop_front() {
-            let later = course.next.iter().map(|later| plan.steps[*later].clone());
-            let later: Vec<Step> = later.collect();
-            match self.attempt(place, &plan.steps[place], &later).await? {
+            let next = course.next.front().map(|next| &plan.steps[*next]);
+            let later = (next, course.next.len());
+            match self.attempt(place, &plan.steps[place], later).await? {
                 Attempt::Sent => return Ok(()),
                 Attempt::Escalate(held) => {
                     error = None;
@@ -505,12 +507,13 @@ impl Life {
         course
     }
 
-    /// One step: generate, then to the client as far as no later step could do better.
+    /// One step: generate, then to the client as far as no later step could do better: the one
+    /// that would be next, or those that are left.
     async fn attempt(
         &mut self,
         place: usize,
         step: &Step,
-        later: &[Step],
+        (next_step, steps_left): (Option<&Step>, usize),
     ) -> Result<Attempt, Refused> {
         if self.tokens_left() == Some(0) {
             self.send_end(Finish::Length).await;
@@ -533,9 +536,9 @@ impl Life {
             confidence: None,
             rest: Some(rest),
         };
-        match self.manner(step, later) {
+        match self.manner(step, next_step) {
             Manner::Live => return Ok(self.stream_live(step, held).await),
-            Manner::Behind => return self.stream_behind(step, later.len(), held).await,
+            Manner::Behind => return self.stream_behind(step, steps_left, held).await,
             Manner::Whole => {}
         }
         loop {
@@ -543,7 +546,7 @@ impl Life {
                 Err(error) => return Ok(self.broke(held, error)),
                 Ok(event) => {
                     if !self.take(&mut held, event) {
-                        return self.judge(step, later.len(), held).await;
+                        return self.judge(step, steps_left, held).await;
                     }
                 }
             }
@@ -560,6 +563,11 @@ impl Life {
         // `check::decision` has made sure that the tier exists.
         let tier = self.cascade.tiers.iter().find(|t| t.id() == step.tier);
         let tier = tier.ok_or_else(|| TierError::host("internal_error", "the tier is gone"))?;
+        // Its device may have been lost since the plan was made. Without an answer in hand the tier
+        // says so itself.
+        if self.best.is_some() && !tier.view().ready {
+            return Err(TierError::not_ready(&step.tier));
+        }
         if !self.seen.is_empty() && !tier.can_continue(&self.prompt) {
             let why = "it is used only while the client has seen nothing";
             return Err(TierError::cannot_continue(&step.tier, why));

@@ -23,13 +23,19 @@
 //! `homeostat.step.1.price`, what one gives up of that probability to save the asking.
 //!
 //! It refuses to weigh a plan that does not tell both of every step that matters: such a plan is
-//! run as it was made. And it never makes a step cheaper than its router did, since the router may
-//! know of more than heat.
+//! run as it was made. It refuses to set its own sum against what somebody has decided: where an
+//! operator set the threshold ([`THRESHOLD_IS_SET`]), or the answer was doubted for something else
+//! than its confidence, the steps stay as planned, and only a machine that has become critical
+//! takes any away. And it never makes a step cheaper than its router did, since the router may know
+//! of more than heat.
 
 use std::collections::VecDeque;
 
 use homeostat_hooks::{MetabolicState, Metabolism, Plan, TierView, Value};
 
+/// Attribute of a plan, a boolean: an operator set the confidence from which answers are accepted,
+/// perhaps for a risk that was promised to somebody. That is no matter of price.
+const THRESHOLD_IS_SET: &str = "homeostat.threshold-is-set";
 /// Share of what an answer tells of its question, and not only of its tier. Models err on the same
 /// questions more often than by chance, but a form that was missed or an end that was cut off says
 /// nothing of the next one. Assumed, and fitted to nothing.
@@ -108,6 +114,18 @@ fn odds(p: f32) -> f32 {
     (p / (1.0 - p)).ln()
 }
 
+/// What an answer can be weighed by: its confidence, where that is what it was doubted for and the
+/// threshold is the router's own.
+fn measured(plan: &Plan, hand: &InHand) -> Option<f32> {
+    let set = (THRESHOLD_IS_SET, &Value::Boolean(true));
+    let mut told = plan.attributes.iter();
+    if told.any(|(name, value)| (name.as_str(), value) == set) {
+        return None;
+    }
+    let threshold = plan.steps[hand.place].accept_threshold;
+    hand.confidence.filter(|c| *c < threshold)
+}
+
 /// Weighs the steps at the places `later` of a plan that was made when the machine was as `then`,
 /// against the answer in hand and the machine as it is `now`.
 pub(crate) fn weigh(
@@ -128,6 +146,7 @@ pub(crate) fn weigh(
     let critical = MetabolicState::Critical;
     let became_critical = now.state == critical && then.state != critical;
     let strain = strain(then, now);
+    let measured = measured(plan, hand);
     let (mut open, mut skipped) = (Vec::new(), Vec::new());
     for (place, expected) in later.into_iter().zip(of_later) {
         let tier = plan.steps[place].tier.as_str();
@@ -135,8 +154,8 @@ pub(crate) fn weigh(
             skipped.push(format!("{tier} is larger than {answered}"));
             continue;
         }
-        let Some(confidence) = hand.confidence else {
-            // Doubted by the surprisal of its tokens: nothing was measured to weigh it by.
+        let Some(confidence) = measured else {
+            // Doubted by the surprisal of its tokens, say: nothing was measured to weigh it by.
             open.push((place, 0.0, String::new()));
             continue;
         };
@@ -225,6 +244,7 @@ mod tests {
         let ids = ["small", "middle", "large"];
         let step = |tier: &&str| Step {
             tier: (*tier).into(),
+            accept_threshold: 0.9,
             ..Step::default()
         };
         let tier = |(rank, id): (usize, &&str)| TierView {
@@ -338,6 +358,31 @@ mod tests {
             let course = weigh(&plan, later.clone(), &hand, &tiers, &calm, &critical);
             assert_eq!(course, Course::of(later.clone()), "{expected:?}");
         }
+    }
+
+    #[test]
+    fn what_an_operator_decided_is_weighed_against_nothing_but_a_critical_machine() {
+        let calm = Metabolism::default();
+        let critical = machine(MetabolicState::Critical, 1.0);
+        let (own, tiers) = planned(&TOLD);
+        let mut set = own.clone();
+        let told = (THRESHOLD_IS_SET.to_owned(), Value::Boolean(true));
+        set.attributes.push(told);
+        // Below the threshold that was set, and above the router's own: doubted for something else.
+        for (plan, confidence) in [(&set, 0.85), (&own, 0.92), (&own, 0.9)] {
+            let hand = InHand {
+                place: 0,
+                confidence: Some(confidence),
+            };
+            let later = VecDeque::from([1, 2]);
+            let weigh = |now: &Metabolism| weigh(plan, later.clone(), &hand, &tiers, &calm, now);
+            assert_eq!(weigh(&calm), Course::of(later.clone()), "{confidence}");
+            let course = weigh(&critical);
+            assert!(course.next.is_empty() && course.passed_over.is_empty());
+            let note = course.note.expect("both are skipped");
+            assert!(note.contains("large is larger than small"), "{note}");
+        }
+        assert!(after(Some(0.85), &calm).next.is_empty(), "it is weighed");
     }
 
     #[test]

@@ -198,6 +198,10 @@ impl DecisionRecord {
     }
 }
 
+/// One record in so many may be of a request that was refused before anything was decided. A client
+/// that tries again and again makes many of them, and they tell little.
+const UNDECIDED: usize = 8;
+
 /// The last records, oldest out first.
 pub(crate) struct Records {
     limit: usize,
@@ -207,6 +211,8 @@ pub(crate) struct Records {
 #[derive(Default)]
 struct Kept {
     order: VecDeque<String>,
+    /// Those of them that were refused before anything was decided.
+    undecided: VecDeque<String>,
     by_id: HashMap<String, Arc<DecisionRecord>>,
 }
 
@@ -220,15 +226,26 @@ impl Records {
 
     pub(crate) fn put(&self, record: Arc<DecisionRecord>) {
         let mut kept = self.lock();
-        if kept
-            .by_id
-            .insert(record.id.clone(), record.clone())
-            .is_none()
-        {
-            kept.order.push_back(record.id.clone());
+        let id = &record.id;
+        if kept.by_id.insert(id.clone(), record.clone()).is_none() {
+            kept.order.push_back(id.clone());
+        } else {
+            kept.undecided.retain(|kept| kept != id);
         }
-        while kept.order.len() > self.limit {
-            let oldest = kept.order.pop_front().unwrap_or_default();
+        if record.decision.is_none() && matches!(record.ending, Ending::Refused { .. }) {
+            kept.undecided.push_back(id.clone());
+        }
+        let undecided_max = (self.limit / UNDECIDED).max(1);
+        while kept.undecided.len() > undecided_max
+            && let Some(oldest) = kept.undecided.pop_front()
+        {
+            kept.order.retain(|kept| *kept != oldest);
+            kept.by_id.remove(&oldest);
+        }
+        while kept.order.len() > self.limit
+            && let Some(oldest) = kept.order.pop_front()
+        {
+            kept.undecided.retain(|kept| *kept != oldest);
             kept.by_id.remove(&oldest);
         }
         assert_eq!(

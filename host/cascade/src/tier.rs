@@ -238,6 +238,17 @@ impl TierError {
         }
     }
 
+    /// `tier` was ready when the plan was made, and is no longer.
+    pub(crate) fn not_ready(tier: &str) -> Self {
+        Self {
+            fault: TierFault::Tier,
+            code: "tier_not_ready",
+            message: format!("tier {tier} is no longer ready to answer; try again shortly"),
+            retryable: true,
+            retry_after_ms: None,
+        }
+    }
+
     /// This host failed.
     pub fn host(code: &'static str, message: impl Into<String>) -> Self {
         let message = message.into();

@@ -1,5 +1,6 @@
 //! What of a plan is still worth a try, told with tiers that say their names.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures::future::BoxFuture;
@@ -12,6 +13,8 @@ struct Named {
     id: &'static str,
     rank: u32,
     refuses: bool,
+    /// Whether its device is there.
+    ready: Arc<AtomicBool>,
 }
 
 impl Tier for Named {
@@ -22,7 +25,7 @@ impl Tier for Named {
         TierView {
             id: self.id.into(),
             rank: self.rank,
-            ready: true,
+            ready: self.ready.load(Ordering::SeqCst),
             ..TierView::default()
         }
     }
@@ -47,10 +50,22 @@ impl Tier for Named {
     }
 }
 
-/// How sure the validator is of an answer.
-type Judge = Arc<dyn Fn(&Answer) -> f32 + Send + Sync>;
+/// What the validator says of an answer.
+type Judge = Arc<dyn Fn(&Answer) -> Verdict + Send + Sync>;
 
-/// Plans all three tiers, and doubts what its judge is not sure of.
+/// Doubted where that is less than is asked for.
+fn so_sure(answer: &Answer, confidence: f32) -> Verdict {
+    let assessment = Assessment {
+        confidence,
+        findings: vec![],
+    };
+    match confidence < answer.accept_threshold {
+        true => Verdict::Escalate(assessment),
+        false => Verdict::Accept(assessment),
+    }
+}
+
+/// Plans all three tiers, and says what its judge says.
 struct Judged(Plan, Judge);
 struct JudgedSession(Plan, Judge);
 
@@ -68,14 +83,7 @@ impl Session for JudgedSession {
         builtin::reply(Decision::Plan(self.0.clone()))
     }
     fn validate(&mut self, answer: &Answer) -> HookReply<Verdict> {
-        let assessment = Assessment {
-            confidence: self.1(answer),
-            findings: vec![],
-        };
-        builtin::reply(match assessment.confidence < answer.accept_threshold {
-            true => Verdict::Escalate(assessment),
-            false => Verdict::Accept(assessment),
-        })
+        builtin::reply(self.1(answer))
     }
     fn learn(&mut self, _: &Outcome) {}
 }
@@ -110,11 +118,27 @@ type Machine = Arc<Mutex<Metabolism>>;
 
 /// A job's whole life with these policies; the tier of that name refuses.
 async fn lived(plan: Plan, judge: Judge, machine: Machine, refuses: &str) -> Arc<DecisionRecord> {
+    let ready = Arc::new(AtomicBool::new(true));
+    lived_on(plan, judge, machine, refuses, ready).await
+}
+
+/// The same where the large tier is ready only as long as this says.
+async fn lived_on(
+    plan: Plan,
+    judge: Judge,
+    machine: Machine,
+    refuses: &str,
+    large_is_ready: Arc<AtomicBool>,
+) -> Arc<DecisionRecord> {
     let tier = |(rank, id): (usize, &'static str)| {
         Arc::new(Named {
             id,
             rank: rank as u32,
             refuses: id == refuses,
+            ready: match id {
+                "large" => large_is_ready.clone(),
+                _ => Arc::new(AtomicBool::new(true)),
+            },
         }) as Arc<dyn Tier>
     };
     let snapshots = move || {
@@ -158,8 +182,8 @@ async fn lived(plan: Plan, judge: Judge, machine: Machine, refuses: &str) -> Arc
 /// The validator is so sure of the small tier's answers, and very sure of the others'.
 fn sure(of_small: f32) -> Judge {
     Arc::new(move |answer| match answer.tier.as_str() {
-        "small" => of_small,
-        _ => 0.95,
+        "small" => so_sure(answer, of_small),
+        _ => so_sure(answer, 0.95),
     })
 }
 
@@ -195,11 +219,11 @@ async fn when_the_machine_turns_critical_in_the_middle_the_best_answer_in_hand_i
     let machine = Machine::default();
     let turning = machine.clone();
     let judge: Judge = Arc::new(move |answer| match answer.tier.as_str() {
-        "small" => 0.3,
+        "small" => so_sure(answer, 0.3),
         // Worse than the small one's.
         _ => {
             turning.lock().unwrap().state = MetabolicState::Critical;
-            0.2
+            so_sure(answer, 0.2)
         }
     });
     // The middle tier costs nothing, so it is next.
@@ -239,4 +263,73 @@ async fn a_tier_that_was_passed_over_is_asked_when_the_better_one_refuses() {
     // Validators are told places in the plan, whatever the order.
     assert_eq!(*places.lock().unwrap(), [(0, 2), (1, 0)]);
     assert!(matches!(record.ending, Ending::Sent { step: 2, .. }));
+}
+
+/// The plan, by a threshold that an operator has set.
+fn promised() -> Plan {
+    let mut plan = plan(&TOLD);
+    let set = "homeostat.threshold-is-set".to_owned();
+    plan.attributes.push((set, Value::Boolean(true)));
+    plan
+}
+
+#[tokio::test]
+async fn what_is_below_a_threshold_that_an_operator_set_is_not_sent_to_save_a_price() {
+    // Neither tier gains anything by the router's sum: it is enough for skipping both of its own.
+    let own = lived(plan(&TOLD), sure(0.85), Machine::default(), "").await;
+    assert_eq!(tried(&own), ["small"]);
+    let record = lived(promised(), sure(0.85), Machine::default(), "").await;
+    assert_eq!(tried(&record), ["small", "middle"]);
+    assert_eq!(sent(&record), "middle");
+    assert_eq!(record.notes, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_threshold_that_was_set_lets_a_critical_machine_begin_nothing_larger() {
+    let machine = Machine::default();
+    let turning = machine.clone();
+    let judge: Judge = Arc::new(move |answer| {
+        turning.lock().unwrap().state = MetabolicState::Critical;
+        so_sure(answer, 0.85)
+    });
+    let record = lived(promised(), judge, machine, "").await;
+    assert_eq!(tried(&record), ["small"]);
+    assert_eq!(sent(&record), "small");
+    let note = record.notes.join("\n");
+    assert!(note.contains("middle is larger than small"), "{note}");
+}
+
+#[tokio::test]
+async fn an_answer_that_was_left_whatever_else_speaks_for_it_is_weighed_by_nothing() {
+    // As sure as is asked, and left all the same: a check has failed that is no confidence.
+    let judge: Judge = Arc::new(|answer| match answer.tier.as_str() {
+        "small" => Verdict::Escalate(Assessment {
+            confidence: 0.92,
+            findings: vec![],
+        }),
+        _ => so_sure(answer, 0.95),
+    });
+    let record = lived(plan(&TOLD), judge, Machine::default(), "").await;
+    assert_eq!(tried(&record), ["small", "middle"]);
+    assert_eq!(sent(&record), "middle");
+}
+
+#[tokio::test]
+async fn a_tier_that_was_lost_meanwhile_is_not_begun_and_the_one_passed_over_is() {
+    let ready = Arc::new(AtomicBool::new(true));
+    let lost = ready.clone();
+    let judge: Judge = Arc::new(move |answer| match answer.tier.as_str() {
+        // The large tier would be next.
+        "small" => {
+            lost.store(false, Ordering::SeqCst);
+            so_sure(answer, 0.05)
+        }
+        _ => so_sure(answer, 0.95),
+    });
+    let record = lived_on(plan(&TOLD), judge, Machine::default(), "", ready).await;
+    assert_eq!(tried(&record), ["small", "large", "middle"]);
+    assert_eq!(sent(&record), "middle");
+    let error = record.steps[1].error.as_ref().expect("it was not begun");
+    assert_eq!(error.code, "tier_not_ready");
+    assert!(error.message.contains("large"), "{error}");
 }

@@ -92,6 +92,10 @@ impl Purse for Scripted {
 }
 
 fn cascade() -> Arc<Cascade> {
+    cascade_of(CascadeConfig::default())
+}
+
+fn cascade_of(limits: CascadeConfig) -> Arc<Cascade> {
     let watts = Budget {
         scope: "host".into(),
         unit: BudgetUnit::Watts,
@@ -109,7 +113,7 @@ fn cascade() -> Arc<Cascade> {
         Arc::new(BuiltIn),
         vec![Arc::new(Named("large", 1)), Arc::new(Named("small", 0))],
         Arc::new(move || snapshot.clone()),
-        CascadeConfig::default(),
+        limits,
     ))
 }
 
@@ -178,6 +182,34 @@ async fn what_cannot_pay_for_any_tier_is_refused_before_a_policy_is_asked() {
         record.ending
     );
     assert_eq!(record.tiers.len(), 2);
+}
+
+#[tokio::test]
+async fn who_is_refused_again_and_again_drives_nobody_elses_decisions_out() {
+    let limits = CascadeConfig {
+        records_max: 16,
+        ..CascadeConfig::default()
+    };
+    let cascade = cascade_of(limits);
+    let payable = Arc::new(Scripted {
+        payable: vec!["small"],
+        steps: 1,
+        ..Scripted::default()
+    });
+    tier_of(&cascade, &payable).await;
+    let empty = Arc::new(Scripted::default());
+    for n in 0..100 {
+        let refused = Job {
+            id: format!("refused-{n}"),
+            ..job(&empty)
+        };
+        assert!(cascade.run(refused).await.is_err());
+    }
+    assert!(cascade.record("req-1").is_some());
+    // An eighth of them, the newest.
+    let ids = cascade.recent(16);
+    let ids: Vec<&str> = ids.iter().map(|record| record.id.as_str()).collect();
+    assert_eq!(ids, ["refused-99", "refused-98", "req-1"]);
 }
 
 #[tokio::test]

@@ -9,7 +9,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use homeostat_hooks::{AnsweredBy, Classification, Fault, Hook, Outcome, Request, TierView};
+use homeostat_hooks::{
+    Answer, AnsweredBy, Classification, Fault, Hook, Outcome, Request, TierView, Verdict,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
@@ -295,6 +297,20 @@ impl Recording {
     /// What became of it; `None` unless a policy that learns was told.
     pub fn outcome(&self) -> Option<Outcome> {
         wave::read(self.first(Asking::Learn)?.args.first()?).ok()
+    }
+
+    /// Whether a validator doubted an answer that another step could follow. A step that failed is
+    /// no doubt, nor is one whose validator was not recorded.
+    pub fn was_doubted(&self) -> bool {
+        let mut validated = self.hooks.iter().filter(|h| h.hook == Asking::Validate);
+        validated.any(|hook| {
+            let answer = hook.args.first();
+            let answer = answer.and_then(|text| wave::read::<Answer>(text).ok());
+            let verdict = hook.reply.as_ref();
+            let verdict = verdict.and_then(|reply| wave::read::<Verdict>(&reply.value).ok());
+            answer.is_some_and(|answer| answer.steps_left > 0)
+                && matches!(verdict, Some(Verdict::Escalate(_)))
+        })
     }
 
     fn first(&self, asking: Asking) -> Option<&RecordedHook> {

@@ -10,13 +10,14 @@
 mod elsewhere;
 mod planned_power;
 
+use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hasher};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use homeostat_engine::{Device, EngineHandle, SequenceStep, StepObserver};
-use homeostat_hooks::{DeviceKind, Origin, Sample, Snapshot};
+use homeostat_hooks::{Device as SeenDevice, DeviceKind, Origin, Sample, Snapshot};
 use homeostat_telemetry::ledger::{
     Accounts, Boundary, DeviceIndex, Devices, Ledger, ModelCost, Phase, ProcessorPower, Receipt,
     SequenceWork, SplitMethod, Step, StepInbox, StepLog, step_log,
@@ -274,7 +275,8 @@ impl Books {
     ) -> Vec<(u64, Receipt)> {
         self.take_processor_time(now_us);
         self.ledger.moved(moves);
-        self.ledger.sense(snapshot);
+        let booked = self.booked_of(snapshot);
+        self.ledger.sense(&booked);
         let known_us = self.take_steps(now_us);
         // Not before the steps that ran when they left are known.
         let ledger = &mut self.ledger;
@@ -299,13 +301,27 @@ impl Books {
         running.fold(known_us, u64::min)
     }
 
+    /// What of a snapshot is booked. Once something stands for all processors, a sensor of one
+    /// that appears later is left out: their idling would be booked twice, and no step of an
+    /// engine that runs already could move from the one to the other.
+    fn booked_of<'s>(&self, snapshot: &'s Snapshot) -> Cow<'s, Snapshot> {
+        let mut booked = Cow::Borrowed(snapshot);
+        if self.modelled.is_some() && snapshot.devices.iter().any(is_processor) {
+            booked.to_mut().devices.retain(|seen| !is_processor(seen));
+        }
+        booked
+    }
+
     /// The processors, as far as a sensor tells their energy, or told it once; otherwise what
-    /// stands for them.
+    /// stands for them, from then on.
     fn processors(&mut self, snapshot: &Snapshot, measured_only: bool) -> Vec<DeviceIndex> {
-        let told = snapshot.devices.iter().filter(|d| {
-            let is_processor = matches!(d.kind, DeviceKind::Cpu | DeviceKind::Soc);
-            is_processor && (d.energy_joules.is_some() || d.power_watts.is_some())
-        });
+        if self.modelled.is_some() {
+            return self.modelled.into_iter().collect();
+        }
+        let told = snapshot
+            .devices
+            .iter()
+            .filter(|d| is_processor(d) && (d.energy_joules.is_some() || d.power_watts.is_some()));
         let told: Vec<DeviceIndex> = told
             .filter_map(|d| self.ledger.device(&d.id, d.kind))
             .collect();
@@ -355,6 +371,10 @@ impl Books {
             self.ledger.set_own_ratio(*device, ratio);
         }
     }
+}
+
+fn is_processor(seen: &SeenDevice) -> bool {
+    matches!(seen.kind, DeviceKind::Cpu | DeviceKind::Soc)
 }
 
 /// A request that is being served. Dropping it, whatever the reason, ends its account.
@@ -795,6 +815,27 @@ mod tests {
                 "who is started now is modelled as they are"
             );
         }
+    }
+
+    #[test]
+    fn a_sensor_that_appears_beside_what_stands_for_the_processors_is_not_booked_beside_it() {
+        let procfs = tempfile::tempdir().expect("a temporary folder");
+        std::fs::create_dir(procfs.path().join("self")).expect("made");
+        let auto = config(EnergyMode::Auto);
+        let energy = Energy::new(&auto, procfs.path(), Instant::now());
+        let stand_in = energy.books().processors(&Snapshot::default(), false);
+        for tick in 0..=20u64 {
+            write_processor_time(procfs.path(), tick);
+            let now_us = tick * 100_000 + 30_000;
+            energy.books().tick(&packages(tick), &[], now_us);
+        }
+        let accounts = energy.accounts();
+        let names: Vec<&str> = accounts.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, [PROCESSOR]);
+        assert!(accounts[0].1.idle_uj > 0, "{accounts:?}");
+        // Who is started now works on the same, too.
+        let later = energy.books().processors(&packages(21), false);
+        assert_eq!(later, stand_in);
     }
 
     #[test]

@@ -261,7 +261,9 @@ fn build(config: &Config, engines: &Engines) -> Result<Built, Failure> {
         Arc::new(move |job| energy.joules_of(job))
     };
     for (tier, wanted) in local.iter().zip(local_tiers(config)) {
-        tier.keep_books(receipts(&energy));
+        if energy.is_on() {
+            tier.keep_books(receipts(&energy));
+        }
         tier.stand_on(device_of(wanted, &telemetry));
     }
     let baselines = keep_baselines(config, &local);

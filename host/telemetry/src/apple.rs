@@ -106,11 +106,15 @@ mod provider {
     const INTERVAL_MS: u32 = 500;
     /// After a failure.
     const PAUSE: Duration = Duration::from_secs(10);
+    /// Longest time that the start waits for the first answer: four intervals.
+    const FIRST_ANSWER: Duration = Duration::from_millis(4 * INTERVAL_MS as u64);
 
     #[derive(Default)]
     struct Slot {
         /// The last answer and when its interval ended.
         last: Mutex<Option<(ChipMetrics, u64)>>,
+        /// The first question was answered, or will not be.
+        settled: AtomicBool,
         stop: AtomicBool,
     }
 
@@ -120,8 +124,10 @@ mod provider {
     }
 
     impl Apple {
-        /// Starts the thread that asks. `None` where the sensors are a test's folder, in
-        /// which this machine has no place.
+        /// Starts the thread that asks and waits for its first answer, so that the first
+        /// snapshot already shows the chip: who keeps books of energy looks at that one to
+        /// learn whether a sensor tells the processor's. `None` where the sensors are a test's
+        /// folder, in which this machine has no place.
         pub fn start(config: &Config, epoch: Instant, recorder: &Recorder) -> Option<Self> {
             if config.sysfs_root != Config::default().sysfs_root {
                 return None;
@@ -134,7 +140,13 @@ mod provider {
                     .spawn(move || watch(&slot, epoch, &recorder))
             };
             match thread {
-                Ok(_) => Some(Self { slot }),
+                Ok(_) => {
+                    let deadline = Instant::now() + FIRST_ANSWER;
+                    while !slot.settled.load(Ordering::Acquire) && Instant::now() < deadline {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    Some(Self { slot })
+                }
                 Err(error) => {
                     tracing::error!(%error, "cannot start the thread for Apple's sensors; they are not seen");
                     None
@@ -148,6 +160,7 @@ mod provider {
             Ok(chip) => chip,
             Err(error) => {
                 tracing::info!(%error, "no sensors of an Apple chip, hence no power and no heat");
+                slot.settled.store(true, Ordering::Release);
                 return;
             }
         };
@@ -159,8 +172,10 @@ mod provider {
                         epoch.elapsed().as_millis() as u64,
                     );
                     *slot.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
+                    slot.settled.store(true, Ordering::Release);
                 }
                 Err(_) => {
+                    slot.settled.store(true, Ordering::Release);
                     recorder.error("apple", "failed");
                     std::thread::sleep(PAUSE);
                 }

@@ -12,13 +12,16 @@
 //! hotter machine can move the first tier down but never up.
 //!
 //! Heat presses on a tier as far as its own device is hot, where the host tells
-//! (`homeostat.device-degrade-ratio`): then, and only then, a hotter machine may move a request to
-//! an equal or larger tier, on a cooler device. Budgets of money press on dollars and not on
-//! effort, unless no tier states a price.
+//! (`homeostat.device-degrade-ratio`), once anything is to be shed; before that, such as in the
+//! state elevated, on all tiers alike. Where it presses by device, and only there, a hotter machine
+//! may move a request to an equal or larger tier, on a cooler device. Budgets of money press on
+//! dollars and not on effort, unless no tier states a price.
 //!
 //! What each step is expected to give and to take goes with the plan, so that the host can weigh
 //! the later ones anew when it has an answer in hand (`homeostat.step.1.quality`,
-//! `homeostat.step.1.price`; see `host/cascade/src/posterior.rs`).
+//! `homeostat.step.1.price`; see `host/cascade/src/posterior.rs`). A threshold that an operator has
+//! set is no matter of price: the plan says that it was set (`homeostat.threshold-is-set`), and the
+//! host weighs nothing against it.
 //!
 //! Two things hold a decision where it was. A conversation that has just changed its tier keeps
 //! it for the dwell time, and no doubt moves it on. And a request that the classifier does not
@@ -50,6 +53,8 @@ const ANSWER_TOKENS: f32 = 256.0;
 /// Tokens kept back while an answer may still be escalated: about two sentences, in which
 /// a model that does not know usually shows it.
 const HOLD_BACK_TOKENS: u32 = 32;
+/// Attribute of a plan, a boolean: see `host/cascade/src/posterior.rs`.
+const THRESHOLD_IS_SET: &str = "homeostat.threshold-is-set";
 /// Confidence of a classifier below which a request is none of those that it knows.
 const UNFAMILIAR: f32 = 0.35;
 /// Efforts up to so many times the smallest are as small: equal models on equal devices never
@@ -157,12 +162,12 @@ pub(crate) fn plan(question: &Question<'_>) -> Decision {
     Decision::Plan(Plan {
         reason: reason(question, &all, &chain, &pressure, &begin, threshold),
         steps: steps(question, &chain, &pressure, threshold),
-        attributes: attributes(&chain, begin.prices),
+        attributes: attributes(&chain, begin.prices, question.settings),
     })
 }
 
 /// What is expected of each step, for whoever weighs the later ones when the first has answered.
-fn attributes(chain: &[&Candidate<'_>], prices: Prices) -> Vec<Attribute> {
+fn attributes(chain: &[&Candidate<'_>], prices: Prices, settings: &Settings) -> Vec<Attribute> {
     let energy = "route-metabolic.energy-price".to_owned();
     let energy = (energy, prices.effort + prices.heat);
     let steps = chain.iter().enumerate().flat_map(|(place, candidate)| {
@@ -175,8 +180,10 @@ fn attributes(chain: &[&Candidate<'_>], prices: Prices) -> Vec<Attribute> {
     let told = std::iter::once(energy).chain(steps);
     // What is no number is told to nobody: the host would refuse the plan.
     let told = told.filter(|(_, number)| number.is_finite());
-    told.map(|(key, number)| (key, Value::Number(number.into())))
-        .collect()
+    let told = told.map(|(key, number)| (key, Value::Number(number.into())));
+    let set = settings.threshold_is_set;
+    let set = set.then(|| (THRESHOLD_IS_SET.to_owned(), Value::Boolean(true)));
+    told.chain(set).collect()
 }
 
 /// The tiers that are permitted, and the one to begin with.

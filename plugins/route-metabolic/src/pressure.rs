@@ -6,7 +6,7 @@
 //! when a reading that it once had is gone.
 //!
 //! What lacks decides who pays: energy is saved by effort, money by dollars, and of heat a tier
-//! pays as much as its own device has.
+//! pays as much as its own device has, once anything is to be shed.
 
 use homeostat_sdk::*;
 

@@ -780,6 +780,12 @@ fn a_threshold_that_was_set_is_lowered_by_need_alone_and_the_reason_says_so() {
         let request = turn(1);
         let decision = route(&request, &medium, &tiers, &snapshot, &settings, &memory);
         let plan = plan_of(decision);
+        // The host weighs no price against what was set, so it has to know.
+        let told = (
+            "homeostat.threshold-is-set".to_owned(),
+            Value::Boolean(true),
+        );
+        assert_eq!(plan.attributes.contains(&told), set.is_some());
         (plan.steps[0].accept_threshold, plan.reason)
     };
     let (threshold, _) = planned(None, MetabolicState::Nominal);

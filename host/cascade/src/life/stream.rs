@@ -28,8 +28,8 @@ enum Happened {
 
 impl Life {
     /// A form holds for the answer as a whole, and no tier can be given the rest of one.
-    pub(super) fn manner(&mut self, step: &Step, later: &[Step]) -> Manner {
-        let Some(next) = later.first() else {
+    pub(super) fn manner(&mut self, step: &Step, next: Option<&Step>) -> Manner {
+        let Some(next) = next else {
             return match self.job.stream {
                 true => Manner::Live,
                 false => Manner::Whole,

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use homeostat_hooks::{Answer, Classification, Hook, HookReply, Policies, Request, Verdict};
+use homeostat_hooks::{
+    Answer, Classification, Finish, Hook, HookReply, Policies, Request, Verdict,
+};
 use homeostat_policy::{BreakerConfig, Limits, PolicyRoom, RoomConfig};
 
 use crate::commands::room_with;
@@ -52,16 +54,18 @@ impl Asked {
         self.own(reply)
     }
 
-    /// How sure a validator is that this whole answer is right, 0 to 1, if it is the first of two
-    /// steps.
+    /// How sure a validator is that this answer, which ended for this reason, is right, 0 to 1, if
+    /// it is the first of two steps.
     pub fn confidence(
         &mut self,
         request: Request,
         text: &str,
         logprobs: &[f32],
+        finish: Finish,
     ) -> Result<f64, Failure> {
         let answer = Answer {
             text: text.to_owned(),
+            finish,
             logprobs: logprobs.to_vec(),
             steps_left: 1,
             accept_threshold: 0.5,

@@ -4,6 +4,9 @@
 
 /// Share of the rounds inside an interval.
 const INSIDE: f64 = 0.95;
+/// Share of the rounds in which a figure must be defined to have one: were more of them missing,
+/// all of them might lie beyond one end.
+const DEFINED: f64 = (1.0 + INSIDE) / 2.0;
 
 /// Ends of a 95 % interval.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -12,6 +15,15 @@ pub struct Interval {
     pub low: f64,
     /// 2.5 % are above.
     pub high: f64,
+}
+
+/// What the rounds say of one figure.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Drawn {
+    /// `None` where it was undefined in more rounds than lie beyond one end.
+    pub interval: Option<Interval>,
+    /// Share of the rounds in which it was defined.
+    pub defined_ratio: f64,
 }
 
 /// How many rounds, from which seed.
@@ -24,14 +36,9 @@ pub struct Bootstrap {
 }
 
 impl Bootstrap {
-    /// Intervals of what `figures` computes from how often each of `rows` rows was drawn.
-    /// A figure that is undefined in a round (`None`) is left out of that round; one that
-    /// is undefined in most of them has no interval.
-    pub fn intervals(
-        self,
-        rows: usize,
-        figures: impl Fn(&[u32]) -> Vec<Option<f64>>,
-    ) -> Vec<Option<Interval>> {
+    /// What the rounds say of all that `figures` computes from how often each of `rows` rows was
+    /// drawn. A figure that is undefined in a round (`None`) is left out of that round.
+    pub fn drawn(self, rows: usize, figures: impl Fn(&[u32]) -> Vec<Option<f64>>) -> Vec<Drawn> {
         let mut random = SplitMix(self.seed);
         let mut drawn: Vec<Vec<f64>> = Vec::new();
         let mut counts = vec![0u32; rows];
@@ -46,11 +53,14 @@ impl Bootstrap {
                 values.extend(figure);
             }
         }
-        let enough = |values: &Vec<f64>| values.len() * 2 > self.rounds;
-        drawn
-            .into_iter()
-            .map(|values| enough(&values).then(|| interval(values)))
-            .collect()
+        let drawn = drawn.into_iter().map(|values| {
+            let defined_ratio = values.len() as f64 / self.rounds as f64;
+            Drawn {
+                interval: (defined_ratio >= DEFINED).then(|| interval(values)),
+                defined_ratio,
+            }
+        });
+        drawn.collect()
     }
 }
 
@@ -108,8 +118,8 @@ mod tests {
     #[test]
     fn the_interval_of_a_mean_is_two_standard_errors_wide_on_each_side() {
         let values: Vec<f64> = (0..400).map(|i| f64::from(i % 2)).collect();
-        let found = PLAN.intervals(400, |counts| vec![mean(&values, counts)]);
-        let found = found[0].expect("an interval");
+        let found = PLAN.drawn(400, |counts| vec![mean(&values, counts)]);
+        let found = found[0].interval.expect("an interval");
         // Standard error 0.5 / sqrt(400) = 0.025.
         assert!((found.low - 0.451).abs() < 0.006, "{found:?}");
         assert!((found.high - 0.549).abs() < 0.006, "{found:?}");
@@ -123,25 +133,32 @@ mod tests {
             let (a, b) = (mean(&a, counts), mean(&b, counts));
             vec![a, a.zip(b).map(|(a, b)| a - b)]
         };
-        let found = PLAN.intervals(50, figures);
-        let difference = found[1].expect("an interval");
+        let found = PLAN.drawn(50, figures);
+        let difference = found[1].interval.expect("an interval");
         assert!((difference.low - 1.0).abs() < 1e-9 && (difference.high - 1.0).abs() < 1e-9);
-        assert_eq!(found, PLAN.intervals(50, figures));
+        assert_eq!(found, PLAN.drawn(50, figures));
         let other = Bootstrap { seed: 2, ..PLAN };
-        assert_ne!(found, other.intervals(50, figures));
+        assert_ne!(found, other.drawn(50, figures));
     }
 
     #[test]
-    fn a_figure_that_is_mostly_undefined_has_no_interval() {
-        let found = PLAN.intervals(3, |counts| vec![(counts[0] == 3).then_some(1.0), Some(2.0)]);
-        assert_eq!(found[0], None);
-        assert_eq!(
-            found[1],
-            Some(Interval {
-                low: 2.0,
-                high: 2.0
-            })
-        );
+    fn a_figure_that_is_undefined_in_more_rounds_than_lie_beyond_one_end_has_no_interval() {
+        let found = PLAN.drawn(3, |counts| {
+            let seldom = (counts[0] == 3).then_some(1.0);
+            // Of three rows the first is drawn three times in one of 27 rounds.
+            let mostly = (counts[0] < 3).then_some(1.0);
+            vec![seldom, mostly, Some(2.0)]
+        });
+        assert_eq!((found[0].interval, found[1].interval), (None, None));
+        let shares = [found[0].defined_ratio, found[1].defined_ratio];
+        assert!((shares[0] - 1.0 / 27.0).abs() < 0.015, "{shares:?}");
+        assert!((shares[0] + shares[1] - 1.0).abs() < 1e-9, "{shares:?}");
+        let always = Interval {
+            low: 2.0,
+            high: 2.0,
+        };
+        assert_eq!(found[2].interval, Some(always));
+        assert_eq!(found[2].defined_ratio, 1.0);
     }
 
     #[test]

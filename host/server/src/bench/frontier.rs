@@ -4,7 +4,8 @@
 //! Two hosts of different quality are no ranking: whoever always asks the small tier takes the
 //! fewest joules. So each metabolic setting is set beside the cheapest static one that is right
 //! as often, in every bootstrap round anew. It refuses to extend a curve: where no static
-//! setting is right as often, there is no ratio.
+//! setting is right as often, there is no ratio, and no interval where that is so in more rounds
+//! than lie beyond one end of it.
 
 use std::path::Path;
 
@@ -81,7 +82,10 @@ impl Frontier {
         for (setting, figures) in self.of_ours() {
             let ratio = match figures[2].value {
                 Some(_) => shown(&figures[2], false),
-                None => "no static setting is right as often".to_owned(),
+                None => format!(
+                    "no static setting is right as often (in {:.0} % of the rounds one is)",
+                    100.0 * figures[2].defined_ratio
+                ),
             };
             println!(
                 "    {:<22}{:>26}{:>30}    {ratio}",
@@ -123,13 +127,13 @@ impl Frontier {
         let line = |what: &str, name: &str, figures: Vec<&[Figure]>| {
             let of = |at: usize| figures.iter().map(move |f| f[at].value.unwrap_or(f64::NAN));
             let (x, values): (Vec<f64>, Vec<f64>) = of(0).map(|r| 100.0 * r).zip(of(1)).unzip();
-            let band = figures.iter().filter_map(|f| f[1].interval).collect();
+            let band: Option<Vec<_>> = figures.iter().map(|f| f[1].interval).collect();
             Line {
                 what: what.into(),
                 name: name.into(),
                 x,
                 values,
-                band,
+                band: band.unwrap_or_default(),
             }
         };
         let panel = Panel {
@@ -175,12 +179,7 @@ fn figures(ours: &[Setting], theirs: &[Setting], days: usize, bootstrap: Bootstr
         });
         of_ours.chain(of_theirs).collect()
     };
-    let values = all(&vec![1; days]);
-    let intervals = bootstrap.intervals(days, all);
-    let figures = values.into_iter().zip(intervals);
-    figures
-        .map(|(value, interval)| Figure { value, interval })
-        .collect()
+    Figure::all(bootstrap, days, all)
 }
 
 /// Joules a request of the cheapest mix of two settings (share right, joules a request) that is
@@ -255,5 +254,14 @@ mod tests {
         let joules = found[1].interval.expect("an interval");
         assert!((joules.low - 8.0).abs() < 1e-9 && (joules.high - 16.0).abs() < 1e-9);
         assert!(found[5].value.is_none() && found[5].interval.is_none());
+        assert_eq!((found[2].defined_ratio, found[5].defined_ratio), (1.0, 0.0));
+        // Right as often as ours on both days together, and not where the second is drawn twice.
+        let ours = [setting(&[(8.0, 100.0); 2])];
+        let theirs = [setting(&[(9.0, 200.0), (7.0, 200.0)])];
+        let found = figures(&ours, &theirs, 2, bootstrap);
+        let ratio = &found[2];
+        assert_eq!((ratio.value, ratio.interval), (Some(0.5), None));
+        let defined = ratio.defined_ratio;
+        assert!((defined - 0.75).abs() < 0.1, "{defined}");
     }
 }

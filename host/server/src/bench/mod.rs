@@ -159,24 +159,44 @@ impl Common {
     }
 }
 
-/// A figure and its 95 % interval; either may be undefined.
+/// A figure and its 95 % interval; either may be undefined, and without the one there is none of
+/// the other.
 #[derive(Debug, Clone, Default)]
 struct Figure {
     value: Option<f64>,
     interval: Option<Interval>,
+    /// Share of the bootstrap rounds in which it was defined.
+    defined_ratio: f64,
 }
 
 impl Figure {
+    /// Everything that `of` computes from how often each of `rows` rows counts.
+    fn all(
+        bootstrap: Bootstrap,
+        rows: usize,
+        of: impl Fn(&[u32]) -> Vec<Option<f64>>,
+    ) -> Vec<Self> {
+        let values = of(&vec![1; rows]);
+        let drawn = bootstrap.drawn(rows, of);
+        let figures = values.into_iter().zip(drawn).map(|(value, drawn)| Self {
+            value,
+            interval: drawn.interval.filter(|_| value.is_some()),
+            defined_ratio: drawn.defined_ratio,
+        });
+        figures.collect()
+    }
+
     fn json(&self) -> Value {
         json!({
             "value": self.value,
             "low": self.interval.map(|i| i.low),
             "high": self.interval.map(|i| i.high),
+            "defined_ratio": self.defined_ratio,
         })
     }
 }
 
-/// `0.512 [0.480, 0.544]`; `signed` shows a plus.
+/// `0.512 [0.480, 0.544]`; `signed` shows a plus. One that is not always defined says how often.
 fn shown(figure: &Figure, signed: bool) -> String {
     let number = |value: f64| {
         if signed {
@@ -187,7 +207,10 @@ fn shown(figure: &Figure, signed: bool) -> String {
     };
     match (figure.value, figure.interval) {
         (None, _) => "–".to_owned(),
-        (Some(value), None) => number(value),
+        (Some(value), None) => {
+            let share = 100.0 * figure.defined_ratio;
+            format!("{} (in {share:.0} % of the rounds)", number(value))
+        }
         (Some(value), Some(interval)) => {
             let (low, high) = (number(interval.low), number(interval.high));
             format!("{} [{low}, {high}]", number(value))

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use homeostat_hooks::{Message, Request, Role};
+use homeostat_hooks::{Finish, Message, Request, Role};
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -39,6 +39,8 @@ pub struct Row {
     pub answers: Option<[String; 2]>,
     /// Log-probabilities of their tokens; empty where none were recorded.
     pub logprobs: [Vec<f32>; 2],
+    /// Why they end; as a whole answer where that was not recorded.
+    pub finishes: [Finish; 2],
     /// sha256 of the messages, joined by newlines.
     pub digest: [u8; 32],
 }
@@ -98,6 +100,7 @@ impl From<Answered> for Row {
                 .zip(read.strong_response)
                 .map(|(weak, strong)| [weak, strong]),
             logprobs: [read.weak_logprobs, read.strong_logprobs],
+            finishes: [Finish::Stop; 2],
         }
     }
 }
@@ -110,12 +113,18 @@ struct Collected {
     right: bool,
     #[serde(default)]
     logprobs: Vec<f32>,
+    /// In the words of OpenAI's interface.
+    finish: Option<String>,
 }
 
 impl From<Collected> for Row {
     /// There is one model: it stands in both places.
     fn from(read: Collected) -> Self {
-        Answered {
+        let finish = match read.finish.as_deref() {
+            Some("length") => Finish::Length,
+            _ => Finish::Stop,
+        };
+        let row = Self::from(Answered {
             prompt: read.prompt,
             subject: String::new(),
             weak: read.right,
@@ -124,8 +133,11 @@ impl From<Collected> for Row {
             strong_response: Some(read.answer),
             weak_logprobs: read.logprobs.clone(),
             strong_logprobs: read.logprobs,
+        });
+        Self {
+            finishes: [finish; 2],
+            ..row
         }
-        .into()
     }
 }
 
@@ -162,6 +174,7 @@ impl Judged {
             outcome,
             answers: None,
             logprobs: Default::default(),
+            finishes: [Finish::Stop; 2],
         })
     }
 }
@@ -196,7 +209,7 @@ pub fn read(dir: &Path) -> Result<Vec<Set>, Failure> {
 }
 
 /// Answers that were collected of a running host: lines with `prompt`, `answer`, `right`, and
-/// `logprobs` where the host told them. Nothing was fitted on them.
+/// `logprobs` and `finish` where the host told them. Nothing was fitted on them.
 pub fn read_answers(file: &Path) -> Result<Set, Failure> {
     let text = std::fs::read_to_string(file);
     let text = text.map_err(|e| Failure::Failed(format!("{}: {e}", file.display())))?;
@@ -282,6 +295,24 @@ mod tests {
         assert_eq!(rows[1].request().messages.len(), 2);
         assert_eq!(rows[1].request().question(), "Again.");
         assert_eq!((rows[1].outcome.weak, rows[1].outcome.strong), (9.5, 10.0));
+    }
+
+    #[test]
+    fn a_collected_answer_that_was_cut_is_no_whole_one() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let file = dir.path().join("answers.jsonl");
+        let line = |end: &str| format!(r#"{{"prompt": "?", "answer": "6", "right": true{end}}}"#);
+        let ends = [
+            "",
+            r#", "finish": null"#,
+            r#", "finish": "stop""#,
+            r#", "finish": "length""#,
+        ];
+        std::fs::write(&file, ends.map(line).join("\n")).expect("a file");
+        let rows = read_answers(&file).expect("rows").rows;
+        let finishes: Vec<[Finish; 2]> = rows.iter().map(|row| row.finishes).collect();
+        let (whole, cut) = ([Finish::Stop; 2], [Finish::Length; 2]);
+        assert_eq!(finishes, [whole, whole, whole, cut]);
     }
 
     #[test]

@@ -299,13 +299,7 @@ fn judge(scorers: Vec<Scorer>, outcomes: &[Outcome], bootstrap: Bootstrap) -> Ve
         let leads: Vec<Option<f64>> = leads.collect();
         each.into_iter().flatten().chain(leads).collect::<Vec<_>>()
     };
-    let found = all(&vec![1; outcomes.len()]);
-    let intervals = bootstrap.intervals(outcomes.len(), all);
-    let all: Vec<Figure> = found
-        .into_iter()
-        .zip(intervals)
-        .map(|(value, interval)| Figure { value, interval })
-        .collect();
+    let all = Figure::all(bootstrap, outcomes.len(), all);
     let count = scorers.len();
     let judged = scorers.into_iter().enumerate().map(|(i, scorer)| Judged {
         figures: all[i * width..i * width + FIGURES.len()].to_vec(),
@@ -362,18 +356,14 @@ fn judge_claims(claims: Vec<Claim>, bootstrap: Bootstrap) -> Vec<JudgedClaim> {
                 calibration::brier(&said, &right, counts),
             ]
         };
-        let once = vec![1; right.len()];
-        let mut found = figures(&once)
-            .into_iter()
-            .zip(bootstrap.intervals(right.len(), figures))
-            .map(|(value, interval)| Figure { value, interval });
+        let mut found = Figure::all(bootstrap, right.len(), figures).into_iter();
         let share = right.iter().filter(|r| **r).count() as f64 / right.len() as f64;
         JudgedClaim {
             name,
             ece: found.next().unwrap_or_default(),
             brier: found.next().unwrap_or_default(),
             base_brier: share * (1.0 - share),
-            bins: calibration::bins(&ranking, &said, &right, &once),
+            bins: calibration::bins(&ranking, &said, &right, &vec![1; right.len()]),
         }
     };
     claims.into_iter().map(judge).collect()

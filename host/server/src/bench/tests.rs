@@ -142,6 +142,29 @@ fn validate_judges_collected_answers_by_their_log_probabilities() {
     assert!(error.contains("answers.jsonl:1"), "{error}");
 }
 
+/// Of the same text and as sure: only the reason why they end tells.
+#[test]
+fn validate_shows_the_validator_that_an_answer_was_cut() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("answers.jsonl");
+    let row = |i: usize| {
+        let right = i.is_multiple_of(2);
+        json!({
+            "prompt": format!("What is number {i}?"), "answer": "It is the number after the one",
+            "right": right, "logprobs": [-0.3, -0.3, -0.3],
+            "finish": if right { "stop" } else { "length" },
+        })
+    };
+    let rows: String = (0..60).map(|i| format!("{}\n", row(i))).collect();
+    std::fs::write(&file, rows).expect("a file");
+    validate::run(&validate_plan(None, Some(&file), dir.path())).expect("a report");
+    let report = read_json(&dir.path().join("validate.json"));
+    let words = "log-probabilities of 60 of 60 rows; 30 answers end at a token limit";
+    assert_eq!(report["logprobs"], words);
+    let auroc = &report["answers"][0]["scorers"][0]["figures"]["auroc"]["value"];
+    assert_eq!(auroc.as_f64(), Some(1.0));
+}
+
 #[test]
 fn validate_reports_the_validator_beside_length() {
     let dir = tempfile::tempdir().expect("a folder");

@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 
-use homeostat_hooks::Hook;
+use homeostat_hooks::{Finish, Hook};
 use serde_json::json;
 
 use super::ask::Asked;
@@ -130,11 +130,18 @@ fn answered(plan: &Plan) -> Result<(Set, &'static [Whose]), Failure> {
 /// What is known of the answers' tokens.
 fn in_words(rows: &[&Row]) -> String {
     let told = rows.iter().filter(|row| !row.logprobs[0].is_empty());
-    match (told.count(), rows.len()) {
+    let words = match (told.count(), rows.len()) {
         (0, _) => "no log-probabilities were recorded: only what a validator reads in the text \
                    counts"
             .to_owned(),
         (told, all) => format!("log-probabilities of {told} of {all} rows"),
+    };
+    let cut = rows
+        .iter()
+        .filter(|row| row.finishes.contains(&Finish::Length));
+    match cut.count() {
+        0 => words,
+        cut => format!("{words}; {cut} answers end at a token limit"),
     }
 }
 
@@ -176,11 +183,12 @@ fn ask(policy: &mut Asked, rows: &[&Row], models: &[usize]) -> Result<Vec<Judged
                 continue;
             };
             let (text, logprobs) = (&answers[*model], &recorded.logprobs[*model]);
+            let finish = recorded.finishes[*model];
             let quality = [recorded.outcome.weak, recorded.outcome.strong][*model];
             judged.push(Judged {
                 row,
                 right: quality > 0.5,
-                confidence: policy.confidence(recorded.request(), text, logprobs)?,
+                confidence: policy.confidence(recorded.request(), text, logprobs, finish)?,
                 length: text.chars().count() as f64,
             });
         }
@@ -241,13 +249,7 @@ fn judge<'a>(
         }
         all
     };
-    let found = all(&vec![1; rows]);
-    let intervals = bootstrap.intervals(rows, all);
-    let figures = found
-        .into_iter()
-        .zip(intervals)
-        .map(|(value, interval)| Figure { value, interval });
-    let figures = figures.collect();
+    let figures = Figure::all(bootstrap, rows, all);
     (scorers, figures)
 }
 

@@ -42,8 +42,9 @@ struct Line {
     confidence: Option<f32>,
     /// The last message of the person, where the log holds texts.
     prompt: Option<String>,
-    /// Where the log does not hold the steps themselves.
-    steps_tried: usize,
+    /// A tier's answer was doubted and left for the next one's, where the log does not hold the
+    /// steps themselves.
+    doubted: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -72,6 +73,11 @@ pub fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
     within(args.share, "--share", |s| (0.0..=1.0).contains(&s))?;
     within(args.risk, "--risk", |r| r > 0.0 && r < 1.0)?;
     let classifier = args.policy == Calibrated::ClassifyNeighbours;
+    if !classifier && is_named(args.config.config.as_deref()) {
+        let why =
+            "--config is for --policy classify-neighbours: routers are fitted to the log alone";
+        return Err(Failure::Failed(why.into()));
+    }
     let mut lines = read_log(&args.log, classifier)?;
     if let Some(file) = &args.judged {
         let judged: Vec<Judgement> = json_lines(file)?;
@@ -94,6 +100,12 @@ pub fn calibrate(args: &CalibrateArgs) -> Result<(), Failure> {
             Ok(())
         }
     }
+}
+
+/// Whether it was named for this command: what the environment names is for all of them.
+fn is_named(config: Option<&Path>) -> bool {
+    let by_environment = std::env::var_os("HOMEOSTAT_CONFIG");
+    config.is_some_and(|file| by_environment.is_none_or(|other| file != Path::new(&other)))
 }
 
 /// Settings, and what is to be known of them.
@@ -141,7 +153,8 @@ fn threshold(args: &CalibrateArgs, lines: &[Line]) -> Result<Fitted, Failure> {
     let found = match (args.share, args.risk) {
         (Some(share), None) => fit::for_share(&scores, share).ok_or_else(no_scores)?,
         (None, Some(risk)) => {
-            let smallest = |line: &&Line| line.is_of_the_smallest();
+            let lowest = lowest_rank(lines);
+            let smallest = |line: &&Line| line.is_of_the_smallest(lowest);
             let judged = lines.iter().filter(smallest);
             let judged: Vec<_> = judged.filter_map(|l| Some((score(l)?, l.right?))).collect();
             let highest = fit::for_risk(&judged, risk);
@@ -247,6 +260,13 @@ fn not_shown(judged: &[(f64, bool)]) -> Failure {
     ))
 }
 
+/// Rank of the smallest tier of all that the log knows. A request that named a tier, or could not
+/// pay for others, has candidates of its own, and the smallest of those need not be the smallest.
+fn lowest_rank(lines: &[Line]) -> Option<u32> {
+    let tiers = lines.iter().flat_map(|line| &line.tiers);
+    tiers.map(|tier| tier.rank).min()
+}
+
 impl Line {
     /// How much speaks for the strong tier: what the line says, else an attribute, else the
     /// classes, of which the medium one counts half.
@@ -270,15 +290,19 @@ impl Line {
         self.tiers.iter().find(|t| t.id == *tier)
     }
 
-    /// A line without tiers is about the weak one.
-    fn is_of_the_smallest(&self) -> bool {
-        let lowest = self.tiers.iter().map(|t| t.rank).min();
+    /// `lowest`: see [`lowest_rank`]. A line without tiers is about the weak one.
+    fn is_of_the_smallest(&self, lowest: Option<u32>) -> bool {
         self.tiers.is_empty() || self.answerer().map(|t| t.rank) == lowest
     }
 
-    /// Whether a tier before the one that answered was tried and not believed.
+    /// Whether a tier before the one that answered was tried and not believed. One that failed, by
+    /// a full queue or a lost device, tells nothing of the request.
     fn was_escalated(&self) -> bool {
-        self.steps_tried.max(self.steps.len()) > 1
+        let doubted = |step: &Tried| {
+            let verdict = step.verdict.as_ref().map(|reply| &reply.value);
+            matches!(verdict, Some(Verdict::Escalate(_)))
+        };
+        self.doubted || self.steps.iter().rev().skip(1).any(doubted)
     }
 
     fn is_of_a_smaller(&self) -> bool {
@@ -320,7 +344,7 @@ fn read_log(log: &Path, prompts: bool) -> Result<Vec<Line>, Failure> {
             let asked = prompts.then(|| recording.asked()).flatten();
             lines.push(Line {
                 prompt: asked.map(|request| request.question().to_owned()),
-                steps_tried: outcome.steps_tried as usize,
+                doubted: recording.was_doubted(),
                 classification: recording.classification().map(|value| Reply { value }),
                 tiers: recording.tiers().unwrap_or_default(),
                 tier: outcome.tier,
@@ -388,13 +412,57 @@ mod tests {
         assert!((line.scored(None).expect("classes") - 0.7).abs() < 1e-6);
         assert_eq!(line.scored(Some("strong-gain")), Some(0.3));
         assert_eq!(line.scored(Some("other")), None);
-        assert!(line.is_of_the_smallest() && line.is_of_a_smaller());
+        assert!(line.is_of_the_smallest(Some(0)) && line.is_of_a_smaller());
         assert_eq!(line.told_confidence(), Some(0.75));
         let bare: Line = serde_json::from_str(r#"{"score": 0.4, "right": false}"#).expect("a line");
         assert_eq!(
-            (bare.scored(None), bare.is_of_the_smallest()),
+            (bare.scored(None), bare.is_of_the_smallest(Some(0))),
             (Some(0.4), true)
         );
+    }
+
+    #[test]
+    fn a_step_that_failed_is_no_doubt_and_the_only_candidate_is_not_the_smallest() {
+        let escalated =
+            serde_json::json!({"value": {"escalate": {"confidence": 0.2, "findings": []}}});
+        let accepted =
+            serde_json::json!({"value": {"accept": {"confidence": 0.9, "findings": []}}});
+        let tried = |first: serde_json::Value| -> Line {
+            let json = serde_json::json!({
+                "tier": "large", "tiers": [{"id": "large", "rank": 1}],
+                "steps": [
+                    {"tier": "small", "sent": false, "verdict": first},
+                    {"tier": "large", "sent": true, "verdict": accepted},
+                ],
+            });
+            serde_json::from_value(json).expect("a record")
+        };
+        assert!(tried(escalated.clone()).was_escalated());
+        let failed = tried(serde_json::Value::Null);
+        assert!(!failed.was_escalated());
+        let lines = [failed, record(1, 0.9, true)];
+        let lowest = lowest_rank(&lines);
+        assert_eq!(lowest, Some(0));
+        let smallest = lines.iter().map(|line| line.is_of_the_smallest(lowest));
+        assert_eq!(smallest.collect::<Vec<_>>(), [false, true]);
+        // Doubted, and sent all the same: nobody was left to ask.
+        let mut last = record(1, 0.9, true);
+        last.steps[0].verdict = serde_json::from_value(escalated).expect("a verdict");
+        assert!(!last.was_escalated());
+    }
+
+    #[test]
+    fn a_configuration_is_no_matter_of_a_router() {
+        for policy in [Calibrated::RouteThreshold, Calibrated::RouteMetabolic] {
+            let asked = CalibrateArgs {
+                config: ConfigArgs {
+                    config: Some("a-file-of-this-test.toml".into()),
+                },
+                ..args(policy)
+            };
+            let why = calibrate(&asked).expect_err("it is refused").to_string();
+            assert!(why.contains("--config"), "{why}");
+        }
     }
 
     #[test]

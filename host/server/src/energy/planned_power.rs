@@ -6,8 +6,9 @@
 //! learned from the device's own sensor, the way that requests come over the last half minute.
 //!
 //! It refuses to plan where no power is measured, before it has seen a device both busy and idle,
-//! and while nobody knows how long the work will take: then the forecast goes on from the last
-//! second, as it does without a plan.
+//! and while nobody knows how long the work will take, be it that no answer was ever written or
+//! that what runs is nobody's in hand: then the forecast goes on from the last second, as it does
+//! without a plan.
 
 use std::collections::HashMap;
 
@@ -80,17 +81,20 @@ fn measured_watts(seen: &Seen) -> Option<Sample> {
 /// their times were measured that way.
 fn busy_seconds(tiers: &[&TierLoad]) -> Option<f64> {
     let each = tiers.iter().map(|tier| match &tier.work {
-        Some(work) => Some(seconds_of(work)),
-        None => (!tier.runs).then_some(0.0),
+        Some(work) if !work.tokens_left.is_empty() => Some(seconds_of(work)),
+        // What a policy has asked runs as well, and is not in hand.
+        _ => (!tier.runs).then_some(0.0),
     });
     each.reduce(|a, b| Some(a?.max(b?))).flatten()
 }
 
-/// No schedule is shorter than its longest answer, nor than all of them in full batches.
+/// Prompts are read one after another. Then no schedule is shorter than its longest answer, nor
+/// than all of them in full batches.
 fn seconds_of(work: &WorkInHand) -> f64 {
     let longest = work.tokens_left.iter().copied().fold(0.0, f64::max);
     let all: f64 = work.tokens_left.iter().sum();
-    work.tpot_ms / 1e3 * longest.max(all / work.width as f64)
+    let writing_ms = work.tpot_ms * longest.max(all / work.width as f64);
+    (work.prefill_ms + writing_ms) / 1e3
 }
 
 /// What a device draws.
@@ -193,6 +197,7 @@ mod tests {
     fn work(tokens_left: &[f64]) -> WorkInHand {
         WorkInHand {
             tpot_ms: 20.0,
+            prefill_ms: 0.0,
             tokens_left: tokens_left.to_vec(),
             width: 4,
         }
@@ -237,6 +242,11 @@ mod tests {
         assert_eq!(seconds_of(&work(&[100.0, 10.0])), 2.0);
         // Sixteen of a hundred tokens, four at a time.
         assert_eq!(seconds_of(&work(&[100.0; 16])), 8.0);
+        let long_prompt = WorkInHand {
+            prefill_ms: 2_500.0,
+            ..work(&[100.0])
+        };
+        assert_eq!(seconds_of(&long_prompt), 4.5);
         let (short, long) = (tier(true, &[50.0]), tier(true, &[150.0]));
         assert_eq!(busy_seconds(&[&short, &long]), Some(3.0));
         let unknown = |runs| TierLoad {
@@ -245,6 +255,9 @@ mod tests {
         };
         assert_eq!(busy_seconds(&[&short, &unknown(true)]), None);
         assert_eq!(busy_seconds(&[&short, &unknown(false)]), Some(1.0));
+        // A policy has asked the tier something: nobody says for how long.
+        assert_eq!(busy_seconds(&[&short, &tier(true, &[])]), None);
+        assert_eq!(busy_seconds(&[&tier(false, &[])]), Some(0.0));
     }
 
     #[test]

@@ -105,10 +105,18 @@ impl Scene {
         let mut all = Vec::new();
         if self.qualities.iter().all(|q| *q == (0.0, 0.0, 0.0)) {
             all.push(
-                "no row tells how good the tiers are (--unseen without --known DIR): the metabolic \
-                 router guesses, and does not look at what the classifier expects of each tier"
+                "no row tells how good the tiers are (--unseen without --known DIR, or all rows of \
+                 DIR are asked): the metabolic router guesses, and does not look at what the \
+                 classifier expects of each tier"
                     .to_owned(),
             );
+        }
+        let asked = self.recorded.known_but_asked;
+        if asked > 0 {
+            all.push(format!(
+                "{asked} rows of --known are left out: they are asked, and nobody knows the \
+                 answers before"
+            ));
         }
         all.extend(self.ratios.shortcoming());
         let sets = self.recorded.sets();
@@ -367,14 +375,22 @@ pub fn day(
     let target = total(&metabolic, &days).watts();
     let uncapped = total(&fixed, &days).watts();
     let capped = under_cap(scene, &days, large, uncapped, target)?;
-    let cap = capped.setting;
     let routed = tuned_threshold(scene, &days, By::Gain, target)?;
-    let named = [
-        ("static: always large".to_owned(), fixed),
-        tuned(format!("cap {cap:.0} W: always large"), capped),
+    let cap_watts = capped.as_ref().map(|found| found.setting);
+    let mut named = vec![("static: always large".to_owned(), fixed)];
+    match capped {
+        Some(found) => named.push(tuned(
+            format!("cap {:.0} W: always large", found.setting),
+            found,
+        )),
+        None => println!(
+            "always large draws {uncapped:.2} W without a cap, no more than the metabolic host"
+        ),
+    }
+    named.extend([
         tuned(format!("static router: gain {:.3}", routed.setting), routed),
         ("metabolic".to_owned(), metabolic),
-    ];
+    ]);
     let mut shown = Vec::new();
     for (name, lived) in named {
         let score = total(&lived, &days);
@@ -393,7 +409,7 @@ pub fn day(
             "simulate": "day",
             "day": day,
             "scene": scene.as_json(),
-            "cap_watts": cap,
+            "cap_watts": cap_watts,
             "hosts": shown.iter().map(host_as_json).collect::<Vec<_>>(),
         });
         crate::bench::write(file, &format!("{whole:#}\n"))?;

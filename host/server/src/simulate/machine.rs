@@ -99,6 +99,8 @@ struct Sequence {
     came_us: u64,
     /// What it met when it came.
     load: Load,
+    /// When its prompt began to be read.
+    began_us: Option<u64>,
     first_us: Option<u64>,
     prefilled: u32,
     done: u32,
@@ -122,6 +124,20 @@ impl Sequence {
         let done = f64::from(self.done);
         usual.min(most).max(done + 1.0) - done
     }
+
+    /// Time that one token of its prompt took, which has been read at `now_us`, ms.
+    fn prefill_ms(&self, now_us: u64) -> f64 {
+        let read_us = now_us - self.began_us.unwrap_or(now_us);
+        read_us as f64 / 1e3 / f64::from(self.arrival.prompt_tokens.max(1))
+    }
+
+    /// Tokens of its prompt, as long as nothing says that it has been read.
+    fn unread_tokens(&self) -> u32 {
+        match self.done {
+            0 => self.arrival.prompt_tokens,
+            _ => 0,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -130,6 +146,8 @@ struct Queue {
     running: Vec<Sequence>,
     computed_us: u64,
     ttft_ms: Option<f64>,
+    /// Of one token of a prompt.
+    prefill_ms: Option<f64>,
     tpot_ms: Option<f64>,
     answer_tokens: Option<f64>,
     drafts: Drafts,
@@ -144,10 +162,12 @@ impl Queue {
     /// As a local tier tells it; `None` before the first answer.
     fn work_in_hand(&self) -> Option<WorkInHand> {
         let (tpot_ms, usual) = self.tpot_ms.zip(self.answer_tokens)?;
-        let in_hand = self.running.iter().chain(&self.waiting);
+        let in_hand = || self.running.iter().chain(&self.waiting);
+        let unread_tokens: u32 = in_hand().map(Sequence::unread_tokens).sum();
         Some(WorkInHand {
             tpot_ms,
-            tokens_left: in_hand.map(|s| s.tokens_left(usual)).collect(),
+            prefill_ms: self.prefill_ms.unwrap_or(0.0) * f64::from(unread_tokens),
+            tokens_left: in_hand().map(|s| s.tokens_left(usual)).collect(),
             width: SLOTS,
         })
     }
@@ -502,6 +522,7 @@ impl Inner {
                 arrival,
                 came_us,
                 load,
+                began_us: None,
                 first_us: None,
                 prefilled: 0,
                 done: 0,
@@ -686,6 +707,7 @@ impl Inner {
             let sequence = &mut queue.running[place];
             let new = match work.phase {
                 Phase::Prefill => {
+                    sequence.began_us = sequence.began_us.or(Some(step.start_us));
                     sequence.prefilled += work.computed_tokens;
                     u32::from(sequence.prefilled == sequence.arrival.prompt_tokens)
                 }
@@ -712,6 +734,7 @@ impl Inner {
                 .is_none()
             {
                 mix(&mut queue.ttft_ms, (now_us - sequence.came_us) as f64 / 1e3);
+                mix(&mut queue.prefill_ms, sequence.prefill_ms(now_us));
             }
             sequence.say(new);
             if sequence.done == sequence.tokens() {

@@ -40,7 +40,7 @@ pub use judgement::{By, DRAFT_TOKENS, Judgement, Part, THRESHOLD};
 pub use life::Lived;
 pub use score::{DIFFERENCES, MEASURES, Score};
 #[cfg(test)]
-pub use tests::write_rows;
+pub use tests::{write_known_rows, write_rows};
 pub use tune::{EQUAL, Tuned, frugal_threshold, tuned_price, tuned_threshold, under_cap};
 
 /// Requests per second, mean over a quiet day: one every twenty seconds, a small office.
@@ -99,7 +99,8 @@ pub struct World {
     #[arg(long)]
     pub unseen: bool,
     /// Folder from whose fitted rows the operator knows how good his tiers are [default: the
-    /// rows of --data that are not asked; with --unseen there are none].
+    /// rows of --data that are not asked; with --unseen there are none]. Rows that are asked are
+    /// left out.
     #[arg(long, value_name = "DIR")]
     pub known: Option<PathBuf>,
     /// Requests per second, mean over a quiet day.

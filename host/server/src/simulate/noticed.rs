@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use homeostat_hooks::Hook;
+use homeostat_hooks::{Finish, Hook};
 use homeostat_policy::PolicyRoom;
 
 use super::judgement::{Judgement, Part};
@@ -39,7 +39,7 @@ impl Ratios {
         let (mut right, mut wrong) = (Judged::default(), Judged::default());
         for (row, text, weight) in recorded.tried() {
             // A simulated tier tells no log-probabilities, whatever was recorded.
-            let confidence = validator.confidence(row.request(), &text, &[])?;
+            let confidence = validator.confidence(row.request(), &text, &[], Finish::Stop)?;
             let judged = match row.outcome.weak > 0.5 {
                 true => &mut right,
                 false => &mut wrong,

@@ -16,9 +16,19 @@ use super::*;
 
 /// Two hundred questions; the small tier is wrong on the long ones, the large one on none.
 pub fn write_rows(dir: &Path) {
+    write_rows_about("number", dir);
+}
+
+/// Two hundred others of the same kind, in a folder that is made.
+pub fn write_known_rows(dir: &Path) {
+    std::fs::create_dir_all(dir).expect("a folder");
+    write_rows_about("figure", dir);
+}
+
+fn write_rows_about(what: &str, dir: &Path) {
     let mut rows = String::new();
     for i in 0..200 {
-        let prompt = format!("What is the {}of number {i}?", "very ".repeat(i % 80));
+        let prompt = format!("What is the {}of {what} {i}?", "very ".repeat(i % 80));
         let weak = prompt.len() < 200;
         let row = json!({
             "prompt": prompt, "weak": weak, "strong": true, "subject": "numbers",
@@ -72,10 +82,11 @@ fn one_seed_gives_one_day_byte_for_byte() {
     let hosts = report["hosts"].as_array().expect("a list");
     let figure = |host: usize, name: &str| hosts[host]["figures"][name].as_f64().expect("a figure");
     assert_eq!(figure(0, "large_ratio"), 1.0);
-    assert!(figure(3, "large_ratio") < 1.0);
-    assert!(figure(3, "watts") < figure(0, "watts"));
+    let metabolic = hosts.len() - 1;
+    assert!(figure(metabolic, "large_ratio") < 1.0);
+    assert!(figure(metabolic, "watts") < figure(0, "watts"));
     assert!(
-        hosts[2]["host"]
+        hosts[metabolic - 1]["host"]
             .as_str()
             .expect("a name")
             .starts_with("static router")
@@ -220,15 +231,18 @@ fn a_cap_is_found_that_costs_the_watts_asked_for() {
     let large = Judgement::AlwaysLarge;
     let free = scene.live(&days, &[(large, f64::INFINITY)]).expect("a day");
     let free = compare::total(&free[0], &days).watts();
-    let found = under_cap(&scene, &days, large, free, 0.8 * free).expect("a cap");
+    let found = under_cap(&scene, &days, large, free, 0.8 * free).expect("days");
+    let found = found.expect("a cap");
     let (cap, watts) = (found.setting, compare::total(&found.lived, &days).watts());
     assert!(
         (watts / free - 0.8).abs() < 0.02 && cap < 120.0,
         "{cap} {watts} {free}"
     );
     assert!((found.off - (watts / (0.8 * free) - 1.0)).abs() < 1e-9);
-    let none = under_cap(&scene, &days, large, free, 2.0 * free).expect("no cap");
-    assert!(none.setting.is_infinite() && none.unequal().is_some());
+    for enough in [free, 2.0 * free] {
+        let none = under_cap(&scene, &days, large, free, enough).expect("days");
+        assert!(none.is_none(), "{free} W are no more than {enough} W");
+    }
 }
 
 #[test]
@@ -258,10 +272,11 @@ fn a_static_router_is_tuned_to_watts_and_says_how_far_it_missed() {
 }
 
 /// Rows on which the small tier is nearly always wrong and the large one never.
-fn write_hard_rows(dir: &Path) {
+fn write_hard_rows(what: &str, dir: &Path) {
+    std::fs::create_dir_all(dir).expect("a folder");
     let row = |i: usize| {
         json!({
-            "prompt": format!("What is the name of number {i} in the book?"),
+            "prompt": format!("What is the name of {what} {i} in the book?"),
             "weak": i.is_multiple_of(10), "strong": true, "subject": "numbers",
             "weak_response": "Seven.",
             "strong_response": "It is the one that comes after the number before it. ".repeat(2),
@@ -283,11 +298,13 @@ fn lived_by(judgement: Judgement, day: Day) -> Lived {
 
 fn lived(judgement: Option<Judgement>, plan: Option<&str>, day: Day) -> Lived {
     let dir = tempfile::tempdir().expect("a folder");
-    write_hard_rows(dir.path());
+    let known = dir.path().join("known");
+    write_hard_rows("number", dir.path());
+    write_hard_rows("figure", &known);
     let file = dir.path().join("plan.toml");
     std::fs::write(&file, plan.unwrap_or_default()).expect("a file");
     let world = World {
-        known: Some(dir.path().to_owned()),
+        known: Some(known),
         energy_price: 0.0,
         power_plan: plan.map(|_| file),
         ..world(dir.path())

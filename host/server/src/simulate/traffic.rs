@@ -5,6 +5,7 @@
 //! recorded weak or strong model's was. Only rows that nothing was fitted on are asked. What
 //! was not recorded is said in [`ASSUMED`].
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -57,8 +58,13 @@ pub struct Recorded {
     sets: Vec<Vec<Question>>,
     /// Lengths of recorded answers, small and large tier.
     lengths: Vec<[u32; 2]>,
-    /// Rows for which an operator would know how good his tiers are, set by set.
+    /// Rows for which an operator would know how good his tiers are, set by set: none of them
+    /// is asked.
     pub known: Vec<Vec<Row>>,
+    /// Rows of the folder of known ones that were left out because they are asked.
+    pub known_but_asked: usize,
+    /// What tells the asked rows from others.
+    digests: HashSet<[u8; 32]>,
 }
 
 /// Which of the rows a day asks: every `of`th from this one on.
@@ -89,12 +95,14 @@ struct Question {
 impl Recorded {
     /// Reads a folder of recorded outcomes; judged conversations are left out, since nobody
     /// said which of their answers are right. The tiers are known from the rows of `known` that
-    /// are not reported, or else from those of the folder itself.
+    /// are neither reported nor asked, or else from those of the folder itself.
     pub fn read(dir: &Path, unseen: bool, known: Option<&Path>) -> Result<Self, Failure> {
         let mut read = Self {
             sets: Vec::new(),
             lengths: Vec::new(),
             known: Vec::new(),
+            known_but_asked: 0,
+            digests: HashSet::new(),
         };
         for set in outcomes::read(dir)? {
             read.add(set, unseen);
@@ -123,7 +131,10 @@ impl Recorded {
         let seen: Vec<bool> = set.rows.iter().map(seen).collect();
         let rows = set.rows.into_iter().zip(seen);
         let rows = rows.filter_map(|(row, seen)| seen.then_some(row));
-        self.known.push(rows.collect());
+        let (asked, known): (Vec<Row>, Vec<Row>) =
+            rows.partition(|row| self.digests.contains(&row.digest));
+        self.known_but_asked += asked.len();
+        self.known.push(known);
     }
 
     fn add(&mut self, set: Set, unseen: bool) {
@@ -141,6 +152,7 @@ impl Recorded {
                 known.push(row);
                 continue;
             }
+            self.digests.insert(row.digest);
             let texts = row.answers.as_ref();
             self.lengths
                 .extend(texts.map(|t| [tokens(&t[0]), tokens(&t[1])]));
@@ -340,12 +352,20 @@ mod tests {
     fn what_was_not_asked_is_what_an_operator_knows_and_another_folder_knows_it_of_unseen_rows() {
         let dir = tempfile::tempdir().expect("a folder");
         super::super::tests::write_rows(dir.path());
+        let others = dir.path().join("known");
+        super::super::tests::write_known_rows(&others);
         let read = |unseen, known| Recorded::read(dir.path(), unseen, known).expect("rows");
         let known = |read: &Recorded| read.known.iter().map(Vec::len).sum::<usize>();
         let plain = read(false, None);
         assert_eq!(known(&plain) + plain.questions(), 200);
         assert_eq!(known(&read(true, None)), 0);
-        let both = read(true, Some(dir.path()));
-        assert_eq!((known(&both), both.questions()), (known(&plain), 200));
+        let both = read(true, Some(others.as_path()));
+        // Four in five of two hundred are not reported.
+        assert!((140..180).contains(&known(&both)), "{}", known(&both));
+        assert_eq!((both.questions(), both.known_but_asked), (200, 0));
+        // What is asked nobody knows before.
+        let same = read(true, Some(dir.path()));
+        assert_eq!((known(&same), same.questions()), (0, 200));
+        assert_eq!(same.known_but_asked, known(&plain));
     }
 }

@@ -35,26 +35,21 @@ impl Tuned {
     }
 }
 
-/// The cap under which these days cost this mean power. Infinite where the host draws less
-/// without a cap.
+/// The cap under which these days cost this mean power. `None` where the host draws no more than
+/// that without a cap: then nothing is lived again.
 pub fn under_cap(
     scene: &Scene,
     days: &[Busy],
     judgement: Judgement,
     uncapped_watts: f64,
     target_watts: f64,
-) -> Result<Tuned, Failure> {
+) -> Result<Option<Tuned>, Failure> {
     if uncapped_watts <= target_watts * (1.0 + EQUAL) {
-        let mut lived = scene.live(days, &[(judgement, f64::INFINITY)])?;
-        return Ok(Tuned {
-            setting: f64::INFINITY,
-            off: uncapped_watts / target_watts - 1.0,
-            lived: lived.pop().unwrap_or_default(),
-        });
+        return Ok(None);
     }
     // A cap at the target is too low, since the machine is not always busy.
     let ends = [(target_watts, 0.0), (CHIP_WATTS, uncapped_watts)];
-    search(scene, days, |cap| (judgement, cap), ends, target_watts)
+    search(scene, days, |cap| (judgement, cap), ends, target_watts).map(Some)
 }
 
 /// The threshold at which these days cost this mean power: a static router that somebody tuned

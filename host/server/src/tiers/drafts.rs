@@ -36,6 +36,15 @@ pub struct Load {
 }
 
 impl Load {
+    /// What an answer meets that comes now, with a prompt of so many tokens. Those that wait are
+    /// computed with it as far as there is room: of a burst that came between two steps none runs
+    /// yet.
+    pub fn met_by_the_next(stats: &EngineStats, prompt_tokens: usize) -> Self {
+        let all = stats.num_requests_running + stats.num_requests_waiting;
+        let room = stats.max_requests_running.saturating_sub(1);
+        Self::beside(all.min(room), prompt_tokens)
+    }
+
     /// What an answer meets beside so many others, with a prompt of so many tokens.
     pub fn beside(running: usize, prompt_tokens: usize) -> Self {
         let batch = running + 1;
@@ -209,5 +218,25 @@ mod tests {
         let contexts = [0, 511, 512].map(|tokens| Load::beside(0, tokens).context);
         assert_eq!(contexts, [0, 0, 1]);
         assert_eq!(Load::beside(0, 0), ALONE);
+    }
+
+    #[test]
+    fn those_that_wait_are_beside_the_next_as_far_as_there_is_room() {
+        let met = |running, waiting, most| {
+            let stats = EngineStats {
+                num_requests_running: running,
+                num_requests_waiting: waiting,
+                max_requests_running: most,
+                ..EngineStats::default()
+            };
+            Load::met_by_the_next(&stats, 0)
+        };
+        assert_eq!(met(0, 0, 8), ALONE);
+        assert_eq!(met(0, 7, 8), Load::beside(7, 0), "none of a burst runs yet");
+        assert_eq!(met(1, 1, 8), Load::beside(2, 0));
+        // They are computed one after another.
+        assert_eq!(met(1, 6, 1), ALONE);
+        // Nobody joins them before one has ended.
+        assert_eq!(met(2, 6, 2), Load::beside(1, 0));
     }
 }

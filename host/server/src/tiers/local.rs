@@ -20,7 +20,7 @@ use homeostat_cascade::{
 use homeostat_engine::{
     ChatMessage, Closed, ConstraintError, EngineError, EngineHandle, Event, FinishReason,
     GenerationRequest, Grammar, SamplingParams, SequenceId, Sink, SubmitError, TemplateError,
-    Timings,
+    Timings, Usage,
 };
 use homeostat_hooks::{Finish, Role, Sample, TierView};
 use tokio::sync::mpsc;
@@ -59,6 +59,7 @@ struct Progress {
     written: AtomicUsize,
     /// Tokens that it may have.
     most: usize,
+    prompt_tokens: usize,
 }
 
 impl Progress {
@@ -67,6 +68,14 @@ impl Progress {
         let written = self.written.load(Ordering::Relaxed) as f64;
         // One that is longer than usual has at least its end before it.
         usual.min(self.most as f64).max(written + 1.0) - written
+    }
+
+    /// Tokens of its prompt, as long as nothing says that it has been read.
+    fn unread_tokens(&self) -> usize {
+        match self.written.load(Ordering::Relaxed) {
+            0 => self.prompt_tokens,
+            _ => 0,
+        }
     }
 }
 
@@ -83,6 +92,8 @@ pub struct Wishes {
 #[derive(Debug, Default, Clone, Copy)]
 struct Means {
     ttft_ms: Option<f64>,
+    /// Time from the first step to the first token, for one token of the prompt.
+    prefill_ms: Option<f64>,
     tpot_ms: Option<f64>,
     answer_tokens: Option<f64>,
     drafts: Drafts,
@@ -95,6 +106,8 @@ struct Means {
 pub struct WorkInHand {
     /// Time per token while several are written side by side, ms.
     pub tpot_ms: f64,
+    /// Time to read the prompts of those that have not written anything yet, ms.
+    pub prefill_ms: f64,
     /// Tokens that each running or waiting answer is expected to have before it ends.
     pub tokens_left: Vec<f64>,
     /// How many are computed together.
@@ -136,8 +149,11 @@ impl LocalTier {
         let (tpot_ms, usual) = means.tpot_ms.zip(means.answer_tokens)?;
         let in_hand = shared.in_hand();
         let tokens_left = in_hand.values().map(|answer| answer.tokens_left(usual));
+        let unread = in_hand.values().map(|answer| answer.unread_tokens());
+        let unread_tokens = unread.sum::<usize>() as f64;
         Some(WorkInHand {
             tpot_ms,
+            prefill_ms: means.prefill_ms.unwrap_or(0.0) * unread_tokens,
             tokens_left: tokens_left.collect(),
             width: shared.engine.stats().max_requests_running.max(1),
         })
@@ -156,7 +172,7 @@ impl Tier for LocalTier {
     fn view(&self) -> TierView {
         let stats = self.shared.engine.stats();
         let means = *self.shared.means();
-        let load = Load::beside(stats.num_requests_running, means.prompt_tokens);
+        let load = Load::met_by_the_next(&stats, means.prompt_tokens);
         let mut attributes = means.drafts.attributes(load, &stats);
         let device = self.shared.device.get();
         let state = device.map(|device| (device.state)()).unwrap_or_default();
@@ -252,13 +268,14 @@ impl Shared {
             deadline: call.time_left,
         };
         let sink = Box::new(ChannelSink(events));
-        let load = Load::beside(self.engine.stats().num_requests_running, prompt_tokens);
+        let load = Load::met_by_the_next(&self.engine.stats(), prompt_tokens);
         let id = self.engine.submit(request, sink);
         let id = id.map_err(|e| refused(&self.view.id, e))?;
         self.means().prompt_tokens = prompt_tokens;
         let progress = Arc::new(Progress {
             written: AtomicUsize::new(0),
             most: max_new_tokens,
+            prompt_tokens,
         });
         self.in_hand().insert(id, progress.clone());
         Ok(Submitted { id, load, progress })
@@ -289,11 +306,13 @@ impl Shared {
     /// What writing this answer took, J. Not known while its prompt is not booked: until then
     /// what is expected of both is one number.
     fn decode_joules(&self, job: &Job) -> Option<f64> {
-        let taken = self.taken(&job.id).filter(|_| job.is_first)?;
+        // Asking the books takes their lock.
+        let taken = job.is_first.then(|| self.taken(&job.id))??;
         (taken.prefill_uj > 0).then_some(taken.decode_uj as f64 / 1e6)
     }
 
-    fn measured(&self, job: &Job, timings: Timings, completion_tokens: usize) {
+    fn measured(&self, job: &Job, timings: Timings, usage: Usage) {
+        let completion_tokens = usage.completion_tokens;
         self.times.queue.observe(timings.queued.as_secs_f64());
         let Some(first) = timings.first_token else {
             return;
@@ -305,6 +324,11 @@ impl Shared {
         let joules = self.decode_joules(job);
         let mut means = self.means();
         mix(&mut means.ttft_ms, first.as_secs_f64() * 1e3);
+        let reading_ms = first.saturating_sub(timings.queued).as_secs_f64() * 1e3;
+        mix(
+            &mut means.prefill_ms,
+            reading_ms / usage.prompt_tokens.max(1) as f64,
+        );
         mix(&mut means.answer_tokens, completion_tokens as f64);
         if completion_tokens > 1 {
             let rest = timings.total.saturating_sub(first).as_secs_f64() * 1e3;
@@ -530,8 +554,7 @@ impl Running {
                 usage,
                 timings,
             } => {
-                self.shared
-                    .measured(&self.job, timings, usage.completion_tokens);
+                self.shared.measured(&self.job, timings, usage);
                 Ok(TierEvent::Finished {
                     finish: match reason {
                         FinishReason::Length => Finish::Length,

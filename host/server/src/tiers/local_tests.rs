@@ -346,6 +346,8 @@ async fn what_is_asked_and_not_yet_answered_is_work_in_hand() {
     second.next().await.unwrap().unwrap();
     // The first had twelve.
     assert_eq!(tier.work_in_hand().unwrap().tokens_left, [11.0]);
+    // It has written, so its prompt is read.
+    assert_eq!(tier.work_in_hand().unwrap().prefill_ms, 0.0);
     drop(second);
     assert!(tier.work_in_hand().unwrap().tokens_left.is_empty());
 }

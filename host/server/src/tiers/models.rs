@@ -2,9 +2,9 @@
 //!
 //! A policy has a deadline and its calls block a thread, so nothing here may take longer
 //! than it was given: generating is cancelled at the deadline; what cannot be cancelled
-//! (an embedding, a score) runs on one worker thread with a short queue, and the caller
-//! stops waiting. So a policy that asks too much delays other policies' questions to
-//! models and nothing else.
+//! (an embedding, a score) runs on a worker thread with a short queue, one for each encoder and
+//! one for scores, and the caller stops waiting. So a policy that asks too much delays other
+//! policies' questions to the same encoder and nothing else.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender, TrySendError};
@@ -28,7 +28,13 @@ const WAITING_MAX: usize = 16;
 pub struct HostModels {
     local: Vec<Arc<LocalTier>>,
     remote: Vec<Arc<dyn Tier>>,
-    encoders: Vec<Arc<dyn Embedder>>,
+    encoders: Vec<Asked>,
+    scores: Worker,
+}
+
+/// An encoder, and the thread on which it is asked.
+struct Asked {
+    encoder: Arc<dyn Embedder>,
     worker: Worker,
 }
 
@@ -38,16 +44,23 @@ impl HostModels {
         remote: Vec<Arc<dyn Tier>>,
         encoders: impl IntoIterator<Item = Arc<dyn Embedder>>,
     ) -> std::io::Result<Self> {
+        let asked = |encoder| -> std::io::Result<Asked> {
+            let worker = Worker::start()?;
+            Ok(Asked { encoder, worker })
+        };
+        let encoders = encoders.into_iter().map(asked);
         Ok(Self {
             local,
             remote,
-            encoders: encoders.into_iter().collect(),
-            worker: Worker::start()?,
+            encoders: encoders.collect::<std::io::Result<_>>()?,
+            scores: Worker::start()?,
         })
     }
 
-    fn encoder(&self, name: &str) -> Option<&Arc<dyn Embedder>> {
-        self.encoders.iter().find(|e| e.id() == name)
+    fn encoder(&self, name: &str) -> Option<&Asked> {
+        self.encoders
+            .iter()
+            .find(|asked| asked.encoder.id() == name)
     }
 
     fn local(&self, name: &str) -> Result<&Arc<LocalTier>, ModelError> {
@@ -72,7 +85,8 @@ impl Models for HostModels {
     fn names(&self) -> Vec<String> {
         let tiers = self.local.iter().map(|t| t.id().to_string());
         let remote = self.remote.iter().map(|t| t.id().to_string());
-        let encoders = self.encoders.iter().map(|e| e.id().to_string());
+        let encoders = self.encoders.iter();
+        let encoders = encoders.map(|asked| asked.encoder.id().to_string());
         tiers.chain(remote).chain(encoders).collect()
     }
 
@@ -89,7 +103,8 @@ impl Models for HostModels {
 
     fn count_tokens(&self, name: &str, text: &str) -> Result<u32, ModelError> {
         let count = match self.encoder(name) {
-            Some(encoder) => encoder
+            Some(asked) => asked
+                .encoder
                 .count_tokens(text)
                 .map_err(ModelError::InvalidArgument)?,
             None => self.local(name)?.engine().count_tokens(text, false),
@@ -98,13 +113,13 @@ impl Models for HostModels {
     }
 
     fn embed(&self, name: &str, text: &str, timeout_ms: u32) -> Result<Vec<f32>, ModelError> {
-        let Some(encoder) = self.encoder(name) else {
+        let Some(asked) = self.encoder(name) else {
             self.local(name)?;
             return Err(ModelError::Unavailable(format!("{name} is no encoder")));
         };
-        let encoder = encoder.clone();
+        let encoder = asked.encoder.clone();
         let text = text.to_string();
-        self.worker.ask(timeout_ms, move || {
+        asked.worker.ask(timeout_ms, move || {
             let tokens = encoder
                 .count_tokens(&text)
                 .map_err(ModelError::InvalidArgument)?;
@@ -133,7 +148,7 @@ impl Models for HostModels {
         let engine = self.local(name)?.engine().clone();
         let (prompt, continuation) = (prompt.to_string(), continuation.to_string());
         let sharer = sharer(tenant);
-        self.worker.ask(timeout_ms, move || {
+        self.scores.ask(timeout_ms, move || {
             let scores = engine.score(Some(&sharer), &prompt, &continuation);
             let scores = scores.map_err(|e| match e {
                 ScoreError::Submit(e) => not_taken(&e),
@@ -255,9 +270,10 @@ impl Worker {
         });
         match self.errands.try_send(errand) {
             Ok(()) => {}
+            // No limit of the question's: a shorter text would be refused as well.
             Err(TrySendError::Full(_)) => {
                 let why = format!("{WAITING_MAX} questions of policies are waiting already");
-                return Err(ModelError::LimitExceeded(why));
+                return Err(ModelError::Unavailable(why));
             }
             Err(TrySendError::Disconnected(_)) => {
                 return Err(ModelError::Internal("the worker thread has ended".into()));
@@ -319,6 +335,46 @@ mod tests {
         assert!(error.to_string().contains("prompts"), "{error}");
     }
 
+    /// Answers only when it is let.
+    struct Held(std::sync::Mutex<mpsc::Receiver<()>>, SyncSender<()>);
+
+    impl Embedder for Held {
+        fn id(&self) -> &str {
+            "held"
+        }
+        fn dimensions(&self) -> usize {
+            1
+        }
+        fn max_tokens(&self) -> usize {
+            8
+        }
+        fn count_tokens(&self, text: &str) -> Result<usize, String> {
+            Ok(text.len())
+        }
+        fn embed(&self, _: &[&str]) -> Result<Vec<Vec<f32>>, String> {
+            self.1.send(()).map_err(|e| e.to_string())?;
+            let held = self.0.lock().map_err(|e| e.to_string())?;
+            held.recv().map_err(|e| e.to_string())?;
+            Ok(vec![vec![1.0]])
+        }
+    }
+
+    #[test]
+    fn an_encoder_that_is_busy_keeps_nobody_from_another() {
+        let (release, held) = mpsc::channel();
+        let (begin, begun) = mpsc::sync_channel(1);
+        let busy: Arc<dyn Embedder> = Arc::new(Held(std::sync::Mutex::new(held), begin));
+        let idle: Arc<dyn Embedder> = Arc::new(Lengths("lengths"));
+        let models = HostModels::new(Vec::new(), Vec::new(), [busy, idle]).unwrap();
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| models.embed("held", "abc", 60_000));
+            begun.recv().unwrap();
+            assert_eq!(models.embed("lengths", "abc", 60_000).unwrap(), [3.0]);
+            release.send(()).unwrap();
+            assert_eq!(asked.join().unwrap().unwrap(), [1.0]);
+        });
+    }
+
     #[test]
     fn an_encoder_embeds_and_generates_nothing() {
         let models = models();
@@ -368,13 +424,15 @@ mod tests {
         for _ in 0..=WAITING_MAX {
             refusals.push(worker.ask(1, || Ok(())).unwrap_err());
         }
-        let last = refusals.pop().unwrap();
-        assert!(matches!(last, ModelError::LimitExceeded(_)), "{last}");
         assert!(
             refusals
                 .iter()
                 .all(|e| matches!(e, ModelError::Unavailable(_)))
         );
+        let last = refusals.pop().unwrap().to_string();
+        assert!(last.contains("are waiting already"), "{last}");
+        let first = refusals[0].to_string();
+        assert!(first.contains("within the 1 ms"), "{first}");
         drop(release);
     }
 }

@@ -70,6 +70,16 @@ struct ProcessorReading {
     seen_us: u64,
 }
 
+/// A time without a reading of power, since the counter's last change. The counter may yet
+/// tell what was used in it; if it does not, nobody knows.
+#[derive(Debug, Clone, Copy)]
+struct PowerGap {
+    start_us: u64,
+    end_us: u64,
+    /// Integral of power from the counter's last change up to the gap.
+    before_uj: f64,
+}
+
 /// What can go wrong with a sensor, counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MeterFaults {
@@ -104,6 +114,8 @@ pub struct Meter {
     readings: Origin,
     /// Last change of the counter.
     edge_us: Option<u64>,
+    /// Since when the counter stands still: its last change, its first reading or its reset.
+    still_us: Option<u64>,
     read_us: Option<u64>,
     /// Time between the last two times that the counter was read.
     read_every_us: u64,
@@ -111,7 +123,8 @@ pub struct Meter {
     power: Option<(u64, f64)>,
     /// Time between the last two times that power was read.
     power_every_us: u64,
-    /// Integral of power since the last edge, or of less than 1 µJ left over.
+    power_gap: Option<PowerGap>,
+    /// Integral of power since the last edge or the last gap, or of less than 1 µJ left over.
     integral_uj: f64,
     /// From the last one that windows cover to the newest.
     processor: VecDeque<ProcessorReading>,
@@ -131,11 +144,13 @@ impl Default for Meter {
             counter: EnergyMeter::default(),
             readings: Origin::Measured,
             edge_us: None,
+            still_us: None,
             read_us: None,
             read_every_us: 0,
             coarse: false,
             power: None,
             power_every_us: 0,
+            power_gap: None,
             integral_uj: 0.0,
             processor: VecDeque::new(),
             processor_power: None,
@@ -158,7 +173,7 @@ impl Meter {
     pub fn counter(&mut self, at_us: u64, raw_uj: u64, wraps_at_uj: Option<u64>) {
         if self.mode == Mode::Power {
             self.mode = Mode::Counter;
-            self.integral_uj = 0.0;
+            self.begin_anew(at_us);
         }
         if let Some(read) = self.read_us.replace(at_us) {
             self.read_every_us = at_us.saturating_sub(read);
@@ -172,9 +187,16 @@ impl Meter {
                 if let Some(edge) = self.edge_us.take() {
                     self.faults.gap_us += at_us.saturating_sub(edge);
                 }
-                self.integral_uj = 0.0;
+                self.begin_anew(at_us);
             }
         }
+    }
+
+    /// From here on the counter is compared with power.
+    fn begin_anew(&mut self, at_us: u64) {
+        self.still_us = Some(at_us);
+        self.power_gap = None;
+        self.integral_uj = 0.0;
     }
 
     fn changed(&mut self, at_us: u64, uj: u64) {
@@ -185,6 +207,7 @@ impl Meter {
             }
             // What it caught up with has been counted from power or processor time.
             self.mode = Mode::Counter;
+            self.hand_back(at_us);
         } else if self.edge_us.is_none() && self.is_modelled {
             // The model ends where the counter begins.
             self.integral_uj = 0.0;
@@ -204,8 +227,28 @@ impl Meter {
         // Within what is covered nothing can begin: then the next change is the first.
         self.edge_us = (self.covered_us <= Some(at_us)).then_some(at_us);
         self.covered_us = self.covered_us.max(self.edge_us);
-        self.integral_uj = 0.0;
+        self.begin_anew(at_us);
         self.coarse = false;
+    }
+
+    /// A move of the counter is known before the power that was read after it: up to the move
+    /// the device is taken to have drawn what it drew last.
+    fn hand_back(&mut self, at_us: u64) {
+        let (Some(covered_us), Some((power_us, watts))) = (self.covered_us, self.power) else {
+            return;
+        };
+        // What lies before the last power without a window is a gap that was counted.
+        let start_us = covered_us.max(power_us);
+        if start_us >= at_us || self.is_modelled {
+            return;
+        }
+        let open_us = at_us - start_us;
+        if open_us > GAP_US {
+            self.faults.gap_us += open_us;
+            return;
+        }
+        self.integral_uj += watts * open_us as f64;
+        self.close_integral(start_us, at_us);
     }
 
     fn close(&mut self, window: Window) {
@@ -219,15 +262,12 @@ impl Meter {
             *changes = 0;
             return;
         }
-        let (Some(edge), Some((power_us, _))) = (self.edge_us, self.power) else {
+        let (Some(still), Some((power_us, _))) = (self.still_us, self.power) else {
             return;
         };
-        if at_us.saturating_sub(edge) < FROZEN_US || self.integral_uj < FROZEN_UJ {
-            return;
+        if at_us.saturating_sub(still) >= FROZEN_US && self.integral_uj >= FROZEN_UJ {
+            self.give_up_counter(power_us);
         }
-        self.faults.freezes += 1;
-        self.mode = Mode::Frozen { changes: 0 };
-        self.close_integral(edge, power_us);
     }
 
     /// Takes power drawn at `at_us`; a value that cannot be true is counted and otherwise as
@@ -245,8 +285,9 @@ impl Meter {
         let start_us = before_us.max(self.covered_us.unwrap_or(0));
         let open_us = at_us.saturating_sub(start_us);
         if elapsed_us > GAP_US {
-            if self.mode != Mode::Counter {
-                self.faults.gap_us += open_us;
+            match self.mode {
+                Mode::Counter => self.note_power_gap(start_us, at_us),
+                Mode::Power | Mode::Frozen { .. } => self.faults.gap_us += open_us,
             }
             return;
         }
@@ -268,15 +309,42 @@ impl Meter {
             .is_some_and(|read| at_us.saturating_sub(read) > patience_us)
     }
 
-    /// What was used since the counter's last change follows from power; without such a
-    /// change it is not known since when.
-    fn give_up_counter(&mut self, at_us: u64) {
+    /// Several gaps since one change are one: what was drawn between them is forgotten.
+    fn note_power_gap(&mut self, start_us: u64, end_us: u64) {
+        let first = PowerGap {
+            start_us,
+            end_us,
+            before_uj: self.integral_uj,
+        };
+        let gap = self.power_gap.unwrap_or(first);
+        self.power_gap = Some(PowerGap { end_us, ..gap });
+        self.integral_uj = 0.0;
+    }
+
+    /// What was used since the counter's last change follows from power up to `until_us`,
+    /// except in a gap of both; without such a change it is not known since when.
+    fn give_up_counter(&mut self, until_us: u64) {
         self.faults.freezes += 1;
         self.mode = Mode::Frozen { changes: 0 };
-        match self.edge_us {
-            Some(edge) => self.close_integral(edge, at_us),
-            None => self.integral_uj = 0.0,
+        let mut start_us = self.edge_us.take();
+        if let Some(gap) = self.power_gap.take() {
+            let since_uj = std::mem::replace(&mut self.integral_uj, gap.before_uj);
+            self.close_since(start_us, gap.start_us);
+            self.integral_uj += since_uj;
+            self.faults.gap_us += gap.end_us.saturating_sub(gap.start_us);
+            start_us = Some(gap.end_us);
         }
+        self.close_since(start_us, until_us);
+    }
+
+    /// Closes a window with the integral, or without a beginning counts the time as a gap.
+    fn close_since(&mut self, start_us: Option<u64>, end_us: u64) {
+        if let Some(start_us) = start_us {
+            return self.close_integral(start_us, end_us);
+        }
+        let known_us = self.still_us.max(self.covered_us).unwrap_or(end_us);
+        self.faults.gap_us += end_us.saturating_sub(known_us);
+        self.integral_uj = 0.0;
     }
 
     /// Closes a window with the whole µJ of the integral; the rest waits for the next.
@@ -317,6 +385,7 @@ impl Meter {
                 self.faults.freezes += 1;
                 self.mode = Mode::Frozen { changes: 0 };
                 self.edge_us = None;
+                self.power_gap = None;
                 self.integral_uj = 0.0;
             }
             self.close_modelled(at_us);
@@ -465,29 +534,84 @@ mod tests {
 
     #[test]
     fn a_frozen_counter_hands_over_to_power_and_back_and_nothing_is_counted_twice() {
+        // Told with the power, or as a move: earlier, and before it.
+        for early_us in [0, 30 * MS] {
+            let mut meter = Meter::default();
+            let (mut counter, mut first_edge_uj) = (0, None);
+            for tick in 0..300u64 {
+                let at_us = (tick + 1) * 100 * MS;
+                let moved_us = at_us - early_us;
+                // 200 W. Frozen from 5 s to 15 s, then it catches up with a jump.
+                if !(50..150).contains(&tick) {
+                    counter = 200 * moved_us;
+                }
+                if early_us > 0 {
+                    meter.counter(moved_us, counter, None);
+                }
+                meter.power(at_us, 200.0);
+                if early_us == 0 {
+                    meter.counter(moved_us, counter, None);
+                }
+                if tick == 1 {
+                    first_edge_uj = Some(counter);
+                }
+                let suspect = meter.is_suspect();
+                assert_eq!(suspect, (69..154).contains(&tick), "tick {tick}");
+            }
+            let seen = windows(&mut meter);
+            assert_eq!(total(&seen), counter - first_edge_uj.expect("set"));
+            assert!(seen.windows(2).all(|w| w[0].end_us == w[1].start_us));
+            assert!(seen.iter().any(|w| w.origin == Origin::Derived));
+            let expected = MeterFaults {
+                freezes: 1,
+                ..MeterFaults::default()
+            };
+            assert_eq!(meter.faults(), expected);
+        }
+    }
+
+    #[test]
+    fn a_counter_that_never_moves_or_not_since_a_reset_does_not_hide_the_power() {
+        for (resets_at, measured_uj, from_ms, gap_ms) in
+            [(0, 0, 2_000, 2_000), (30, 28 * 20_000_000, 5_000, 2_100)]
+        {
+            let mut meter = Meter::default();
+            for tick in 0..100u64 {
+                let at_us = tick * 100 * MS;
+                meter.power(at_us, 200.0);
+                let counted = if tick < resets_at { tick + 1 } else { 0 };
+                meter.counter(at_us, counted * 20_000_000, None);
+            }
+            assert!(meter.is_suspect());
+            let seen = windows(&mut meter);
+            let derived = seen.iter().filter(|w| w.origin == Origin::Derived);
+            let derived: Vec<Window> = derived.copied().collect();
+            assert_eq!(derived.first().map(|w| w.start_us), Some(from_ms * MS));
+            assert_eq!(total(&derived), (9_900 - from_ms) * 200_000);
+            assert_eq!(total(&seen) - total(&derived), measured_uj);
+            let faults = meter.faults();
+            assert_eq!((faults.freezes, faults.gap_us), (1, gap_ms * MS));
+        }
+    }
+
+    #[test]
+    fn a_gap_of_both_after_which_only_power_is_read_is_a_gap_and_no_window() {
         let mut meter = Meter::default();
-        let (mut counter, mut truth) = (0u64, 0u64);
-        let mut first_edge_uj = None;
-        for tick in 0..300u64 {
+        // Nobody looks from 5 s to 12 s; then the counter cannot be read any more.
+        for tick in (0..50u64).chain(120..150) {
             let at_us = tick * 100 * MS;
-            truth += 20_000_000;
-            // Frozen from 5 s to 15 s, then it catches up with a jump.
-            if !(50..150).contains(&tick) {
-                counter = truth;
-            }
             meter.power(at_us, 200.0);
-            meter.counter(at_us, counter, None);
-            if tick == 1 {
-                first_edge_uj = Some(truth);
+            if tick < 50 {
+                meter.counter(at_us, 200 * at_us, None);
             }
-            let suspect = meter.is_suspect();
-            assert_eq!(suspect, (69..154).contains(&tick), "tick {tick}");
         }
         let seen = windows(&mut meter);
-        assert_eq!(total(&seen), truth - first_edge_uj.expect("set"));
-        assert!(seen.windows(2).all(|w| w[0].end_us == w[1].start_us));
-        assert!(seen.iter().any(|w| w.origin == Origin::Derived));
-        assert_eq!(meter.faults().freezes, 1);
+        let inside = |w: &&Window| w.end_us > 4_900 * MS && w.start_us < 12_000 * MS;
+        assert_eq!(seen.iter().find(inside), None);
+        // From the first change at 100 ms to 4.9 s, and from 12 s to 14.9 s.
+        assert_eq!(total(&seen), (4_800 + 2_900) * 200_000);
+        let faults = meter.faults();
+        assert_eq!((faults.freezes, faults.gap_us), (1, 7_100 * MS));
     }
 
     #[test]

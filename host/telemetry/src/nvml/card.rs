@@ -1,7 +1,7 @@
 //! One NVIDIA device: what is asked how often, and what the answers mean.
 //!
 //! Three calls and one batch of fields ten times a second, four calls once a second, what is
-//! dear every few seconds ([`Tiers`]), thresholds once a minute; the energy counter as often
+//! dear every few seconds ([`Due`]), thresholds once a minute; the energy counter as often
 //! as it moves. Process lists and fan speeds are never asked: they hold the driver's lock for
 //! milliseconds, and so does the live margin on some boards: between two answers it follows
 //! from the temperature, which is cheap, and says that it is derived. The power used is the
@@ -18,7 +18,7 @@
 //! the time since the driver was loaded. A slowdown between two looks at the bits still
 //! moves a counter, so both count.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use homeostat_hooks::{DeviceKind, Origin, ThrottleReasons};
 use nvml_wrapper::bitmasks::device::ThrottleReasons as Bits;
@@ -28,7 +28,7 @@ use serde::Serialize;
 
 use crate::nvml::calls::{self, Call, Field, FieldAnswer, Scope, value_of};
 use crate::nvml::counter::CounterWatch;
-use crate::nvml::tiers::{SLOW_MS, Tiers};
+use crate::nvml::tiers::{Due, MARGIN_MS, SLOW_MS, VIOLATIONS_MS};
 use crate::nvml::worker::{Published, Slot};
 use crate::reading::{DeviceReadings, Reading, Signal};
 
@@ -73,6 +73,10 @@ enum Reason {
 /// A reason that held the clocks down for less than this share of the time since the last
 /// look is noise at the edge of a limit.
 const VIOLATED_RATIO: f64 = 0.001;
+
+/// How long a slowdown that only a counter told of counts after the counter was read: a little
+/// longer than it usually takes to the next look.
+const HELD_DOWN_MS: u64 = VIOLATIONS_MS as u64 + 1_000;
 
 fn violations(driver: &str) -> Vec<Violation> {
     // Drivers from 580.82 on give the newer counters other numbers.
@@ -127,6 +131,8 @@ pub(super) struct Card<'nvml> {
     limits: Limits,
     /// The live margin as it was told last, and the temperature then.
     live: Option<(f64, f64)>,
+    /// The last question for the live margin had no answer.
+    margin_failed: bool,
     max_clock_mhz: Option<u32>,
     /// The GPU's own power is told; that of its module is not asked for.
     has_instant_power: bool,
@@ -134,9 +140,10 @@ pub(super) struct Card<'nvml> {
     counter: CounterWatch,
     violations: Vec<Violation>,
     violations_ms: Option<u64>,
-    /// Reasons whose counters moved between the last two looks.
-    held_down: ThrottleReasons,
-    tiers: Tiers,
+    /// Reasons whose counters moved between the last two looks, until when they count.
+    held_down: (ThrottleReasons, u64),
+    /// What the dear questions of this poll took.
+    dear: Duration,
 }
 
 impl<'nvml> Card<'nvml> {
@@ -159,14 +166,15 @@ impl<'nvml> Card<'nvml> {
             fatal: None,
             limits: Limits::default(),
             live: None,
+            margin_failed: false,
             max_clock_mhz: None,
             has_instant_power: false,
             energy_mj: None,
             counter: CounterWatch::among(count),
             violations: violations(driver),
             violations_ms: None,
-            held_down: ThrottleReasons::default(),
-            tiers: Tiers::of(index, count),
+            held_down: (ThrottleReasons::default(), 0),
+            dear: Duration::ZERO,
         }
     }
 
@@ -191,10 +199,11 @@ impl<'nvml> Card<'nvml> {
         }
     }
 
-    /// Asks everything that is due. An error means that the library as a whole is of no
-    /// use any more; whatever concerns the board alone stays here.
-    pub fn poll(&mut self, slot: &Slot, period_ms: u32) -> Result<(), NvmlError> {
-        let due = self.tiers.take(slot.now_ms());
+    /// Asks everything that is due, and tells what the dear questions of it took. An error
+    /// means that the library as a whole is of no use any more; whatever concerns the board
+    /// alone stays here.
+    pub fn poll(&mut self, slot: &Slot, period_ms: u32, due: Due) -> Result<Duration, NvmlError> {
+        self.dear = Duration::ZERO;
         if due.unchanging {
             self.static_tier(slot);
         }
@@ -205,7 +214,7 @@ impl<'nvml> Card<'nvml> {
         if due.violations {
             self.violations(slot);
         }
-        self.fatal.take().map_or(Ok(()), Err)
+        self.fatal.take().map_or(Ok(self.dear), Err)
     }
 
     /// When the energy counter should be asked between two polls.
@@ -244,7 +253,12 @@ impl<'nvml> Card<'nvml> {
             return None;
         }
         let device = self.device.as_ref()?;
-        match slot.call(&self.id, call.name(), || f(device)) {
+        let started = Instant::now();
+        let answer = slot.call(&self.id, call.name(), || f(device));
+        if matches!(call, Call::Margin | Call::Violations) {
+            self.dear += started.elapsed();
+        }
+        match answer {
             Ok(value) => return Some(value),
             Err(NvmlError::GpuLost | NvmlError::ResetRequired) => {
                 self.lost = true;
@@ -316,7 +330,11 @@ impl<'nvml> Card<'nvml> {
             self.sample_energy(slot);
         }
         if let Some(bits) = self.ask(slot, Call::Throttle, calls::clock_event_reasons) {
-            let all = either(reasons(bits), self.held_down);
+            let (held_down, until_ms) = self.held_down;
+            let all = match slot.now_ms() < until_ms {
+                true => either(reasons(bits), held_down),
+                false => reasons(bits),
+            };
             self.readings.record_throttle(all, slot.now_ms());
         }
         let clock = self.ask(slot, Call::Clock, calls::clock);
@@ -359,24 +377,39 @@ impl<'nvml> Card<'nvml> {
         self.record(slot, Signal::Power, reading);
     }
 
-    /// The live margin if it is time to ask for it, or nothing to derive it from; otherwise
-    /// the last one less what the board has warmed since. Without any, from the thresholds.
+    /// The live margin if it is time to ask for it; otherwise the last one less what the board
+    /// has warmed since. Without any, from the thresholds.
     fn margin(&mut self, slot: &Slot, period_ms: u32, celsius: Option<u32>, due: bool) {
         let celsius = celsius.map(f64::from);
         let celsius = celsius.filter(|c| Signal::Temperature.accepts(*c));
-        let known = self.live.zip(celsius).filter(|_| !due);
-        let (value, origin) = if let Some(((live, then), celsius)) = known {
-            let live = live - (celsius - then);
-            (live - self.limits.margin_celsius, Origin::Derived)
-        } else {
-            let live = self.ask(slot, Call::Margin, calls::margin).map(f64::from);
-            let believed = live.filter(|margin| Signal::ThermalMargin.accepts(*margin));
-            self.live = believed.zip(celsius);
-            match (live, celsius, self.limits.threshold_celsius) {
-                (Some(live), ..) => (live - self.limits.margin_celsius, Origin::Measured),
-                (None, Some(celsius), Some(limit)) => (limit - celsius, Origin::Derived),
-                _ => return,
+        let told = match due {
+            true => self.ask(slot, Call::Margin, calls::margin).map(f64::from),
+            false => None,
+        };
+        if let Some(told) = told {
+            let believed = Some(told).filter(|margin| Signal::ThermalMargin.accepts(*margin));
+            // A thermometer that failed just now was about as warm when it was read last.
+            let last = self.readings.last(Signal::Temperature);
+            let then = celsius.or(last.map(|reading| reading.value));
+            self.live = believed.zip(then);
+            self.margin_failed = false;
+        } else if due && std::mem::replace(&mut self.margin_failed, true) {
+            // One failure is forgiven: until the next question the last answer is good enough.
+            self.live = None;
+        }
+        let (value, origin) = match (told, celsius, self.live, self.limits.threshold_celsius) {
+            (Some(told), ..) => (told - self.limits.margin_celsius, Origin::Measured),
+            (None, Some(celsius), Some((live, then)), _) => {
+                let live = live - (celsius - then);
+                (live - self.limits.margin_celsius, Origin::Derived)
             }
+            (None, Some(celsius), None, Some(limit)) => (limit - celsius, Origin::Derived),
+            _ => return,
+        };
+        // Where no temperature is told, nothing follows before the next question.
+        let period_ms = match celsius {
+            Some(_) => period_ms,
+            None => period_ms.max(MARGIN_MS),
         };
         let reading = Reading {
             origin,
@@ -437,7 +470,7 @@ impl<'nvml> Card<'nvml> {
                 violation.reason.raise(&mut held_down);
             }
         }
-        self.held_down = held_down;
+        self.held_down = (held_down, now_ms + HELD_DOWN_MS);
     }
 
     fn static_tier(&mut self, slot: &Slot) {

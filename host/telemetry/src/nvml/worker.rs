@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::nvml::card::Card;
 use crate::nvml::counter::Move;
 use crate::nvml::sleep::{FALL_ASLEEP_MS, LetGo, PciGpus};
+use crate::nvml::tiers::Timetable;
 use crate::nvml::{CALL_LIMIT_MS, OPEN_LIMIT_MS};
 use crate::pace::Pace;
 use crate::reading::DeviceReadings;
@@ -340,15 +341,19 @@ impl Worker<'_> {
     fn poll_all(&mut self, cards: &mut [Card<'_>]) -> Ended {
         let slot = self.slot;
         let mut pace = Pace::new(slot.base_ms);
+        let mut timetable = Timetable::of(cards.len());
         let mut reopen_ms = None;
         while !slot.is_stopped() {
             let now_ms = slot.now_ms();
             let started = Instant::now();
-            for card in cards.iter_mut() {
-                if let Err(error) = card.poll(slot, pace.period_ms()) {
-                    return Ended::Failed(error);
+            let mut dear = Duration::ZERO;
+            for (card, due) in cards.iter_mut().zip(timetable.take(now_ms)) {
+                match card.poll(slot, pace.period_ms(), due) {
+                    Ok(spent) => dear += spent,
+                    Err(error) => return Ended::Failed(error),
                 }
             }
+            timetable.asked(slot.now_ms(), dear);
             let took = started.elapsed();
             let period_ms = pace.period_ms();
             pace.polled(now_ms, took);

@@ -3,11 +3,12 @@
 //! A request is known by the answers that somebody has judged: simple where the smallest tier was
 //! right, complex where it was not and a larger one was, medium where nobody is known to have done
 //! better. One that only a larger tier answered, and well, tells nothing of the smallest, so it is
-//! left out. It refuses a log without texts, and one from which nothing can be told apart.
+//! left out, unless a smaller one's answer had been doubted first: one that failed is no answer. It
+//! refuses a log without texts, and one from which nothing can be told apart.
 
 use std::collections::BTreeMap;
 
-use super::Line;
+use super::{Line, lowest_rank};
 use crate::cli::CalibrateArgs;
 use crate::config::Config;
 use crate::tiers::Embedder;
@@ -65,6 +66,7 @@ pub(super) fn write(args: &CalibrateArgs, lines: &[Line]) -> Result<(), Failure>
 
 /// Every text once, the newest first, with what became of it.
 fn known(lines: &[Line]) -> Result<Vec<(&str, Label)>, Failure> {
+    let lowest = lowest_rank(lines);
     let judged = lines.iter().rev().filter(|line| line.right.is_some());
     let count = judged.clone().count();
     let mut newest = Vec::new();
@@ -88,7 +90,7 @@ fn known(lines: &[Line]) -> Result<Vec<(&str, Label)>, Failure> {
         )));
     }
     let labelled = newest.into_iter();
-    let labelled = labelled.filter_map(|text| Some((text, label(&of[text])?)));
+    let labelled = labelled.filter_map(|text| Some((text, label(&of[text], lowest)?)));
     let known: Vec<_> = labelled.take(KNOWN_MAX).collect();
     if known.len() < KNOWN_MIN {
         let few = known.len();
@@ -107,14 +109,14 @@ fn known(lines: &[Line]) -> Result<Vec<(&str, Label)>, Failure> {
     Ok(known)
 }
 
-/// What the judged answers to one text tell of it.
-fn label(lines: &[&Line]) -> Option<Label> {
+/// What the judged answers to one text tell of it; `lowest` is the rank of the smallest tier.
+fn label(lines: &[&Line], lowest: Option<u32>) -> Option<Label> {
     let right = |line: &&&Line| line.right == Some(true);
     let answered = lines
         .iter()
         .filter(|l| l.tiers.is_empty() || l.answerer().is_some());
     let (smallest, larger): (Vec<&&Line>, Vec<&&Line>) =
-        answered.partition(|line| line.is_of_the_smallest());
+        answered.partition(|line| line.is_of_the_smallest(lowest));
     if smallest.iter().any(right) {
         return Some(Label::Simple);
     }
@@ -203,32 +205,36 @@ mod tests {
     }
 
     /// As a recording is read.
-    fn line(prompt: &str, tier: &str, steps_tried: usize, right: bool) -> Line {
+    fn line(prompt: &str, tier: &str, doubted: bool, right: bool) -> Line {
         let json = serde_json::json!({
             "tiers": [{"id": "small", "rank": 0}, {"id": "large", "rank": 1}],
-            "tier": tier, "steps_tried": steps_tried, "prompt": prompt, "right": right,
+            "tier": tier, "doubted": doubted, "prompt": prompt, "right": right,
         });
         serde_json::from_value(json).expect("a line")
     }
 
     #[test]
     fn a_request_is_as_hard_as_the_judged_answers_to_it_say() {
-        let label_of = |lines: &[Line]| label(&lines.iter().collect::<Vec<_>>());
-        let small = |right| line("why?", "small", 1, right);
-        let large = |tried, right| line("why?", "large", tried, right);
+        let label_of = |lines: &[Line]| label(&lines.iter().collect::<Vec<_>>(), Some(0));
+        let small = |right| line("why?", "small", false, right);
+        let large = |doubted, right| line("why?", "large", doubted, right);
         assert_eq!(label_of(&[small(true)]), Some(Label::Simple));
         assert_eq!(
-            label_of(&[large(1, true), small(true)]),
+            label_of(&[large(false, true), small(true)]),
             Some(Label::Simple)
         );
         assert_eq!(label_of(&[small(false)]), Some(Label::Medium));
-        assert_eq!(label_of(&[large(1, false)]), Some(Label::Medium));
+        assert_eq!(label_of(&[large(false, false)]), Some(Label::Medium));
         assert_eq!(
-            label_of(&[small(false), large(1, true)]),
+            label_of(&[small(false), large(false, true)]),
             Some(Label::Complex)
         );
-        assert_eq!(label_of(&[large(2, true)]), Some(Label::Complex));
-        assert_eq!(label_of(&[large(1, true)]), None);
+        assert_eq!(label_of(&[large(true, true)]), Some(Label::Complex));
+        assert_eq!(label_of(&[large(false, true)]), None);
+        // It named the large tier, so that it had no other candidate.
+        let mut named = large(false, true);
+        named.tiers.remove(0);
+        assert_eq!(label_of(&[named]), None);
         let nobody = Line {
             tier: None,
             ..small(true)
@@ -240,16 +246,16 @@ mod tests {
     fn the_policys_own_reader_takes_what_is_written() {
         let mut lines: Vec<Line> = (0..80)
             .map(|n| match n % 2 {
-                0 => line(&format!("east {n}"), "small", 1, true),
-                _ => line(&format!("north {n}"), "large", 2, true),
+                0 => line(&format!("east {n}"), "small", false, true),
+                _ => line(&format!("north {n}"), "large", true, true),
             })
             .collect();
         // Asked twice, it is one request; what is too long is read by half, here before "north".
-        lines.push(line("east 0", "small", 1, true));
+        lines.push(line("east 0", "small", false, true));
         lines.push(line(
             "a text of thirty bytes, then north",
             "small",
-            1,
+            false,
             false,
         ));
         let known = known(&lines).expect("enough is judged");
@@ -275,7 +281,7 @@ mod tests {
             Err(error) => error.to_string(),
         };
         let many = |right: fn(usize) -> bool| -> Vec<Line> {
-            let of = |n: usize| line(&format!("question {n}"), "small", 1, right(n));
+            let of = |n: usize| line(&format!("question {n}"), "small", false, right(n));
             (0..100).map(of).collect()
         };
         let mut bare = many(|n| n % 2 == 0);
