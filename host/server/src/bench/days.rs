@@ -431,7 +431,7 @@ mod tests {
             for name in [
                 "joules_per_request",
                 "correct_ratio",
-                "usd_per_correct",
+                "usd_per_1000_correct",
                 "watts",
             ] {
                 assert!(host["figures"][name]["value"].is_number(), "{host}");

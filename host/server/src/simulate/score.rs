@@ -119,7 +119,7 @@ pub const MEASURES: [Measure; 11] = [
     ("seconds_per_answer", |s| ratio(s.answering_s, s.answered)),
     ("watts", |s| ratio(s.joules, s.seconds)),
     ("usd", |s| Some(s.usd)),
-    ("usd_per_correct", |s| ratio(s.usd, s.correct)),
+    ("usd_per_1000_correct", |s| ratio(1e3 * s.usd, s.correct)),
 ];
 
 /// Figures of which a difference says more than a ratio: they may be nothing.
