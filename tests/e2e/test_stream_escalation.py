@@ -23,7 +23,20 @@ CHATML = (
 WRITTEN_OUT = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
 
 
-class Listener:
+class Upstream:
+    """A server of the test's own, until it is stopped."""
+
+    def __init__(self, handler: type[http.server.BaseHTTPRequestHandler]):
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def stop(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class Listener(Upstream):
     """Stands between Homeostat and llama.cpp's server and writes down what both say."""
 
     def __init__(self, url: str):
@@ -60,13 +73,7 @@ class Listener:
             def log_message(self, *_):
                 pass
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def stop(self):
-        self.server.shutdown()
-        self.server.server_close()
+        super().__init__(Handler)
 
 
 BOXES = "How many pens are in 17 boxes of 23?"
@@ -77,7 +84,7 @@ SAID += [" boxes", ":", "\n", "17", " *", " 23", " =", " 401", ".\n"]
 UNLEFT_S = 60.0
 
 
-class Speaker:
+class Speaker(Upstream):
     """An OpenAI-compatible server that computes wrongly, and waits to be left for it."""
 
     def __init__(self):
@@ -111,14 +118,11 @@ class Speaker:
             def log_message(self, *_):
                 pass
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        super().__init__(Handler)
 
     def stop(self):
         self.left.set()
-        self.server.shutdown()
-        self.server.server_close()
+        super().stop()
 
 
 def text_in(stream: str) -> str:

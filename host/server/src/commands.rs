@@ -4,7 +4,7 @@
 
 mod author;
 mod bundle;
-mod calibrate;
+pub mod calibrate;
 mod execute;
 mod models;
 mod replay;

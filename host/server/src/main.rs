@@ -25,6 +25,7 @@ mod house;
 mod http;
 mod http_client;
 mod log;
+mod mean;
 mod metrics;
 mod models;
 mod openai;

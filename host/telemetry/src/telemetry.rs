@@ -288,15 +288,19 @@ mod tests {
         assert!(last.monotonic_ms >= first.monotonic_ms);
     }
 
+    fn on_an_empty_machine(nowhere: &std::path::Path) -> Telemetry {
+        Telemetry::start(Config {
+            sysfs_root: nowhere.into(),
+            procfs_root: nowhere.into(),
+            nvml: crate::NvmlLibrary::Off,
+            ..Config::default()
+        })
+    }
+
     #[test]
     fn on_an_empty_machine_no_device_exists_and_the_state_is_nominal() {
         let nowhere = tempfile::tempdir().expect("a temporary folder");
-        let telemetry = Telemetry::start(Config {
-            sysfs_root: nowhere.path().into(),
-            procfs_root: nowhere.path().into(),
-            nvml: crate::NvmlLibrary::Off,
-            ..Config::default()
-        });
+        let telemetry = on_an_empty_machine(nowhere.path());
         let snapshot = telemetry.snapshot();
         assert_eq!(snapshot.devices, vec![]);
         assert_eq!(snapshot.supply, None);
@@ -308,12 +312,7 @@ mod tests {
     #[test]
     fn a_plan_stays_until_it_is_replaced_and_one_that_cannot_be_true_is_none() {
         let nowhere = tempfile::tempdir().expect("a temporary folder");
-        let telemetry = Telemetry::start(Config {
-            sysfs_root: nowhere.path().into(),
-            procfs_root: nowhere.path().into(),
-            nvml: crate::NvmlLibrary::Off,
-            ..Config::default()
-        });
+        let telemetry = on_an_empty_machine(nowhere.path());
         let plan = |telemetry: &Telemetry| {
             let inputs = telemetry.shared.inputs.load();
             inputs.planned_watts.get("gpu.0").cloned()

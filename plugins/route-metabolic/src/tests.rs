@@ -176,6 +176,17 @@ impl Kept {
 }
 
 /// The turn so and so of one conversation, from 1.
+/// A request for which the classifier is sure that the small tier nearly suffices.
+fn mostly_simple() -> Classification {
+    Classification {
+        p_simple: 0.9,
+        p_medium: 0.1,
+        p_complex: 0.0,
+        confidence: 0.9,
+        ..Classification::default()
+    }
+}
+
 fn turn(number: usize) -> Request {
     let say = |role, content: &str| Message {
         role,
@@ -758,13 +769,7 @@ fn every_step_tells_what_is_expected_of_it() {
 #[test]
 fn a_threshold_that_was_set_is_lowered_by_need_alone_and_the_reason_says_so() {
     let (tiers, _) = three_tiers();
-    let medium = Classification {
-        p_simple: 0.9,
-        p_medium: 0.1,
-        p_complex: 0.0,
-        confidence: 0.9,
-        ..Classification::default()
-    };
+    let medium = mostly_simple();
     let kept = Kept::default();
     for tier in ["small", "middle", "large"] {
         for _ in 0..60 {
@@ -805,13 +810,7 @@ fn a_threshold_that_was_set_is_lowered_by_need_alone_and_the_reason_says_so() {
 #[test]
 fn an_answer_is_not_asked_for_more_confidence_than_the_last_tier_has() {
     let (tiers, _) = three_tiers();
-    let medium = Classification {
-        p_simple: 0.9,
-        p_medium: 0.1,
-        p_complex: 0.0,
-        confidence: 0.9,
-        ..Classification::default()
-    };
+    let medium = mostly_simple();
     let kept = Kept::default();
     let threshold = |kept: &Kept| {
         let plan = plan_of(remembering(

@@ -23,8 +23,8 @@ use serde::de::DeserializeOwned;
 use crate::Failure;
 use crate::cli::{CalibrateArgs, Calibrated};
 
-/// Judged answers from which a temperature is looked for.
-const JUDGED_MIN: usize = 30;
+/// Judged answers from which a temperature, or the share of a kind, is looked for.
+pub const JUDGED_MIN: usize = 30;
 
 /// One request of the log.
 #[derive(Debug, Default, Deserialize)]

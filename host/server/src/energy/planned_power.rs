@@ -16,6 +16,7 @@ use homeostat_engine::Device;
 use homeostat_hooks::{Device as Seen, Origin, Sample, Snapshot};
 use homeostat_telemetry::forecast::HORIZON_S;
 
+use crate::mean::Mean;
 use crate::tiers::{WorkInHand, is_part_of};
 
 /// Over which requests are taken to come as they came.
@@ -158,34 +159,20 @@ impl Learned {
             } else {
                 &mut self.idle
             };
-            mean.take(watts.value);
+            mean.take(watts.value, MEAN_WEIGHT);
         }
     }
 
     /// `None` until both are known.
     fn power(&self) -> Option<Power> {
-        let (busy_watts, idle_watts) = self.busy.known().zip(self.idle.known())?;
+        let (busy_watts, idle_watts) = self
+            .busy
+            .known(READINGS_MIN)
+            .zip(self.idle.known(READINGS_MIN))?;
         Some(Power {
             busy_watts,
             usual_watts: idle_watts + self.busy_ratio * (busy_watts - idle_watts),
         })
-    }
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Mean {
-    value: f64,
-    count: u32,
-}
-
-impl Mean {
-    fn take(&mut self, news: f64) {
-        self.count = self.count.saturating_add(1);
-        self.value += MEAN_WEIGHT.max(1.0 / f64::from(self.count)) * (news - self.value);
-    }
-
-    fn known(self) -> Option<f64> {
-        (self.count >= READINGS_MIN).then_some(self.value)
     }
 }
 
@@ -330,15 +317,15 @@ mod tests {
         for tick in 10..20 {
             slow(tick * 100, false, &mut learned);
         }
-        assert_eq!(learned.idle.count, 10);
+        assert_eq!(learned.idle.count(), 10);
         for tick in 20..30 {
             slow(tick * 100, true, &mut learned);
         }
-        assert_eq!(learned.busy.count, 0);
+        assert_eq!(learned.busy.count(), 0);
         slow(3_000, true, &mut learned);
-        assert_eq!(learned.busy.count, 1);
+        assert_eq!(learned.busy.count(), 1);
         // The same reading again is none.
         slow(3_000, true, &mut learned);
-        assert_eq!(learned.busy.count, 1);
+        assert_eq!(learned.busy.count(), 1);
     }
 }

@@ -29,7 +29,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::day::{Surroundings, Thermometer, USD_PER_KWH};
 use super::traffic::Told;
 use crate::energy::{PlannedPower, TierLoad};
-use crate::tiers::{Drafts, Load, WorkInHand};
+use crate::tiers::{AnswerInHand, Drafts, Load, Usual, WorkInHand};
 
 /// Time between two ticks: the server's sampling period.
 pub const TICK_MS: u64 = 100;
@@ -117,25 +117,18 @@ impl Sequence {
             .max(1)
     }
 
-    /// Tokens that a server would expect it to have before its end, where answers usually have
-    /// so many: what it will say nobody knows there.
-    fn tokens_left(&self, usual: f64) -> f64 {
-        let most = self.arrival.max_tokens.map_or(f64::INFINITY, f64::from);
-        let done = f64::from(self.done);
-        usual.min(most).max(done + 1.0) - done
-    }
-
     /// Time that one token of its prompt took, which has been read at `now_us`, ms.
     fn prefill_ms(&self, now_us: u64) -> f64 {
         let read_us = now_us - self.began_us.unwrap_or(now_us);
         read_us as f64 / 1e3 / f64::from(self.arrival.prompt_tokens.max(1))
     }
 
-    /// Tokens of its prompt, as long as nothing says that it has been read.
-    fn unread_tokens(&self) -> u32 {
-        match self.done {
-            0 => self.arrival.prompt_tokens,
-            _ => 0,
+    /// As a server sees it: what it will say nobody knows there.
+    fn now(&self) -> AnswerInHand {
+        AnswerInHand {
+            written: self.done as usize,
+            most: self.arrival.max_tokens.map(|most| most as usize),
+            prompt_tokens: self.arrival.prompt_tokens as usize,
         }
     }
 }
@@ -161,15 +154,15 @@ struct Queue {
 impl Queue {
     /// As a local tier tells it; `None` before the first answer.
     fn work_in_hand(&self) -> Option<WorkInHand> {
-        let (tpot_ms, usual) = self.tpot_ms.zip(self.answer_tokens)?;
-        let in_hand = || self.running.iter().chain(&self.waiting);
-        let unread_tokens: u32 = in_hand().map(Sequence::unread_tokens).sum();
-        Some(WorkInHand {
+        let (tpot_ms, tokens) = self.tpot_ms.zip(self.answer_tokens)?;
+        let usual = Usual {
             tpot_ms,
-            prefill_ms: self.prefill_ms.unwrap_or(0.0) * f64::from(unread_tokens),
-            tokens_left: in_hand().map(|s| s.tokens_left(usual)).collect(),
-            width: SLOTS,
-        })
+            prefill_ms: self.prefill_ms,
+            tokens,
+        };
+        let in_hand = self.running.iter().chain(&self.waiting);
+        let answers: Vec<AnswerInHand> = in_hand.map(Sequence::now).collect();
+        Some(WorkInHand::of(usual, SLOTS, &answers))
     }
 }
 

@@ -16,12 +16,11 @@ use super::judgement::{Judgement, Part};
 use super::traffic::Recorded;
 use crate::Failure;
 use crate::bench::ask::Asked;
+use crate::commands::calibrate::JUDGED_MIN;
 
 /// Confidence from which `route-metabolic` accepts an answer where nobody sets it and nothing
 /// presses: that of its preset for simulated machines, of the profile edge.
 pub const ACCEPT_THRESHOLD: f64 = 0.55;
-/// Answers of a kind from which their share is told: as many as `policy calibrate` wants.
-const JUDGED_MIN: usize = 30;
 
 /// Shares of answers that fall below the threshold; `None` where too few were judged.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

@@ -14,6 +14,8 @@
 use homeostat_engine::EngineStats;
 use homeostat_hooks::{Attribute, Value};
 
+use crate::mean::Mean;
+
 /// Tokens of an answer from which its time and energy are its own and not its prompt's.
 const TOKENS_MIN: usize = 8;
 /// Answers, and joules of answers, after which a mean is told.
@@ -74,22 +76,10 @@ struct Arm {
     joules: Mean,
 }
 
-#[derive(Debug, Default, Clone, Copy)]
-struct Mean {
-    value: f64,
-    count: u32,
-}
-
-impl Mean {
-    fn take(&mut self, news: f64) {
-        self.count = self.count.saturating_add(1);
-        self.value += MEAN_WEIGHT.max(1.0 / f64::from(self.count)) * (news - self.value);
-    }
-
-    fn told(self, name: &str) -> Option<Attribute> {
-        let known = self.count >= ANSWERS_MIN && self.value.is_finite();
-        known.then(|| (name.to_owned(), Value::Number(self.value)))
-    }
+/// What routers are shown of a mean, if enough answers have shown it.
+fn told(mean: Mean, name: &str) -> Option<Attribute> {
+    let value = mean.known(ANSWERS_MIN).filter(|value| value.is_finite())?;
+    Some((name.to_owned(), Value::Number(value)))
 }
 
 impl Drafts {
@@ -111,9 +101,9 @@ impl Drafts {
             true => &mut arms.drafted,
             false => &mut arms.plain,
         };
-        arm.tpot_ms.take(tpot_ms);
+        arm.tpot_ms.take(tpot_ms, MEAN_WEIGHT);
         if let Some(joules) = joules {
-            arm.joules.take(joules / tokens as f64);
+            arm.joules.take(joules / tokens as f64, MEAN_WEIGHT);
         }
     }
 
@@ -130,10 +120,10 @@ impl Drafts {
             )
         };
         [
-            plain.tpot_ms.told("homeostat.tpot-plain-ms"),
-            drafted.tpot_ms.told("homeostat.tpot-drafted-ms"),
-            plain.joules.told("homeostat.joules-plain"),
-            drafted.joules.told("homeostat.joules-drafted"),
+            told(plain.tpot_ms, "homeostat.tpot-plain-ms"),
+            told(drafted.tpot_ms, "homeostat.tpot-drafted-ms"),
+            told(plain.joules, "homeostat.joules-plain"),
+            told(drafted.joules, "homeostat.joules-drafted"),
             accepted.map(ratio),
         ]
         .into_iter()

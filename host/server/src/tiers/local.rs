@@ -27,6 +27,7 @@ use tokio::sync::mpsc;
 
 use super::device::TierDevice;
 use super::drafts::{Drafts, Load};
+use super::work::{AnswerInHand, Usual, WorkInHand};
 use crate::budgets::{Receipts, Taken};
 use crate::energy::account;
 use crate::metrics::TierTimes;
@@ -63,18 +64,11 @@ struct Progress {
 }
 
 impl Progress {
-    /// Tokens that it is expected to have before it ends, where answers usually have so many.
-    fn tokens_left(&self, usual: f64) -> f64 {
-        let written = self.written.load(Ordering::Relaxed) as f64;
-        // One that is longer than usual has at least its end before it.
-        usual.min(self.most as f64).max(written + 1.0) - written
-    }
-
-    /// Tokens of its prompt, as long as nothing says that it has been read.
-    fn unread_tokens(&self) -> usize {
-        match self.written.load(Ordering::Relaxed) {
-            0 => self.prompt_tokens,
-            _ => 0,
+    fn now(&self) -> AnswerInHand {
+        AnswerInHand {
+            written: self.written.load(Ordering::Relaxed),
+            most: Some(self.most),
+            prompt_tokens: self.prompt_tokens,
         }
     }
 }
@@ -99,19 +93,6 @@ struct Means {
     drafts: Drafts,
     /// Of the newest prompt: the next one is taken to be as long.
     prompt_tokens: usize,
-}
-
-/// What a tier's engine has yet to do.
-#[derive(Debug, Clone, PartialEq)]
-pub struct WorkInHand {
-    /// Time per token while several are written side by side, ms.
-    pub tpot_ms: f64,
-    /// Time to read the prompts of those that have not written anything yet, ms.
-    pub prefill_ms: f64,
-    /// Tokens that each running or waiting answer is expected to have before it ends.
-    pub tokens_left: Vec<f64>,
-    /// How many are computed together.
-    pub width: usize,
 }
 
 impl LocalTier {
@@ -146,17 +127,15 @@ impl LocalTier {
     pub fn work_in_hand(&self) -> Option<WorkInHand> {
         let shared = &self.shared;
         let means = *shared.means();
-        let (tpot_ms, usual) = means.tpot_ms.zip(means.answer_tokens)?;
-        let in_hand = shared.in_hand();
-        let tokens_left = in_hand.values().map(|answer| answer.tokens_left(usual));
-        let unread = in_hand.values().map(|answer| answer.unread_tokens());
-        let unread_tokens = unread.sum::<usize>() as f64;
-        Some(WorkInHand {
+        let (tpot_ms, tokens) = means.tpot_ms.zip(means.answer_tokens)?;
+        let usual = Usual {
             tpot_ms,
-            prefill_ms: means.prefill_ms.unwrap_or(0.0) * unread_tokens,
-            tokens_left: tokens_left.collect(),
-            width: shared.engine.stats().max_requests_running.max(1),
-        })
+            prefill_ms: means.prefill_ms,
+            tokens,
+        };
+        let answers: Vec<AnswerInHand> = shared.in_hand().values().map(|a| a.now()).collect();
+        let width = shared.engine.stats().max_requests_running.max(1);
+        Some(WorkInHand::of(usual, width, &answers))
     }
 
     pub fn engine(&self) -> &EngineHandle {

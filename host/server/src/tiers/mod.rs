@@ -14,11 +14,13 @@ mod remote_tests;
 mod sse;
 mod stated;
 mod upstream;
+mod work;
 
 pub use device::{TierDevice, device_id, device_state, is_part_of};
 pub use drafts::{Drafts, Load};
 pub use encoder::{Embedder, LocalEncoder};
-pub use local::{LocalTier, Wishes, WorkInHand};
+pub use local::{LocalTier, Wishes};
 pub use models::HostModels;
 pub use remote::{Prefill, RemoteConfig, RemoteTier, WrittenOut};
 pub use stated::StatedTier;
+pub use work::{AnswerInHand, Usual, WorkInHand};
