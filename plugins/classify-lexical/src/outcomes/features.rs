@@ -6,12 +6,12 @@ use super::words::{LISTS, WORDS};
 use crate::prompt::{Fnv, Kind, Prompt, Token, kind, numbers, sentences, value};
 
 /// Features of [`Text::shape`].
-pub const SHAPES: usize = 50 + LISTS;
+pub const SHAPES: usize = 53 + LISTS;
 /// Choices that make a question one of multiple choice.
 const CHOICES_MIN: usize = 3;
 
 /// Signs that are counted together.
-const SIGNS: [&[u8]; 10] = [
+const SIGNS: [&[u8]; 13] = [
     b"=+*/^<>|_\\{}[]",
     b"=",
     b"(",
@@ -22,6 +22,9 @@ const SIGNS: [&[u8]; 10] = [
     b"'",
     b"$",
     b"%",
+    b"/",
+    b"^",
+    b"<>",
 ];
 
 /// Words that a question may begin with, each set one feature.
@@ -35,10 +38,12 @@ const FIRST: [&[&[u8]]; 5] = [
 
 /// A prompt as the second head reads it.
 pub struct Text<'a> {
-    prompt: &'a Prompt<'a>,
+    pub(super) prompt: &'a Prompt<'a>,
     /// Where the question ends; what follows are choices.
-    question_end: usize,
-    choices: Vec<Range<usize>>,
+    pub(super) question_end: usize,
+    pub(super) choices: Vec<Range<usize>>,
+    /// Of every token the lists that it is in, as bits.
+    pub(super) known: Vec<u64>,
 }
 
 impl<'a> Text<'a> {
@@ -49,10 +54,11 @@ impl<'a> Text<'a> {
             prompt,
             question_end,
             choices,
+            known: prompt.tokens.iter().map(known).collect(),
         }
     }
 
-    fn raw(&self, token: &Token) -> &[u8] {
+    pub(super) fn raw(&self, token: &Token) -> &[u8] {
         &self.prompt.bytes[token.start as usize..token.end as usize]
     }
 
@@ -64,14 +70,7 @@ impl<'a> Text<'a> {
     /// Every token's hash with its weight; the whole has unit length. Of a number only its
     /// digits count, up to four.
     pub fn bag(&self) -> Vec<(u32, f64)> {
-        const ZEROS: &[u8] = b"0000";
-        let zeros: [u32; 4] = std::array::from_fn(|i| Fnv::of_token(&ZEROS[..=i]));
-        let hash = |t: &Token| match t.kind {
-            Kind::Digit => zeros[((t.end - t.start) as usize).min(4) - 1],
-            _ => t.hash,
-        };
-        let mut hashes: Vec<u32> = self.prompt.tokens.iter().map(hash).collect();
-        hashes.sort_unstable();
+        let hashes = rough(self.prompt.tokens.iter());
         let mut bag = Vec::with_capacity(hashes.len());
         let mut length = 0.0;
         for same in hashes.chunk_by(|a, b| a == b) {
@@ -90,9 +89,19 @@ impl<'a> Text<'a> {
         bag
     }
 
+    /// Hashes of the question's tokens and of those of the choices, each once; numbers as in
+    /// [`Text::bag`].
+    pub fn vocabularies(&self) -> [Vec<u32>; 2] {
+        let asked = self.within(&(0..self.question_end)).iter();
+        [rough(asked), rough(self.offered())].map(|mut hashes| {
+            hashes.dedup();
+            hashes
+        })
+    }
+
     /// Lengths, signs, numbers and words by which requests of a kind can be told.
     pub fn shape(&self) -> [f64; SHAPES] {
-        let mut features = Features::default();
+        let mut features = Features::<SHAPES>::default();
         let question = &self.prompt.bytes[..self.question_end];
         let asked = self.within(&(0..self.question_end));
         let words = self.prompt.tokens.iter().filter(|t| t.kind == Kind::Letter);
@@ -107,16 +116,21 @@ impl<'a> Text<'a> {
     }
 
     /// Tokens that begin in a range of bytes.
-    fn within(&self, range: &Range<usize>) -> &[Token] {
+    pub(super) fn within(&self, range: &Range<usize>) -> &[Token] {
+        &self.prompt.tokens[self.indices(range)]
+    }
+
+    /// Which tokens begin in a range of bytes.
+    pub(super) fn indices(&self, range: &Range<usize>) -> Range<usize> {
         let before = |at: usize| {
             self.prompt
                 .tokens
                 .partition_point(|t| (t.start as usize) < at)
         };
-        &self.prompt.tokens[before(range.start)..before(range.end)]
+        before(range.start)..before(range.end)
     }
 
-    fn lengths(&self, f: &mut Features, question: &[u8]) {
+    fn lengths(&self, f: &mut Features<SHAPES>, question: &[u8]) {
         let lengths = || {
             let bare = self
                 .choices
@@ -138,7 +152,7 @@ impl<'a> Text<'a> {
     }
 
     /// How long words are, and how many are names or abbreviations.
-    fn words(&self, f: &mut Features, asked: &[Token], count: f64) {
+    fn words(&self, f: &mut Features<SHAPES>, asked: &[Token], count: f64) {
         let (mut letters, mut long, mut longer, mut abbreviations) = (0, 0, 0, 0);
         for token in self.prompt.tokens.iter().filter(|t| t.kind == Kind::Letter) {
             let raw = self.raw(token);
@@ -161,7 +175,7 @@ impl<'a> Text<'a> {
         f.push(abbreviations as f64 / count);
     }
 
-    fn magnitudes(&self, f: &mut Features, question: &[u8]) {
+    fn magnitudes(&self, f: &mut Features<SHAPES>, question: &[u8]) {
         let (mut count, mut largest, mut least) = (0, 0.0f64, f64::INFINITY);
         for number in numbers(question) {
             let value = value(number);
@@ -181,7 +195,7 @@ impl<'a> Text<'a> {
     }
 
     /// What the choices are like, and what they share.
-    fn offers(&self, f: &mut Features, asked: &[Token]) {
+    fn offers(&self, f: &mut Features<SHAPES>, asked: &[Token]) {
         let (mut numeric, mut single, mut capital, mut sentence) = (0, 0, 0, 0);
         let mut sets: Vec<Vec<u32>> = Vec::with_capacity(self.choices.len());
         for choice in &self.choices {
@@ -215,7 +229,7 @@ impl<'a> Text<'a> {
         f.push(distinct as f64 / self.prompt.tokens.len().max(1) as f64);
     }
 
-    fn signs(&self, f: &mut Features, question: &[u8], asked: &[Token]) {
+    fn signs(&self, f: &mut Features<SHAPES>, question: &[u8], asked: &[Token]) {
         let mut seen = [0usize; 256];
         for byte in self.prompt.bytes {
             seen[usize::from(*byte)] += 1;
@@ -242,13 +256,9 @@ impl<'a> Text<'a> {
         f.flag(asked.iter().any(|t| shouted.contains(&self.raw(t))));
     }
 
-    fn lists(&self, f: &mut Features, asked: &[Token], count: f64) {
+    fn lists(&self, f: &mut Features<SHAPES>, asked: &[Token], count: f64) {
         let mut counts = [0u32; LISTS];
-        for token in self.prompt.tokens.iter().filter(|t| t.kind == Kind::Letter) {
-            let Ok(at) = WORDS.binary_search_by_key(&token.hash, |word| word.0) else {
-                continue;
-            };
-            let mut lists = WORDS[at].1;
+        for mut lists in self.known.iter().copied() {
             while lists != 0 {
                 counts[lists.trailing_zeros() as usize] += 1;
                 lists &= lists - 1;
@@ -265,37 +275,59 @@ impl<'a> Text<'a> {
 }
 
 /// Features in the order in which the fit has them.
-struct Features {
-    values: [f64; SHAPES],
+pub(super) struct Features<const N: usize> {
+    pub(super) values: [f64; N],
     count: usize,
 }
 
-impl Default for Features {
+impl<const N: usize> Default for Features<N> {
     fn default() -> Self {
         Self {
-            values: [0.0; SHAPES],
+            values: [0.0; N],
             count: 0,
         }
     }
 }
 
-impl Features {
-    fn push(&mut self, value: f64) {
+impl<const N: usize> Features<N> {
+    pub(super) fn push(&mut self, value: f64) {
         self.values[self.count] = value;
         self.count += 1;
     }
 
-    fn flag(&mut self, flag: bool) {
+    pub(super) fn flag(&mut self, flag: bool) {
         self.push(f64::from(u8::from(flag)));
     }
 }
 
-fn log(count: usize) -> f64 {
+/// Hashes of tokens, sorted. Of a number only its digits count, up to four.
+fn rough<'t>(tokens: impl Iterator<Item = &'t Token>) -> Vec<u32> {
+    const ZEROS: &[u8] = b"0000";
+    let zeros: [u32; 4] = std::array::from_fn(|i| Fnv::of_token(&ZEROS[..=i]));
+    let hash = |t: &Token| match t.kind {
+        Kind::Digit => zeros[((t.end - t.start) as usize).min(4) - 1],
+        _ => t.hash,
+    };
+    let mut hashes: Vec<u32> = tokens.map(hash).collect();
+    hashes.sort_unstable();
+    hashes
+}
+
+/// The lists that a word is in, as bits.
+fn known(token: &Token) -> u64 {
+    if token.kind != Kind::Letter {
+        return 0;
+    }
+    let found = WORDS.binary_search_by_key(&token.hash, |word| word.0);
+    found.map_or(0, |at| WORDS[at].1)
+}
+
+pub(super) fn log(count: usize) -> f64 {
     (count as f64).ln_1p()
 }
 
 /// Hashes of tokens, sorted, each once.
-fn set<'t>(tokens: impl Iterator<Item = &'t Token>) -> Vec<u32> {
+pub(super) fn set<'t>(tokens: impl Iterator<Item = &'t Token>) -> Vec<u32> {
     let mut set: Vec<u32> = tokens.map(|t| t.hash).collect();
     set.sort_unstable();
     set.dedup();
@@ -338,7 +370,7 @@ fn parts(bytes: &[u8]) -> (usize, Vec<Range<usize>>) {
 }
 
 /// Without blanks at both ends; Rust's own `trim_ascii` leaves a vertical tab.
-fn trimmed(bytes: &[u8]) -> &[u8] {
+pub(super) fn trimmed(bytes: &[u8]) -> &[u8] {
     let word = |b: &u8| kind(*b) != Kind::Blank;
     let start = bytes.iter().position(word).unwrap_or(bytes.len());
     let end = bytes.iter().rposition(word).map_or(start, |last| last + 1);

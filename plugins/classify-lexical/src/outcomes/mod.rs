@@ -1,26 +1,37 @@
 //! What would a weak and a strong model make of this request? The second head.
 //!
 //! Two small forests of randomised trees, one for multiple-choice questions, one for everything
-//! else, over lengths, signs, numbers and word lists, and over the topics that the words
-//! suggest. They rank recorded requests better than the first head, and they say nothing about
-//! conversation: one pair of models was recorded, on two benchmarks. So their answer stands
-//! beside the classes and not in them.
+//! else, over lengths, signs, numbers and word lists, and for choices also over the topics that
+//! the words suggest, their kind, how common they are and how the choices differ. They rank
+//! recorded requests better than the first head, and they say nothing about conversation: one
+//! pair of models was recorded, on two benchmarks. So their answer stands beside the classes
+//! and not in them.
 //!
 //! `outcomes.bin` is written by `models/train/fit_outcomes.py`; `outcomes.txt` beside it tells
 //! how, from what, when, and how good they are.
 
 mod features;
+mod manner;
 mod words;
 
 use crate::prompt::Prompt;
 use features::{SHAPES, Text};
+use manner::{MANNERS, RIVALS};
 
-const MAGIC: &[u8; 8] = b"HOUT0001";
+const MAGIC: &[u8; 8] = b"HOUT0002";
 const TOPICS: usize = 20;
 const BUCKETS: usize = 1 << 13;
+/// Features of [`Weights::familiar`].
+const FAMILIAR: usize = 8;
+/// Everything that the reader of choices sees.
+const CHOICES: usize = SHAPES + MANNERS + RIVALS + TOPICS + FAMILIAR;
+/// Levels of a word in 2 and in 20 of the texts that were fitted on.
+const RARE: [u8; 2] = [32, 88];
 /// Steps of a byte for one standard deviation, and the byte of the mean.
 const STEPS: f64 = 42.5;
 const MIDDLE: f64 = 127.5;
+/// Bytes of a feature's mean and spread.
+const SCALE: usize = 8;
 /// Feature of a node that is a leaf.
 const LEAF: u8 = 255;
 
@@ -64,6 +75,8 @@ impl Expected {
 struct Weights<'a> {
     scales: &'a [u8],
     topics: &'a [u8],
+    /// How common the words of a bucket are, in logarithmic steps.
+    levels: &'a [u8],
     choice: Reader<'a>,
     other: Reader<'a>,
 }
@@ -82,12 +95,14 @@ impl Weights<'static> {
         let mut rest = &EMBEDDED[MAGIC.len()..];
         let scales = take(&mut rest, 4 * TOPICS);
         let topics = take(&mut rest, TOPICS * BUCKETS);
+        let levels = take(&mut rest, BUCKETS);
         let choice_bytes = number(take(&mut rest, 4)) as usize;
         let mut choice = take(&mut rest, choice_bytes);
         Self {
             scales,
             topics,
-            choice: Reader::of(&mut choice, SHAPES + TOPICS),
+            levels,
+            choice: Reader::of(&mut choice, CHOICES),
             other: Reader::of(&mut rest, SHAPES),
         }
     }
@@ -96,7 +111,7 @@ impl Weights<'static> {
 impl<'a> Reader<'a> {
     fn of(rest: &mut &'a [u8], features: usize) -> Self {
         let curve = take(rest, 8);
-        let features = take(rest, 8 * features);
+        let features = take(rest, SCALE * features);
         let trees = short(take(rest, 2));
         Self {
             curve,
@@ -108,7 +123,7 @@ impl<'a> Reader<'a> {
 
     /// Features as bytes, the form in which the trees compare them.
     fn rounded(&self, values: impl Iterator<Item = f64>) -> Vec<u8> {
-        let scales = self.features.chunks_exact(8);
+        let scales = self.features.chunks_exact(SCALE);
         let round = |(value, scale): (f64, &[u8])| {
             let (mean, spread) = (f64::from(float(scale)), f64::from(float(&scale[4..])));
             let step = ((value - mean) / spread * STEPS + MIDDLE + 0.5).floor();
@@ -123,19 +138,19 @@ impl<'a> Reader<'a> {
         let mut rest = self.forest;
         for _ in 0..self.trees {
             let nodes = short(take(&mut rest, 2));
-            let nodes = take(&mut rest, 4 * usize::from(nodes));
+            let (nodes, _) = take(&mut rest, 4 * usize::from(nodes)).as_chunks::<4>();
             let mut at = 0;
             loop {
-                let node = &nodes[4 * at..4 * at + 4];
-                if node[0] == LEAF {
-                    weak += u32::from(node[1]);
-                    strong += u32::from(node[2]);
+                let [feature, limit, low, high] = nodes[at];
+                if feature == LEAF {
+                    weak += u32::from(limit);
+                    strong += u32::from(low);
                     break;
                 }
-                at = if features[usize::from(node[0])] <= node[1] {
+                at = if features[usize::from(feature)] <= limit {
                     at + 1
                 } else {
-                    usize::from(short(&node[2..]))
+                    usize::from(u16::from_le_bytes([low, high]))
                 };
             }
         }
@@ -168,7 +183,9 @@ impl<'a> Weights<'a> {
     fn features(&self, text: &Text<'_>) -> Vec<u8> {
         let shape = text.shape().into_iter();
         if text.is_choice() {
-            self.choice.rounded(shape.chain(self.topics(text)))
+            let choice = text.manner().into_iter().chain(text.rivals());
+            let words = self.topics(text).into_iter().chain(self.familiar(text));
+            self.choice.rounded(shape.chain(choice).chain(words))
         } else {
             self.other.rounded(shape)
         }
@@ -192,6 +209,25 @@ impl<'a> Weights<'a> {
             *topic *= f64::from(float(scale));
         }
         topics
+    }
+
+    /// How common the words of the question are and those of the choices: the mean, the least,
+    /// and the shares of those that are rare.
+    fn familiar(&self, text: &Text<'_>) -> [f64; FAMILIAR] {
+        let mut familiar = [0.0; FAMILIAR];
+        for (of, hashes) in familiar.chunks_exact_mut(4).zip(text.vocabularies()) {
+            let levels = || hashes.iter().map(|h| self.levels[*h as usize % BUCKETS]);
+            let count = hashes.len().max(1) as f64;
+            of[0] = levels().map(f64::from).sum::<f64>() / count;
+            of[1] = f64::from(levels().min().unwrap_or(0));
+            for (share, limit) in of[2..].iter_mut().zip(RARE) {
+                *share = levels().filter(|level| *level <= limit).count() as f64 / count;
+            }
+            if hashes.is_empty() {
+                of[2..].fill(1.0);
+            }
+        }
+        familiar
     }
 }
 
@@ -220,9 +256,9 @@ mod tests {
     /// Walks every node: a wrong length, a child that does not exist or a loop would be a
     /// trap in a guest.
     fn whole(reader: &Reader<'_>, features: usize) -> usize {
-        assert_eq!(reader.features.len(), 8 * features);
+        assert_eq!(reader.features.len(), SCALE * features);
         assert!(reader.trees > 0);
-        for scale in reader.features.chunks_exact(8) {
+        for scale in reader.features.chunks_exact(SCALE) {
             assert!(float(scale).is_finite() && float(&scale[4..]) > 0.0);
         }
         assert!(float(reader.curve) > 0.0, "calibration keeps the order");
@@ -247,7 +283,7 @@ mod tests {
     fn the_weights_are_of_the_version_that_is_read_and_every_tree_ends() {
         assert_eq!(&EMBEDDED[..8], MAGIC);
         let weights = Weights::embedded();
-        assert_eq!(whole(&weights.choice, SHAPES + TOPICS), 0);
+        assert_eq!(whole(&weights.choice, CHOICES), 0);
         assert_eq!(whole(&weights.other, SHAPES), 0);
     }
 

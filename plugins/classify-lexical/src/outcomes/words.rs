@@ -3,43 +3,61 @@
 //! negation, best, calculate, suppose, you, he, quantity, unit, compare, logic,
 //! time, is, was, will, the, a, of, in, that, which, what, who, how, following,
 //! according, cause, term, half, number, left, total, per, money, rate, same,
-//! roman, verdict.
+//! roman, verdict, plain.
 
 /// How many lists there are.
-pub const LISTS: usize = 37;
+pub const LISTS: usize = 38;
+
+/// Words that ask, in four lists.
+pub const ASKING: u64 = 0x780000;
+
+/// Points at the choices.
+pub const FOLLOWING: u64 = 0x800000;
+
+/// Asks for the best or the most likely choice.
+pub const BEST: u64 = 0x2;
+
+/// Asks for what is not so.
+pub const NEGATION: u64 = 0x1;
+
+/// Asks about statements.
+pub const LOGIC: u64 = 0x200;
+
+/// Says nothing by itself.
+pub const PLAIN: u64 = 0x2000000000;
 
 /// Hash of each word, sorted, since every word of every prompt is looked up.
 #[rustfmt::skip]
-pub const WORDS: [(u32, u64); 278] = [
-    (0x00cb88f2, 0x40000), // that
+pub const WORDS: [(u32, u64); 286] = [
+    (0x00cb88f2, 0x2000040000), // that
     (0x0165d516, 0x80), // degrees
-    (0x03ebc0f5, 0x20000), // on
+    (0x03ebc0f5, 0x2000020000), // on
     (0x051089db, 0x80), // w
     (0x0593fd17, 0x100000000), // price
     (0x076448f0, 0x400), // week
-    (0x0a357fc7, 0x1000), // did
+    (0x0a357fc7, 0x2000001000), // did
     (0x0a393c49, 0x10), // your
     (0x0a960654, 0x100000000), // paid
-    (0x0ad8d7c7, 0x100), // than
+    (0x0ad8d7c7, 0x2000000100), // than
     (0x0b7745aa, 0x4), // find
     (0x0f2028b3, 0x2), // largest
     (0x12269c28, 0x400), // year
     (0x127c9912, 0x100000000), // buy
-    (0x1543c14c, 0x200008), // when
+    (0x1543c14c, 0x2000200008), // when
     (0x16404254, 0x20), // him
-    (0x16db5c69, 0x20), // she
-    (0x176cec45, 0x20000), // at
+    (0x16db5c69, 0x2000000020), // she
+    (0x176cec45, 0x2000020000), // at
     (0x1815fc6b, 0x8000000), // fifth
     (0x184af70c, 0x4000000), // called
     (0x18b72e2d, 0x4), // solve
     (0x1a1c3a80, 0x100), // taller
     (0x1adbd596, 0x8), // imagine
     (0x1baf29c1, 0x10000000), // twelve
-    (0x1caea9fa, 0x40000), // these
+    (0x1caea9fa, 0x2000040000), // these
     (0x1dbde687, 0x100000000), // sells
     (0x1e7e3577, 0x8000000), // thrice
     (0x1f3f6067, 0x1000000000), // wrong
-    (0x20a9c5a0, 0x1000), // were
+    (0x20a9c5a0, 0x2000001000), // were
     (0x20e91a99, 0x100000000), // pays
     (0x212946d3, 0x800000000), // iv
     (0x2150acdd, 0x8000000), // twice
@@ -48,15 +66,15 @@ pub const WORDS: [(u32, u64); 278] = [
     (0x280df933, 0x200), // argument
     (0x28afd078, 0x2000000), // caused
     (0x2914e68a, 0x80), // v
-    (0x2a86a8fa, 0x1000), // was
-    (0x2c90a22b, 0x200000), // where
-    (0x2e5550d9, 0x200), // and
+    (0x2a86a8fa, 0x2000001000), // was
+    (0x2c90a22b, 0x2000200000), // where
+    (0x2e5550d9, 0x2000000200), // and
     (0x2ea84c6a, 0x100), // decreases
     (0x30ef3dec, 0x10), // our
     (0x325f2661, 0x1), // least
     (0x337c645a, 0x8), // given
     (0x347ad9d7, 0x100000000), // dollars
-    (0x34ec2bbb, 0x800), // can
+    (0x34ec2bbb, 0x2000000800), // can
     (0x35b48ea4, 0x80000000), // per
     (0x35c65355, 0x80), // k
     (0x36aac50c, 0x80), // km
@@ -64,20 +82,22 @@ pub const WORDS: [(u32, u64); 278] = [
     (0x38780b41, 0x2), // greatest
     (0x3988e22e, 0x20), // mother
     (0x3be04c73, 0x2), // highest
-    (0x3f1e2d08, 0x4000), // the
+    (0x3e2ac7f9, 0x2000000000), // its
+    (0x3f1e2d08, 0x2000004000), // the
     (0x3f41cc1d, 0x80), // mm
     (0x3f9c724a, 0x200), // conclusion
     (0x405e03f1, 0x400), // weeks
     (0x41e5f4b3, 0x400), // century
-    (0x44501a5a, 0x2000), // will
+    (0x44501a5a, 0x2000002000), // will
     (0x44cd52eb, 0x200), // implies
     (0x4546e124, 0x20), // man
     (0x45ec1e39, 0x4000000), // defined
     (0x48338ba1, 0x100000000), // costs
     (0x48a25e8b, 0x10000000), // nine
+    (0x497f54d1, 0x2000000000), // such
     (0x4a5af6eb, 0x100), // more
-    (0x4b0e58ae, 0x1000), // had
-    (0x4b15d443, 0x20000), // to
+    (0x4b0e58ae, 0x2000001000), // had
+    (0x4b15d443, 0x2000020000), // to
     (0x4b8ed691, 0x1000000), // according
     (0x4c1826eb, 0x4), // equal
     (0x4c2fe469, 0x100000000), // pay
@@ -88,8 +108,8 @@ pub const WORDS: [(u32, u64); 278] = [
     (0x4f349819, 0x400000), // why
     (0x4f456a6a, 0x80), // feet
     (0x4f6ff196, 0x4000000), // types
-    (0x4ff4b6f7, 0x8), // if
-    (0x502a547a, 0x20), // his
+    (0x4ff4b6f7, 0x2000000008), // if
+    (0x502a547a, 0x2000000020), // his
     (0x50e29cf4, 0x40000), // whose
     (0x5203f491, 0x4), // approximately
     (0x5211f5f7, 0x40), // both
@@ -97,7 +117,7 @@ pub const WORDS: [(u32, u64); 278] = [
     (0x55cfddf7, 0x200000000), // percentage
     (0x57b97624, 0x20), // woman
     (0x58704f34, 0x200000000), // interest
-    (0x5927fb36, 0x20), // he
+    (0x5927fb36, 0x2000000020), // he
     (0x5b842c0e, 0x1000000001), // false
     (0x5ba9ff32, 0x1), // except
     (0x5cfb2218, 0x2000000), // due
@@ -107,35 +127,37 @@ pub const WORDS: [(u32, u64); 278] = [
     (0x5e44f368, 0x40), // only
     (0x5f21b468, 0x2000000), // because
     (0x5fba48e6, 0x200), // premise
-    (0x6021c4d3, 0x20000), // with
+    (0x6021c4d3, 0x2000020000), // with
     (0x604fe825, 0x200000000), // fraction
+    (0x62b17030, 0x2000000000), // it
     (0x637037f2, 0x2), // most
     (0x64bc50a5, 0x4), // evaluate
     (0x657c1e0f, 0x800000000), // iii
     (0x6629ea06, 0x5000000), // refers
     (0x662d7b5b, 0x80), // l
-    (0x669fc466, 0x20000), // from
+    (0x669fc466, 0x2000020000), // from
     (0x68010081, 0x2000000), // effects
-    (0x694ffae4, 0x2000), // would
+    (0x694ffae4, 0x2000002000), // would
     (0x69be61d8, 0x10000000), // dozen
+    (0x6a49cf1d, 0x2000000000), // there
     (0x6b3fb042, 0x20000000), // before
-    (0x6b877d45, 0x8000), // a
+    (0x6b877d45, 0x2000008000), // a
     (0x6bf9f34e, 0x200000080), // percent
     (0x6cbe9f27, 0x80), // miles
-    (0x717fe135, 0x800), // have
+    (0x717fe135, 0x2000000800), // have
     (0x718868a6, 0x100000000), // earn
     (0x72369a8d, 0x1), // cannot
-    (0x73d07e6f, 0x240000), // who
+    (0x73d07e6f, 0x2000240000), // who
     (0x7429016d, 0x800000), // following
     (0x743625e5, 0x100), // increases
     (0x74ded91a, 0x4), // determine
-    (0x75eb186c, 0x1000000040), // no
-    (0x763a266e, 0xc0000), // which
+    (0x75eb186c, 0x3000000040), // no
+    (0x763a266e, 0x20000c0000), // which
     (0x794f369b, 0x100000000), // spends
     (0x7959e8d5, 0x100), // less
     (0x7a3af5db, 0x400000000), // same
-    (0x7aefdf53, 0x10000), // of
-    (0x7afe953d, 0x200), // or
+    (0x7aefdf53, 0x2000010000), // of
+    (0x7afe953d, 0x2000000200), // or
     (0x7bb07982, 0x2000000), // cause
     (0x7c2abb85, 0x100), // increase
     (0x7ca1e9fc, 0x10), // i
@@ -147,60 +169,62 @@ pub const WORDS: [(u32, u64); 278] = [
     (0x8149d12d, 0x8000000), // triple
     (0x828fb7b6, 0x400000000), // much
     (0x83e704fa, 0x10000000), // ten
-    (0x8486bdfa, 0x40000), // this
-    (0x85c18faf, 0x40000), // those
+    (0x8486bdfa, 0x2000040000), // this
+    (0x85c18faf, 0x2000040000), // those
     (0x887d7757, 0x100000000), // sold
     (0x88e1030e, 0x2000000), // result
     (0x8abf3266, 0x100000000), // cents
     (0x8b76b879, 0x400), // months
-    (0x8c0ed1f0, 0x800), // has
+    (0x8c0ed1f0, 0x2000000800), // has
     (0x8d0393c9, 0x40), // always
     (0x8d1f8488, 0x4), // calculate
     (0x8e97fb35, 0x4000000), // type
     (0x8eb22fac, 0x800000000), // ii
     (0x8f0d08e2, 0x100), // decrease
     (0x8fbfb0a5, 0x200), // statements
-    (0x902b079c, 0x400000000), // as
+    (0x902b079c, 0x2400000000), // as
     (0x9150a799, 0x10000000), // twenty
     (0x916930d6, 0x10000000), // hundred
     (0x91b7403c, 0x100000000), // buys
     (0x91bf7c09, 0x20000000), // until
-    (0x9311ecc0, 0x400000), // how
+    (0x9311ecc0, 0x2000400000), // how
     (0x932808f4, 0x10), // my
     (0x933e8b53, 0x2), // typically
     (0x94945bf1, 0x2000000), // causes
     (0x951a5b4a, 0x20000000), // left
     (0x95424496, 0x20000000), // remain
-    (0x95e9cf2f, 0x800), // are
+    (0x95e9cf2f, 0x2000000800), // are
     (0x95f29ba0, 0x40000000), // sum
     (0x964cdbb3, 0x8), // assume
-    (0x98fde649, 0x100000), // what
+    (0x98fde649, 0x2000100000), // what
     (0x9aad533c, 0x2), // best
     (0x9b5a2583, 0x2000), // must
     (0x9c661507, 0x40000000), // combined
     (0x9d203da4, 0x80), // c
     (0x9e2283cc, 0x40), // all
+    (0x9f28b319, 0x2000000000), // but
     (0xa0b1ce85, 0x2000000), // effect
-    (0xa2b96ede, 0x8000), // an
-    (0xa3a275e5, 0x8), // then
+    (0xa2b96ede, 0x2000008000), // an
+    (0xa3a275e5, 0x2000000008), // then
     (0xa3f9dc58, 0x2), // main
     (0xa469d51b, 0x10), // you
     (0xa54aa344, 0x20), // father
-    (0xa64ab7c9, 0x2000), // might
+    (0xa64ab7c9, 0x2000002000), // might
     (0xa7425fba, 0x80), // ml
     (0xa7523b56, 0x400), // hours
     (0xa7f4a8cf, 0x20000000), // after
     (0xa8ee0c44, 0x80), // pounds
     (0xa9761fb9, 0x80), // j
-    (0xa9c76c77, 0x1), // not
+    (0xa9c76c77, 0x2000000001), // not
     (0xaa528558, 0x400), // hour
     (0xacbad3f1, 0x1000000000), // yes
     (0xacdc9ac6, 0x80), // kg
     (0xaf798425, 0x200000000), // discount
-    (0xb2a07706, 0x20000), // in
+    (0xb0f6e19e, 0x2000000000), // so
+    (0xb2a07706, 0x2000020000), // in
     (0xb2bc6e49, 0x400000000), // many
-    (0xb3b78f1d, 0x20000), // by
-    (0xb3bca507, 0x20000), // for
+    (0xb3b78f1d, 0x2000020000), // by
+    (0xb3bca507, 0x2000020000), // for
     (0xb41f8589, 0x80), // m
     (0xb63173dc, 0x80), // mol
     (0xb6c4d38b, 0x80), // cm
@@ -215,12 +239,12 @@ pub const WORDS: [(u32, u64); 278] = [
     (0xbb42909a, 0x100000000), // bought
     (0xbb8dad84, 0x1), // untrue
     (0xbbc19f23, 0x10000000), // seven
-    (0xbcc09692, 0x20), // they
+    (0xbcc09692, 0x2000000020), // they
     (0xbdeb4d34, 0x4000000), // known
     (0xbe501d1f, 0x8000000), // quarter
     (0xbfbbb99b, 0x200), // statement
     (0xc17e39b1, 0x100), // lower
-    (0xc1c05b21, 0x2000), // should
+    (0xc1c05b21, 0x2000002000), // should
     (0xc394e7c8, 0x4), // compute
     (0xc6950ff6, 0x400), // days
     (0xc69c7ba6, 0x4000000), // example
@@ -231,7 +255,7 @@ pub const WORDS: [(u32, u64); 278] = [
     (0xca423c9b, 0x400), // minutes
     (0xcd249a79, 0x2000000), // since
     (0xcdc2ca98, 0x1), // never
-    (0xcf52d0a4, 0x20), // her
+    (0xcf52d0a4, 0x2000000020), // her
     (0xcfa1196c, 0x10000000), // one
     (0xd0c2a858, 0x100), // higher
     (0xd3403f14, 0x40), // any
@@ -240,7 +264,7 @@ pub const WORDS: [(u32, u64); 278] = [
     (0xd40e44cc, 0x4), // equals
     (0xd4b0932e, 0x80), // n
     (0xd6d56d50, 0x2000000), // results
-    (0xd7cbe1bd, 0x20), // their
+    (0xd7cbe1bd, 0x2000000020), // their
     (0xdde76f07, 0x400), // month
     (0xe054ca57, 0x200), // therefore
     (0xe10f83b8, 0x80), // hz
@@ -256,7 +280,7 @@ pub const WORDS: [(u32, u64); 278] = [
     (0xe6bbc56a, 0x4), // value
     (0xe6dc4ff5, 0x40), // some
     (0xe7440c44, 0x100000000), // sell
-    (0xe77fb6c0, 0x800), // does
+    (0xe77fb6c0, 0x2000000800), // does
     (0xe7f0f1c3, 0x4), // estimate
     (0xe881eac7, 0x80), // s
     (0xe89f3bfd, 0x1000000200), // valid
@@ -266,14 +290,15 @@ pub const WORDS: [(u32, u64); 278] = [
     (0xec9e21f9, 0x1000000200), // true
     (0xed55ab61, 0x8), // let
     (0xed8c90c3, 0x400), // minute
-    (0xee0b7802, 0x1000), // been
+    (0xee0b7802, 0x2000001000), // been
     (0xef873747, 0x200000000), // ratio
     (0xf0afa5f0, 0x8), // consider
-    (0xf0bfe5d7, 0x800), // is
+    (0xf0bfe5d7, 0x2000000800), // is
     (0xf0d2413d, 0x4), // simplify
     (0xf0dc3d8e, 0x8000000), // double
-    (0xf0e1847e, 0x800), // do
-    (0xf2284038, 0x2000), // may
+    (0xf0e1847e, 0x2000000800), // do
+    (0xf172419f, 0x2000000000), // be
+    (0xf2284038, 0x2000002000), // may
     (0xf4155e8d, 0x80000040), // every
     (0xf47c1f3b, 0x80000040), // each
     (0xf4cf0e92, 0x40000000), // together
@@ -287,6 +312,7 @@ pub const WORDS: [(u32, u64); 278] = [
     (0xfb6c97fe, 0x100), // older
     (0xfb7fb2a2, 0x100000000), // spend
     (0xfd35425e, 0x10000000), // three
+    (0xfd713e99, 0x2000000000), // into
     (0xfe003b15, 0x10000000), // four
-    (0xfeb7854f, 0x2000), // could
+    (0xfeb7854f, 0x2000002000), // could
 ];
