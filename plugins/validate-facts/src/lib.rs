@@ -7,6 +7,10 @@
 //! none decides alone, except that JSON inside a code fence is taken out of it. An answer that
 //! is still being written is checked as far as its sentences are whole.
 //!
+//! A finished answer that works with numbers, to a question that asks for one, is also read for
+//! how it was worked out: numbers of the question that it does not use, an expression that breaks
+//! off, turns. That moves the confidence within bounds, up or down; how good it is: `worked.txt`.
+//!
 //! How unsure a tier was of its first token counts only where the operator says from where on
 //! (setting `first-token-entropy-max`, in nats; off as it comes, since there is no data to derive
 //! a bound from): above it a step is left, whatever else speaks for the answer.
@@ -23,6 +27,7 @@ mod confidence;
 mod grounded;
 mod json;
 mod text;
+mod worked;
 
 use homeostat_sdk::*;
 
@@ -128,7 +133,7 @@ fn partial(request: &Request, answer: &Answer, beginning: Option<checks::Check>)
     let mut found = checks::so_far(request, answer);
     found.retain(failed);
     let shift = found.iter().map(|check| check.shift).sum();
-    let (confidence, _) = confidence::confidence(&answer.logprobs, shift);
+    let (confidence, _) = confidence::confidence(&answer.logprobs, shift, None);
     let doubted = !found.is_empty() && confidence < answer.accept_threshold;
     let began_badly = beginning.as_ref().is_some_and(failed);
     if answer.steps_left == 0 || !(doubted || began_badly) {
@@ -147,9 +152,11 @@ fn assess(request: &Request, answer: &Answer) -> (Assessment, bool) {
     let failed = |c: &&checks::Check| !c.finding.passed;
     let hard = checks.iter().filter(failed).any(|c| c.hard);
     let shift = checks.iter().filter(failed).map(|c| c.shift).sum();
-    let (confidence, finding) = confidence::confidence(&answer.logprobs, shift);
+    let worked = worked::of(request, answer);
+    let (confidence, finding) = confidence::confidence(&answer.logprobs, shift, worked.as_ref());
     let mut findings: Vec<Finding> = checks.into_iter().map(|c| c.finding).collect();
     findings.push(finding);
+    findings.extend(worked.map(|worked| worked.finding()));
     let confidence = if hard {
         confidence.min(0.05)
     } else {
