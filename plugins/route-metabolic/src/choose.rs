@@ -1,7 +1,7 @@
 //! Expected quality minus price, over the tiers and over what may follow each.
 //!
-//! For tier *t* with expected share of good answers *q* and effort *e* (0 to 1, never
-//! falling with size):
+//! For tier *t* with expected share of good answers *q* and effort *e* (1 = the largest tier's
+//! usual answer, never falling with size):
 //!
 //! ```text
 //! worth(t) = q + credit for what may follow − pressure · e − waiting − money
@@ -60,6 +60,8 @@ const UNFAMILIAR: f32 = 0.35;
 /// Efforts up to so many times the smallest are as small: equal models on equal devices never
 /// measure quite alike.
 const AS_SMALL: f32 = 1.1;
+/// Nothing that a tier usually does takes so many times what it usually takes.
+const JOINING_MAX: f64 = 4.0;
 /// Bytes per token, low on purpose: a prompt that barely fits is better sent elsewhere.
 const BYTES_PER_TOKEN: u64 = 3;
 
@@ -319,8 +321,8 @@ fn prompt_tokens(request: &Request) -> u64 {
 }
 
 /// Each tier's energy as a share of the largest: of its energy when all have one, else from
-/// size when all tell it, else from rank. A larger tier never counts less than a smaller one,
-/// even when it runs elsewhere: sending traffic *up* because the machine is in need would spend
+/// size when all tell it, else from rank; times what joining it now takes of that. A larger tier
+/// never counts less than a smaller one, even when it runs elsewhere: sending traffic *up* because the machine is in need would spend
 /// money that nobody agreed to.
 fn efforts(tiers: &[(&Tier, Figures)]) -> Vec<f32> {
     let told: Option<Vec<f64>> = tiers.iter().map(|(t, known)| joules(t, known)).collect();
@@ -329,15 +331,25 @@ fn efforts(tiers: &[(&Tier, Figures)]) -> Vec<f32> {
         .map(|(t, _)| t.parameters.map(|p| p as f64))
         .collect();
     let usable = |v: &Vec<f64>| v.iter().all(|x| x.is_finite() && *x > 0.0);
-    let mut effort = told
+    let effort = told
         .filter(usable)
         .or(sizes.filter(usable))
         .unwrap_or_else(|| (1..=tiers.len()).map(|i| i as f64).collect());
-    for i in 1..effort.len() {
-        effort[i] = effort[i].max(effort[i - 1]);
+    let largest = effort.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
+    let now = effort.iter().zip(tiers);
+    let mut now: Vec<f64> = now.map(|(e, (t, _))| e * joining(t) / largest).collect();
+    for i in 1..now.len() {
+        now[i] = now[i].max(now[i - 1]);
     }
-    let largest = effort.last().copied().unwrap_or(1.0);
-    effort.iter().map(|e| (e / largest) as f32).collect()
+    now.into_iter().map(|e| e as f32).collect()
+}
+
+/// What one more answer takes of a tier at its present load, over what its answers take in the
+/// mean.
+fn joining(tier: &Tier) -> f64 {
+    let told = speculate::number(tier, "homeostat.joules-joining-ratio");
+    told.filter(|ratio| *ratio > 0.0)
+        .map_or(1.0, |ratio| ratio.min(JOINING_MAX))
 }
 
 /// Joules per token: as the host measures them, else as they were learned, else as somebody

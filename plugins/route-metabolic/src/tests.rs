@@ -65,6 +65,11 @@ impl Seeded {
                 tpot_ms: self.sample(80.0),
                 usd_per_mtok_output: self.flip().then(|| f64::from(self.ratio()) * 10.0),
                 can_speculate: self.flip(),
+                attributes: self
+                    .flip()
+                    .then(|| joining(self.ratio() * 2.0))
+                    .into_iter()
+                    .collect(),
                 ..Tier::default()
             })
             .collect()
@@ -290,6 +295,37 @@ fn three_tiers() -> (Vec<Tier>, Classification) {
         ..Classification::default()
     };
     (tiers, classification)
+}
+
+/// What one more answer adds, as the host tells it.
+fn joining(ratio: f32) -> Attribute {
+    let ratio = Value::Number(f64::from(ratio));
+    ("homeostat.joules-joining-ratio".to_owned(), ratio)
+}
+
+#[test]
+fn a_large_tier_that_is_at_work_is_joined_for_what_would_not_wake_it() {
+    let (tiers, hard) = three_tiers();
+    let mut tiers = [tiers[0].clone(), tiers[2].clone()];
+    let easy = Classification {
+        p_simple: 1.0,
+        p_medium: 0.0,
+        p_complex: 0.0,
+        ..hard
+    };
+    let mut begun_with = |ratio| {
+        tiers[1].attributes = vec![joining(ratio)];
+        let snapshot = Snapshot {
+            profile: Profile::Edge,
+            ..Snapshot::default()
+        };
+        plan_of(ask(&turn(1), &easy, &tiers, &snapshot)).steps[0]
+            .tier
+            .clone()
+    };
+    let tiers = [1.2, 0.2, 0.0, f32::NAN].map(&mut begun_with);
+    // What is no share of anything is not believed.
+    assert_eq!(tiers, ["small", "large", "small", "small"]);
 }
 
 fn plan_of(decision: Decision) -> Plan {

@@ -406,7 +406,8 @@ impl Machine {
         };
         let cost = COSTS[tier];
         let alone = (cost.weight_bytes, cost.flops_per_token);
-        let load = Load::beside(queue.shown.0 as usize, queue.prompt_tokens as usize);
+        let others = (queue.shown.0 + queue.shown.1) as usize;
+        let load = Load::beside(others.min(SLOTS - 1), queue.prompt_tokens as usize);
         TierView {
             id: TIERS[tier].into(),
             kind: TierKind::Simulated,
@@ -420,8 +421,11 @@ impl Machine {
             num_requests_waiting: queue.shown.1,
             ttft_ms: queue.ttft_ms.map(simulated),
             tpot_ms: queue.tpot_ms.map(simulated),
-            // Of one sequence alone: what a maker would state.
-            joules_per_token: Some(simulated(inner.roofline.work_joules(alone.0, alone.1))),
+            // Of one sequence alone: what a maker would state, and no measurement.
+            joules_per_token: Some(Sample {
+                origin: homeostat_hooks::Origin::Modelled,
+                ..simulated(inner.roofline.work_joules(alone.0, alone.1))
+            }),
             can_speculate: true,
             attributes: queue.drafts.attributes(load, &queue.stats),
             ..TierView::default()

@@ -10,6 +10,10 @@
 //! once it waits for the arithmetic. So answers are kept apart by how many ran beside them and by
 //! how much they had to read, and what is shown is what a request would meet now. What too few
 //! answers of that load have shown is not there.
+//!
+//! The same figures tell what one more answer would cost. Weights are read once for all that are
+//! computed together, so who joins others adds less than who has the tier for himself:
+//! `homeostat.joules-joining-ratio`.
 
 use homeostat_engine::EngineStats;
 use homeostat_hooks::{Attribute, Value};
@@ -24,6 +28,8 @@ const ANSWERS_MIN: u32 = 3;
 const DRAFTED_MIN: u64 = 64;
 /// Weight of the newest answer: the last ten or so count.
 const MEAN_WEIGHT: f64 = 0.2;
+/// The same of what all of a tier's answers take: as slow as routers learn it.
+const ALL_WEIGHT: f64 = 0.05;
 
 /// Sequences in a batch from which it is no longer a small one, and from which it is large.
 const BATCHES: [usize; 2] = [2, 5];
@@ -33,7 +39,9 @@ const LONG_CONTEXT: usize = 512;
 /// How busy a tier is, as far as it decides what a guess is worth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Load {
+    /// Sequences in the batch, with this one.
     batch: usize,
+    /// 0 = a short prompt, 1 = a long one.
     context: usize,
 }
 
@@ -49,11 +57,15 @@ impl Load {
 
     /// What an answer meets beside so many others, with a prompt of so many tokens.
     pub fn beside(running: usize, prompt_tokens: usize) -> Self {
-        let batch = running + 1;
         Self {
-            batch: BATCHES.partition_point(|bound| *bound <= batch),
+            batch: running + 1,
             context: usize::from(prompt_tokens >= LONG_CONTEXT),
         }
+    }
+
+    /// 0 = alone, then a small batch, then a large one.
+    fn class(self) -> usize {
+        BATCHES.partition_point(|bound| *bound <= self.batch)
     }
 }
 
@@ -61,6 +73,8 @@ impl Load {
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Drafts {
     arms: [[Arms; 2]; BATCHES.len() + 1],
+    /// Of writing, per token, whatever the load.
+    joules: Mean,
 }
 
 /// The two kinds of answers at one load.
@@ -74,6 +88,16 @@ struct Arms {
 struct Arm {
     tpot_ms: Mean,
     joules: Mean,
+    /// Sequences in the batches whose joules those are.
+    batch: Mean,
+}
+
+/// What one of so many answers is booked of what they share: the harmonic number of their count over
+/// it. Between two counts as between the figures beside it.
+fn booked_share(count: f64) -> f64 {
+    let at = |count: usize| (1..=count).map(|n| 1.0 / n as f64).sum::<f64>() / count as f64;
+    let (below, part) = (count.floor() as usize, count.fract());
+    at(below) + part * (at(below + 1) - at(below))
 }
 
 /// What routers are shown of a mean, if enough answers have shown it.
@@ -96,35 +120,69 @@ impl Drafts {
         if tokens < TOKENS_MIN {
             return;
         }
-        let arms = &mut self.arms[load.batch][load.context];
+        let arms = &mut self.arms[load.class()][load.context];
         let arm = match might_guess {
             true => &mut arms.drafted,
             false => &mut arms.plain,
         };
         arm.tpot_ms.take(tpot_ms, MEAN_WEIGHT);
         if let Some(joules) = joules {
-            arm.joules.take(joules / tokens as f64, MEAN_WEIGHT);
+            let each = joules / tokens as f64;
+            arm.joules.take(each, MEAN_WEIGHT);
+            arm.batch.take(load.batch as f64, MEAN_WEIGHT);
+            self.joules.take(each, ALL_WEIGHT);
         }
+    }
+
+    /// Energy that writing one more answer would add at this load, over what the tier's answers
+    /// have taken in the mean; of the kind, with or without drafts, that adds less.
+    ///
+    /// Who joins *n* − 1 answers of like length, each somewhere in its middle, is one of *n* for a
+    /// while and then one of fewer. Of what the batch shares he is booked *H*(*n*) / *n* in the
+    /// mean, *H* the harmonic numbers, but as he relieves the others as well, he adds only 1 / *n*
+    /// of it: the batch lasts that much longer. The first figure the books know, so the share is
+    /// solved from it.
+    fn joining_ratio(&self, load: Load) -> Option<f64> {
+        let usual = self
+            .joules
+            .known(ANSWERS_MIN)
+            .filter(|usual| *usual > 0.0)?;
+        let [alone, now] = [0, load.class()].map(|class| &self.arms[class][load.context]);
+        let added = |alone: &Arm, now: &Arm| {
+            let alone = alone.joules.known(ANSWERS_MIN)?;
+            let (booked, met) = (
+                now.joules.known(ANSWERS_MIN)?,
+                now.batch.known(ANSWERS_MIN)?,
+            );
+            let is_shared = match met > 1.0 {
+                true => ((1.0 - booked / alone) / (1.0 - booked_share(met))).clamp(0.0, 1.0),
+                false => 0.0,
+            };
+            let added = 1.0 - is_shared + is_shared / load.batch as f64;
+            Some(alone * added / usual).filter(|ratio| ratio.is_finite())
+        };
+        let kinds = [
+            added(&alone.plain, &now.plain),
+            added(&alone.drafted, &now.drafted),
+        ];
+        kinds.into_iter().flatten().min_by(f64::total_cmp)
     }
 
     /// What routers are shown of it at this load.
     pub fn attributes(&self, load: Load, stats: &EngineStats) -> Vec<Attribute> {
-        let Arms { plain, drafted } = self.arms[load.batch][load.context];
+        let Arms { plain, drafted } = self.arms[load.class()][load.context];
         let guessed = stats.spec_decode_num_draft_tokens_total;
         let accepted = stats.spec_decode_num_accepted_tokens_total as f64 / guessed as f64;
         let accepted = (guessed >= DRAFTED_MIN).then_some(accepted);
-        let ratio = |ratio| {
-            (
-                "homeostat.draft-accepted-ratio".to_owned(),
-                Value::Number(ratio),
-            )
-        };
+        let ratio = |name: &str, ratio| (name.to_owned(), Value::Number(ratio));
+        let joining = self.joining_ratio(load);
         [
             told(plain.tpot_ms, "homeostat.tpot-plain-ms"),
             told(drafted.tpot_ms, "homeostat.tpot-drafted-ms"),
             told(plain.joules, "homeostat.joules-plain"),
             told(drafted.joules, "homeostat.joules-drafted"),
-            accepted.map(ratio),
+            joining.map(|joining| ratio("homeostat.joules-joining-ratio", joining)),
+            accepted.map(|accepted| ratio("homeostat.draft-accepted-ratio", accepted)),
         ]
         .into_iter()
         .flatten()
@@ -138,7 +196,7 @@ mod tests {
 
     /// Alone, with a short prompt.
     const ALONE: Load = Load {
-        batch: 0,
+        batch: 1,
         context: 0,
     };
 
@@ -167,6 +225,7 @@ mod tests {
             ("homeostat.tpot-plain-ms", 8.0),
             ("homeostat.tpot-drafted-ms", 5.0),
             ("homeostat.joules-drafted", 2.0),
+            ("homeostat.joules-joining-ratio", 1.0),
             ("homeostat.draft-accepted-ratio", 0.75),
         ];
         assert_eq!(
@@ -203,7 +262,7 @@ mod tests {
 
     #[test]
     fn loads_are_told_apart_where_the_batch_or_the_prompt_grows() {
-        let batches = [0, 1, 3, 4, 60].map(|running| Load::beside(running, 0).batch);
+        let batches = [0, 1, 3, 4, 60].map(|running| Load::beside(running, 0).class());
         assert_eq!(batches, [0, 1, 1, 2, 2]);
         let contexts = [0, 511, 512].map(|tokens| Load::beside(0, tokens).context);
         assert_eq!(contexts, [0, 0, 1]);
@@ -228,5 +287,58 @@ mod tests {
         assert_eq!(met(1, 6, 1), ALONE);
         // Nobody joins them before one has ended.
         assert_eq!(met(2, 6, 2), Load::beside(1, 0));
+    }
+
+    /// What joining is told to cost; answers alone take 4 J a token.
+    fn joining(drafts: &Drafts, running: usize) -> Option<f64> {
+        let told = told(drafts, Load::beside(running, 100), &EngineStats::default());
+        let key = "homeostat.joules-joining-ratio";
+        told.into_iter()
+            .find_map(|(name, ratio)| (name == key).then_some(ratio))
+    }
+
+    /// Answers of a tier of which so much is shared by those that are computed together, each begun
+    /// in the middle of another one that is as long.
+    fn shared(ratio: f64) -> Drafts {
+        let mut drafts = Drafts::default();
+        for _ in 0..4 {
+            drafts.take(Load::beside(0, 100), false, 20, 8.0, Some(80.0));
+            let booked = 80.0 * (1.0 - ratio + ratio * 0.75);
+            drafts.take(Load::beside(1, 100), false, 20, 8.0, Some(booked));
+        }
+        drafts
+    }
+
+    #[test]
+    fn who_joins_others_adds_what_they_do_not_share() {
+        for ratio in [0.0, 0.4, 1.0] {
+            let drafts = shared(ratio);
+            let alone = joining(&drafts, 0).expect("four answers");
+            let each = [1, 2, 3].map(|running| joining(&drafts, running).expect("told") / alone);
+            let expected = [2.0, 3.0, 4.0].map(|n: f64| 1.0 - ratio + ratio / n);
+            for (told, expected) in each.into_iter().zip(expected) {
+                assert!((told - expected).abs() < 1e-9, "{ratio}: {told} {expected}");
+            }
+            assert!(alone >= 1.0, "the mean is of answers that shared: {alone}");
+        }
+    }
+
+    #[test]
+    fn what_joining_costs_is_told_by_joules_of_both_loads_only() {
+        assert_eq!(joining(&Drafts::default(), 0), None);
+        let drafts = shared(0.5);
+        assert_eq!(joining(&drafts, 7), None, "no large batch was seen");
+        let mut unbooked = Drafts::default();
+        (0..4).for_each(|_| unbooked.take(Load::beside(0, 100), false, 20, 8.0, None));
+        assert_eq!(joining(&unbooked, 0), None);
+    }
+
+    #[test]
+    fn one_of_several_is_booked_more_of_what_they_share_than_he_adds() {
+        let booked = [1.0, 2.0, 2.5, 3.0].map(booked_share);
+        let expected = [1.0, 0.75, (0.75 + 11.0 / 18.0) / 2.0, 11.0 / 18.0];
+        for (booked, expected) in booked.into_iter().zip(expected) {
+            assert!((booked - expected).abs() < 1e-12);
+        }
     }
 }
