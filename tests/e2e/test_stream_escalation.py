@@ -9,6 +9,7 @@ import time
 import httpx
 import pytest
 
+import figures
 import policy_files
 import settings
 from homeostat_process import LIMIT_S, text_of, wait_until
@@ -215,17 +216,24 @@ def wait_until_both_follow(server, check: str):
     wait_until("the policies serve and both tiers are ready", serve)
 
 
-def tell(what: str, seen: Seen, cut: dict):
+def tell(what: str, seen: Seen, cut: dict, taken: float | None = None):
     reused, dropped = cut["sent_tokens"], cut["dropped_tokens"]
     seam_s = seen.time_at(cut["seam_bytes"])
-    print(
-        f"\n{what}: first text after {seen.pieces[0][0]:.3f} s, left after "
-        f"{cut['at_ms'] / 1000:.3f} s, first text of the next tier after {seam_s:.3f} s, all after "
-        f"{seen.seconds:.3f} s; {reused} tokens reused, {dropped} dropped, of whose "
-        f"{cut['dropped_bytes']} bytes the next tier said {cut['repeated_bytes']} again"
+    text = seen.text.encode()
+    figures.keep(
+        what,
+        first_text_s=round(seen.pieces[0][0], 3),
+        left_s=cut["at_ms"] / 1000,
+        first_text_of_next_tier_s=round(seam_s, 3),
+        all_s=round(seen.seconds, 3),
+        reused_tokens=reused,
+        dropped_tokens=dropped,
+        dropped_bytes=cut["dropped_bytes"],
+        bytes_said_again=cut["repeated_bytes"],
+        before_the_seam=text[: cut["seam_bytes"]].decode(),
+        after_it=text[cut["seam_bytes"] :].decode(),
+        draft_tokens_accepted=taken,
     )
-    print(f"  {seen.text.encode()[: cut['seam_bytes']].decode()!r}")
-    print(f"  {seen.text.encode()[cut['seam_bytes'] :].decode()!r}")
 
 
 def the_cut(seen: Seen, why: str = "bytes") -> dict:
@@ -314,9 +322,8 @@ def test_with_equal_tiers_a_stream_that_was_left_is_the_answer_that_was_not(twin
     before = accepted(twins)
     seen = Seen(twins)
     cut = the_cut(seen)
-    tell("the same model goes on", seen, cut)
     taken = accepted(twins) - before
-    print(f"  {taken:.0f} of the dropped tokens were accepted as a draft")
+    tell("the same model goes on", seen, cut, taken)
     assert taken > 0, "what was dropped is what the next tier says: a draft of it must hold"
     assert seen.text == alone
     assert cut["repeated_bytes"] == cut["dropped_bytes"]
