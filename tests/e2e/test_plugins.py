@@ -16,6 +16,7 @@ import pytest
 import settings
 from homeostat_process import ROOT, TARGET, run_cli, wait_until
 from test_authors import share_target
+from test_energy import microjoules, settled
 from test_heat import HARD, Gpu, empty, library  # noqa: F401: a fixture
 
 PLUGINS = ROOT / "plugins"
@@ -120,6 +121,7 @@ def test_a_judge_grades_the_small_tiers_answer_and_its_finding_is_in_the_record(
     own = judged["confidence"]
     assert 0 < own < 1
     assert [step["tier"] for step in record["steps"]] == ["small", "large"]
+    assert asked_by_policies(server, record) == 0
 
     put(server, "validate-judge", sure="1")
     record = asked(server, "What is the capital of Australia?")
@@ -134,6 +136,7 @@ def test_a_judge_grades_the_small_tiers_answer_and_its_finding_is_in_the_record(
         assert judged["confidence"] == pytest.approx(own)
     followed = ["large"] if judged["confidence"] < 1 else []
     assert [step["tier"] for step in record["steps"]] == ["small", *followed]
+    assert asked_by_policies(server, record) > 0
 
     # The threshold is the router's: with one that everything reaches, nobody is asked twice.
     put(server, "route-cascade", thresholds="0")
@@ -143,9 +146,11 @@ def test_a_judge_grades_the_small_tiers_answer_and_its_finding_is_in_the_record(
     # Several short samples of the real model are counted.
     put(server, "route-cascade", thresholds="0.99")
     put(server, "validate-consistency", sure="1", hopeless="0", samples="2", max_tokens="4")
-    (finding,) = verdict(asked(server, "Tell me a number.")["steps"][0])["findings"]
+    record = asked(server, "Tell me a number.")
+    (finding,) = verdict(record["steps"][0])["findings"]
     assert finding["check"] == "consistency"
     assert re.fullmatch(r"\d of \d answers agree", finding["detail"]), finding
+    assert asked_by_policies(server, record) > 0
 
 
 def test_samples_without_a_number_agree_as_far_as_the_real_encoder_finds_them_alike(start):
@@ -166,6 +171,14 @@ def test_samples_without_a_number_agree_as_far_as_the_real_encoder_finds_them_al
     loose, strict = found("-1"), found("1")
     print(f"\nalike from -1: {loose[1]}, from 1: {strict[1]}")
     assert loose[0] > 0.5 > strict[0], (loose, strict)
+
+
+def asked_by_policies(server, record: dict) -> int:
+    """What policies asked models for this request, µJ: a part of its own of the receipt."""
+    energy = settled(server, record["id"])
+    parts = ("prefill_joules", "decode_joules", "policy_joules")
+    assert microjoules(energy["joules"]) == sum(microjoules(energy[part]) for part in parts)
+    return microjoules(energy["policy_joules"])
 
 
 def verdict(step: dict) -> dict:

@@ -973,10 +973,11 @@ impl EngineHandle {
 
     /// How likely the model finds `continuation` after `prompt`, token by token. Waits for the
     /// answer, so never call it on a thread that must not wait. Control tokens are recognised in
-    /// the prompt only. `tenant` is as in a [`GenerationRequest`].
+    /// the prompt only. `tenant` and `account` are as in a [`GenerationRequest`].
     pub fn score(
         &self,
         tenant: Option<&str>,
+        account: u64,
         prompt: &str,
         continuation: &str,
     ) -> Result<Vec<TokenLogprob>, ScoreError> {
@@ -995,6 +996,7 @@ impl EngineHandle {
         let purpose = Purpose::Score { next, top: 0 };
         let standing = Standing {
             tenant: tenant.map_or(0, |name| tenant_number(name, self.shared.seed)),
+            account,
             ..Standing::default()
         };
         self.enqueue(

@@ -519,13 +519,13 @@ fn likely_continuations_score_higher_than_unlikely_ones() {
     let handle = ENGINE.handle();
     let total = |text: &str| {
         let scores = handle
-            .score(None, "The capital of France is", text)
+            .score(None, 0, "The capital of France is", text)
             .expect("a good request");
         assert_eq!(scores.len(), handle.count_tokens(text, false));
         scores.iter().map(|s| s.logprob).sum::<f32>()
     };
     assert!(total(" Paris.") > total(" cheese."));
-    assert_eq!(handle.score(None, "The capital", ""), Ok(Vec::new()));
+    assert_eq!(handle.score(None, 0, "The capital", ""), Ok(Vec::new()));
 }
 
 #[test]

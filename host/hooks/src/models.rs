@@ -1,5 +1,8 @@
 //! Models as a policy may use them: the host side of the `models` import.
 
+use std::sync::Arc;
+
+use crate::request::Request;
 use crate::route::TierView;
 
 /// How a short text is generated.
@@ -48,6 +51,12 @@ pub enum ModelError {
 /// inside host calls as well. They take of the share of `tenant`, for whose request the
 /// policy works, and meet nobody else's prompts in a cache; `None` = nobody is known.
 pub trait Models: Send + Sync {
+    /// The same models as the policies of this request ask them, which pays for it, for as long as
+    /// what is returned is held. `None` = nobody keeps books, and these are asked themselves: what
+    /// they take is the host's own.
+    fn at_the_expense_of(self: Arc<Self>, _request: &Request) -> Option<Arc<dyn Models>> {
+        None
+    }
     /// Ids of all models, encoders included.
     fn names(&self) -> Vec<String>;
     /// The tier as a router would see it now.

@@ -172,10 +172,11 @@ impl Instance {
         permit: Permit,
         deadline: Instant,
     ) -> Result<Self, Fault> {
-        Self::taped(policy, asked, permit, deadline, None)
+        Self::taped(policy, asked, permit, deadline, None, None)
     }
 
-    /// As [`Self::new`]; what it asks the host goes through this tape.
+    /// As [`Self::new`]; what it asks the host goes through this tape, and what it asks models to
+    /// these, which its request pays for.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -185,8 +186,9 @@ impl Instance {
         permit: Permit,
         deadline: Instant,
         tape: Option<Arc<Tape>>,
+        models: Option<Arc<dyn h::Models>>,
     ) -> Result<Self, Fault> {
-        let state = HostState::new(Arc::clone(&policy.powers), Arc::clone(asked), tape);
+        let state = HostState::new(Arc::clone(&policy.powers), Arc::clone(asked), tape, models);
         let mut store = Store::new(policy.engine(), state);
         store.limiter(|state| &mut state.meter);
         store.set_hostcall_fuel(
@@ -255,10 +257,15 @@ impl Instance {
         })
     }
 
-    /// An instance that was kept ready is from now on this request's.
-    pub fn adopt(&mut self, asked: &Arc<Asked>, permit: Permit) {
+    /// An instance that was kept ready is from now on this request's, which pays for these models.
+    pub fn adopt(
+        &mut self,
+        asked: &Arc<Asked>,
+        permit: Permit,
+        models: Option<Arc<dyn h::Models>>,
+    ) {
         self.asked = Arc::clone(asked);
-        self.store.data_mut().adopt(asked);
+        self.store.data_mut().adopt(asked, models);
         self.permit = permit;
     }
 

@@ -128,6 +128,8 @@ pub(crate) struct HostState {
     table: ResourceTable,
     wasi: Option<WasiCtx>,
     tape: Option<Arc<Tape>>,
+    /// The models that the request pays for; `None` = nobody's request pays.
+    models: Option<Arc<dyn Models>>,
     deadline: Instant,
     proposals: Vec<Proposal>,
     /// The instance is being made.
@@ -135,7 +137,13 @@ pub(crate) struct HostState {
 }
 
 impl HostState {
-    pub fn new(powers: Arc<Powers>, asked: Arc<Asked>, tape: Option<Arc<Tape>>) -> Self {
+    /// `models`: those that the request pays for, if one does.
+    pub fn new(
+        powers: Arc<Powers>,
+        asked: Arc<Asked>,
+        tape: Option<Arc<Tape>>,
+        models: Option<Arc<dyn Models>>,
+    ) -> Self {
         let mut table = ResourceTable::new();
         table.set_max_capacity(powers.limits.handles as usize);
         Self {
@@ -147,6 +155,7 @@ impl HostState {
             table,
             wasi: None,
             tape,
+            models,
             deadline: Instant::now(),
             proposals: Vec::new(),
             begins: true,
@@ -160,9 +169,11 @@ impl HostState {
         self.begins = false;
     }
 
-    /// From now on it works for this request; before, it has heard of none.
-    pub fn adopt(&mut self, asked: &Arc<Asked>) {
+    /// From now on it works for this request, which pays for these models; before, it has heard
+    /// of none.
+    pub fn adopt(&mut self, asked: &Arc<Asked>, models: Option<Arc<dyn Models>>) {
         self.asked = Arc::clone(asked);
+        self.models = models;
     }
 
     /// Nobody takes notes of it any more.
@@ -203,7 +214,8 @@ impl HostState {
     fn models(&self) -> Result<&dyn Models, types::Error> {
         self.powers.uses.count(Import::Models);
         if self.granted(Grant::Models) {
-            return Ok(&*self.powers.models);
+            let own = &self.powers.models;
+            return Ok(&**self.models.as_ref().unwrap_or(own));
         }
         Err(types::Error::Denied(
             "homeostat:policy/models is not among this policy's grants".into(),

@@ -167,7 +167,8 @@ impl Shared {
     fn make(&self, policy: &Arc<Policy>) -> Option<Instance> {
         let nobody = Arc::new(Asked::new(Arc::default(), Arc::default()));
         let tape = self.notes.map(|bytes| Tape::recording(0, bytes));
-        let made = Instance::taped(policy, &nobody, Permit::spare(), policy.deadline(), tape);
+        let deadline = policy.deadline();
+        let made = Instance::taped(policy, &nobody, Permit::spare(), deadline, tape, None);
         made.ok().filter(|_| self.is_for(policy))
     }
 

@@ -371,6 +371,7 @@ impl Scene {
                 Permit::spare(),
                 Instant::now() + NO_DEADLINE,
                 Some(Arc::clone(&tape)),
+                None,
             ),
         };
         let outcome = made.and_then(|mut instance| {

@@ -117,7 +117,7 @@ pub(crate) struct Room {
     engines: Engines,
     cache: Cache,
     revisions: Revisions,
-    models: Arc<dyn Models>,
+    pub models: Arc<dyn Models>,
     books: Mutex<[Book; 3]>,
     admission: Mutex<()>,
     newest: [AtomicU64; 3],

@@ -11,6 +11,9 @@
 //!
 //! A canary's share of the requests meets the candidate, whose fallback is the active
 //! policy. What a trial wants to know it is told after the answer is there.
+//!
+//! What policies ask models is paid by the request, for as long as its session lives. Who is not
+//! listened to (a shadow, a probe) asks at the host's own expense.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -18,7 +21,8 @@ use std::time::{Duration, Instant};
 
 use homeostat_hooks::{
     Answer, AnsweredBy, Classification, Decision, Fault, FaultKind, Hook, HookReply, Invalid,
-    Outcome, Refusal, Rejection, Request, Session, Snapshot, TierView, Verdict, builtin, check,
+    Models, Outcome, Refusal, Rejection, Request, Session, Snapshot, TierView, Verdict, builtin,
+    check,
 };
 
 use crate::call::{Instance, Policy};
@@ -43,6 +47,8 @@ pub(crate) struct RoomSession {
     room: Arc<Room>,
     table: Arc<Table>,
     asked: Arc<Asked>,
+    /// The models that the request pays for, where somebody keeps books and a policy may ask.
+    models: Option<Arc<dyn Models>>,
     #[allow(
         clippy::vec_box,
         reason = "an instance moves between here and a seat at every call"
@@ -96,7 +102,7 @@ struct Seat {
 
 enum Place {
     There(Box<Instance>),
-    Empty(Permit, Option<Arc<Tape>>),
+    Empty(Permit, Option<Arc<Tape>>, Option<Arc<dyn Models>>),
 }
 
 /// A call that has ended: the instance, or the tape of the one that could not be made.
@@ -116,9 +122,9 @@ impl Seat {
     ) -> Called<T> {
         let made = match self.place {
             Place::There(instance) => Ok(instance),
-            Place::Empty(permit, tape) => {
+            Place::Empty(permit, tape, models) => {
                 let (policy, deadline) = (&self.policy, self.deadline);
-                match Instance::taped(policy, asked, permit, deadline, tape.clone()) {
+                match Instance::taped(policy, asked, permit, deadline, tape.clone(), models) {
                     Ok(instance) => {
                         policy.cost.measured(self.begun.elapsed());
                         Ok(Box::new(instance))
@@ -160,12 +166,17 @@ enum Why {
 impl RoomSession {
     pub fn new(room: Arc<Room>, request: Arc<Request>, snapshot: Arc<Snapshot>) -> Self {
         let table = Table::for_request(room.table.load_full(), &request);
+        let models = match table.asks_models() {
+            true => Arc::clone(&room.models).at_the_expense_of(&request),
+            false => None,
+        };
         let asked = Arc::new(Asked::new(request, snapshot));
         Self {
             notebook: Recorder::begin(&room.recorder, &asked),
             room,
             table,
             asked,
+            models,
             instances: Vec::new(),
         }
     }
@@ -415,10 +426,13 @@ impl RoomSession {
                 } else {
                     instance.leave_untaped();
                 }
-                instance.adopt(&self.asked, permit);
+                instance.adopt(&self.asked, permit, self.models.clone());
                 Place::There(Box::new(instance))
             }
-            None => Place::Empty(permit, self.notebook.as_mut().map(Notebook::tape)),
+            None => {
+                let tape = self.notebook.as_mut().map(Notebook::tape);
+                Place::Empty(permit, tape, self.models.clone())
+            }
         };
         Ok(seat(begun, place))
     }

@@ -14,8 +14,10 @@ use serde::Serialize;
 use crate::breaker::Breaker;
 use crate::call::Policy;
 use crate::canary::Canary;
+use crate::config::Grant;
 use crate::grants;
 use crate::history::{Entry, HookRecord, Stored, TrialRecord};
+use crate::migrate::with_members;
 use crate::stats::Counters;
 use crate::trial::{Trial, TrialStatus};
 
@@ -73,6 +75,15 @@ impl Table {
             own.set(canary.hook(), Some(Arc::clone(&canary.candidate)));
         }
         Arc::new(own)
+    }
+
+    /// Whether a policy that this table's requests meet may ask models.
+    pub fn asks_models(&self) -> bool {
+        self.slots.iter().flatten().any(|generation| {
+            let policies = std::iter::once(&generation.policy).chain(&generation.previous);
+            let mut all = policies.flat_map(|policy| with_members(policy));
+            all.any(|policy| policy.powers.grants.contains(&Grant::Models))
+        })
     }
 
     /// Every policy that requests may meet, each once.

@@ -6,11 +6,15 @@
 //! modelled from processor time and says so, unless the operator wants measured numbers
 //! only. It refuses to hold up an answer: what is not settled yet is told as it is known,
 //! and `/v1/requests/{id}/energy` tells the rest.
+//!
+//! What policies ask models for a request is on its receipt, however late they ask: it is not
+//! settled before its policies have done. What nobody's request pays is the host's own.
 
 mod elsewhere;
 mod planned_power;
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hasher};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,8 +23,8 @@ use std::time::{Duration, Instant};
 use homeostat_engine::{Device, EngineHandle, SequenceStep, StepObserver};
 use homeostat_hooks::{Device as SeenDevice, DeviceKind, Origin, Sample, Snapshot};
 use homeostat_telemetry::ledger::{
-    Accounts, Boundary, DeviceIndex, Devices, Ledger, ModelCost, Phase, ProcessorPower, Receipt,
-    SequenceWork, SplitMethod, Step, StepInbox, StepLog, step_log,
+    Accounts, Boundary, DeviceIndex, Devices, HOST, Ledger, ModelCost, Phase, ProcessorPower,
+    Receipt, SequenceWork, SplitMethod, Step, StepInbox, StepLog, step_log,
 };
 use homeostat_telemetry::{EnergyMove, ProcessorClock, ProcessorTime};
 use serde::Serialize;
@@ -42,6 +46,11 @@ pub fn account(request_id: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(request_id.as_bytes());
     hasher.finish().max(1)
+}
+
+/// The account of what policies ask for a request. No id has a question mark.
+fn account_of_questions(request_id: &str) -> u64 {
+    account(&format!("{request_id}?"))
 }
 
 /// The energy of everything that this host does.
@@ -68,6 +77,8 @@ struct Books {
     modelled: Option<DeviceIndex>,
     /// Requests that are over, and since when.
     leaving: Vec<(u64, u64)>,
+    /// Requests whose policies may still ask, or since when they do not.
+    asking: HashMap<u64, Option<u64>>,
 }
 
 impl Energy {
@@ -94,6 +105,7 @@ impl Energy {
                 measured: Vec::new(),
                 modelled: None,
                 leaving: Vec::new(),
+                asking: HashMap::new(),
             }),
         }
     }
@@ -170,6 +182,35 @@ impl Energy {
         }
     }
 
+    /// Policies may ask for this job from now on, until what is returned is dropped.
+    pub fn questions_of(self: &Arc<Self>, job_id: &str) -> Questions {
+        let request = account(job_id);
+        if self.is_on() {
+            self.books().asking.insert(request, None);
+        }
+        Questions {
+            energy: self.clone(),
+            request,
+            account: account_of_questions(job_id),
+        }
+    }
+
+    /// The encoder computes from now on what nobody's request pays for.
+    pub fn begin_encoding(self: &Arc<Self>) -> Encoding {
+        self.encoding_for(HOST)
+    }
+
+    fn encoding_for(self: &Arc<Self>, account: u64) -> Encoding {
+        let start_us = self.now_us();
+        self.books().encoding.push(start_us);
+        Encoding {
+            energy: self.clone(),
+            account,
+            start_us,
+            tokens: 0,
+        }
+    }
+
     /// What a request has used, all of its answers together; `None` if it is not known, or
     /// no longer.
     pub fn receipt(&self, id: &str, answers: u32) -> Option<EnergyReceipt> {
@@ -178,6 +219,7 @@ impl Energy {
         books.take_steps(self.now_us());
         let accounts = (0..answers).map(|index| account(&job_id(id, index)));
         let accounts: Vec<u64> = accounts.collect();
+        let may_grow = accounts.iter().any(|a| books.asking.contains_key(a));
         let booked = accounts.iter().filter_map(|a| books.ledger.receipt(*a));
         let booked = booked.reduce(Receipt::plus);
         let elsewhere = accounts.iter().map(|a| books.elsewhere.of(*a));
@@ -188,9 +230,10 @@ impl Energy {
             .reduce(Receipt::plus)
         else {
             let took_nothing = elsewhere.is_direct && !elsewhere.is_unknown;
-            return took_nothing.then(EnergyReceipt::direct);
+            return took_nothing.then(|| EnergyReceipt::direct(!may_grow));
         };
         let mut receipt = EnergyReceipt::from(sum);
+        receipt.settled &= !may_grow;
         receipt.incomplete |= elsewhere.is_unknown;
         if elsewhere.stated_uj.is_some() {
             receipt.method = "stated";
@@ -226,14 +269,19 @@ impl Energy {
     }
 
     /// What one answer took on this host, as far as it is known: by the id of its job. What is
-    /// only expected so far stands with the writing.
+    /// only expected of it so far stands with the writing.
     pub fn taken(&self, job_id: &str) -> Option<Taken> {
         let mut books = self.books();
         books.take_steps(self.now_us());
         let receipt = books.ledger.receipt(account(job_id))?;
+        let expected = [
+            receipt.pending_uj - receipt.policy_pending_uj,
+            receipt.policy_pending_uj,
+        ];
         Some(Taken {
             prefill_uj: receipt.prefill_uj,
-            decode_uj: receipt.decode_uj + receipt.pending_uj,
+            decode_uj: receipt.decode_uj + expected[0],
+            policy_uj: receipt.policy_uj + expected[1],
             settled: receipt.settled,
         })
     }
@@ -243,13 +291,15 @@ impl Energy {
         self.mode != EnergyMode::Off
     }
 
-    /// What one answer has used, J, with what is only expected of it so far.
+    /// What one answer has used, J, with what is only expected of it so far, and without what
+    /// policies asked for it: routers learn from it what tiers take.
     pub fn joules_of(&self, job: &str) -> Option<Sample> {
         let mut books = self.books();
         books.take_steps(self.now_us());
         let account = account(job);
-        let booked = books.ledger.receipt(account).into_iter();
-        let all = booked.chain(books.elsewhere.of(account).receipt());
+        let booked = books.ledger.receipt(account).and_then(answer_alone);
+        let elsewhere = books.elsewhere.of(account).receipt();
+        let all = booked.into_iter().chain(elsewhere);
         let receipt = all.reduce(Receipt::plus)?;
         Some(Sample {
             origin: receipt.origin,
@@ -278,10 +328,12 @@ impl Books {
         let booked = self.booked_of(snapshot);
         self.ledger.sense(&booked);
         let known_us = self.take_steps(now_us);
-        // Not before the steps that ran when they left are known.
-        let ledger = &mut self.ledger;
+        // Not before the steps that ran when they left are known, nor while a policy may ask.
+        self.asking
+            .retain(|_, left_us| left_us.is_none_or(|us| us >= known_us));
+        let (ledger, asking) = (&mut self.ledger, &self.asking);
         self.leaving.retain(|(request, left_us)| {
-            let stays = *left_us >= known_us;
+            let stays = *left_us >= known_us || asking.contains_key(request);
             if !stays {
                 ledger.finish(*request);
             }
@@ -373,6 +425,18 @@ impl Books {
     }
 }
 
+/// What of a receipt is not policies' doing; `None` if nothing is.
+fn answer_alone(receipt: Receipt) -> Option<Receipt> {
+    let alone = Receipt {
+        policy_uj: 0,
+        pending_uj: receipt.pending_uj - receipt.policy_pending_uj,
+        policy_pending_uj: 0,
+        ..receipt
+    };
+    let asked = receipt.policy_uj + receipt.policy_pending_uj;
+    (asked == 0 || alone.total_uj() > 0).then_some(alone)
+}
+
 fn is_processor(seen: &SeenDevice) -> bool {
     matches!(seen.kind, DeviceKind::Cpu | DeviceKind::Soc)
 }
@@ -392,13 +456,39 @@ impl Spending {
 
     /// The encoder computes for it from now on, until what is returned is ended or dropped.
     pub fn begin_encoding(&self) -> Encoding {
-        let start_us = self.energy.now_us();
-        self.energy.books().encoding.push(start_us);
-        Encoding {
-            energy: self.energy.clone(),
-            account: account(&self.id),
-            start_us,
-            tokens: 0,
+        self.energy.encoding_for(account(&self.id))
+    }
+}
+
+/// What policies ask models for one job, which pays. Until it is dropped the job is not settled.
+pub struct Questions {
+    energy: Arc<Energy>,
+    request: u64,
+    account: u64,
+}
+
+impl Questions {
+    /// The account on which a model is to compute what they ask.
+    pub fn account(&self) -> u64 {
+        if self.energy.is_on() {
+            let mut books = self.energy.books();
+            books.ledger.asks(self.request, self.account);
+        }
+        self.account
+    }
+
+    /// The encoder computes what they ask from now on, until what is returned is ended or dropped.
+    pub fn begin_encoding(&self) -> Encoding {
+        self.energy.encoding_for(self.account())
+    }
+}
+
+impl Drop for Questions {
+    fn drop(&mut self) {
+        if self.energy.is_on() {
+            let now_us = self.energy.now_us();
+            let mut books = self.energy.books();
+            books.asking.insert(self.request, Some(now_us));
         }
     }
 }
@@ -463,6 +553,8 @@ pub struct EnergyReceipt {
     joules: f64,
     prefill_joules: f64,
     decode_joules: f64,
+    /// What policies asked models for it.
+    policy_joules: f64,
     /// Of these: guesses that were thrown away.
     wasted_joules: f64,
     /// In `joules`, but only expected so far.
@@ -481,11 +573,12 @@ pub struct EnergyReceipt {
 
 impl EnergyReceipt {
     /// Of an answer without a model.
-    fn direct() -> Self {
+    fn direct(settled: bool) -> Self {
         Self {
             joules: 0.0,
             prefill_joules: 0.0,
             decode_joules: 0.0,
+            policy_joules: 0.0,
             wasted_joules: 0.0,
             pending_joules: 0.0,
             origin: Origin::Modelled,
@@ -494,7 +587,7 @@ impl EnergyReceipt {
             method: "direct",
             shared: false,
             incomplete: false,
-            settled: true,
+            settled,
         }
     }
 }
@@ -506,6 +599,7 @@ impl From<Receipt> for EnergyReceipt {
             joules: receipt.joules(),
             prefill_joules: joules(receipt.prefill_uj),
             decode_joules: joules(receipt.decode_uj),
+            policy_joules: joules(receipt.policy_uj),
             wasted_joules: joules(receipt.wasted_uj),
             pending_joules: joules(receipt.pending_uj),
             origin: receipt.origin,
@@ -565,7 +659,11 @@ impl StepObserver for Recorder {
             return;
         }
         let work = |s: &SequenceStep| SequenceWork {
-            request: s.account,
+            request: match s.account {
+                // What nobody pays is the host's own.
+                0 => HOST,
+                account => account,
+            },
             phase: match s.prefill {
                 true => Phase::Prefill,
                 false => Phase::Decode,
@@ -662,6 +760,80 @@ mod tests {
         let receipt = energy.receipt("chatcmpl-1", 2).expect("kept");
         assert!(receipt.settled && receipt.boundary == "accelerator");
         assert_eq!(energy.receipt("chatcmpl-2", 1).map(|r| r.joules), None);
+    }
+
+    #[test]
+    fn receipts_of_requests_whose_policies_ask_add_up_to_the_books() {
+        let epoch = Instant::now() - Duration::from_secs(10);
+        let auto = config(EnergyMode::Auto);
+        let energy = Arc::new(Energy::new(&auto, Path::new("/none"), epoch));
+        let gpu = energy.books().ledger.device("gpu.0", DeviceKind::Gpu);
+        let mut recorder = recorder(&energy, &[gpu.expect("first")]);
+        let seen = |at_ms: u64, joules: f64| Snapshot {
+            monotonic_ms: at_ms,
+            devices: vec![Seen {
+                id: "gpu.0".into(),
+                kind: DeviceKind::Gpu,
+                energy_joules: Some(Sample::measured(joules)),
+                ..Seen::default()
+            }],
+            ..Snapshot::default()
+        };
+        energy.tick(&seen(900, 99.0), &[]);
+        energy.tick(&seen(1_000, 100.0), &[]);
+        let ids = ["a", "b", "c"];
+        let spendings = ids.map(|id| energy.begin(id, 1));
+        let questions = ids.map(|id| energy.questions_of(id));
+        let at = Duration::from_millis;
+        // Three answers, the questions of two policies, and one of the host.
+        let mut step: Vec<SequenceStep> = ids.iter().map(|id| sequence(account(id))).collect();
+        step.extend(questions[..2].iter().map(|q| sequence(q.account())));
+        step.push(sequence(0));
+        recorder.began(at(1_000));
+        recorder.ended(at(1_000), at(1_090), &step);
+        drop(spendings);
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(energy.tick(&seen(1_100, 130.0), &[]).is_empty());
+        let open = energy.receipt("c", 1).expect("booked");
+        assert!(!open.settled, "its policies may ask");
+        // The answers are sent, and a policy asks once more.
+        recorder.began(at(1_100));
+        let late = [sequence(questions[0].account())];
+        recorder.ended(at(1_100), at(1_190), &late);
+        drop(questions);
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(energy.tick(&seen(1_200, 140.0), &[]).len(), 3);
+        let receipts = ids.map(|id| energy.receipt(id, 1).expect("kept"));
+        for (receipt, policies) in receipts.iter().zip([13.5, 4.5, 0.0]) {
+            assert!(receipt.settled && !receipt.incomplete, "{receipt:?}");
+            let parts = [receipt.policy_joules, receipt.decode_joules];
+            assert!((parts[0] - policies).abs() < 1e-5, "{receipt:?}");
+            assert!((parts[1] - 4.5).abs() < 1e-5, "{receipt:?}");
+        }
+        let microjoules = |receipt: &EnergyReceipt| (receipt.joules * 1e6).round() as u64;
+        let (_, books) = energy.accounts().remove(0);
+        let sum: u64 = receipts.iter().map(microjoules).sum();
+        assert_eq!(sum, books.attributed_uj());
+        assert!(books.unattributed.host_uj.abs_diff(4_500_000) < 10);
+        let taken = energy.taken("a").expect("kept");
+        assert!(taken.policy_uj.abs_diff(13_500_000) < 10, "{taken:?}");
+        let answer = energy.joules_of("a").expect("kept");
+        assert!((answer.value - 4.5).abs() < 1e-5, "routers learn of tiers");
+    }
+
+    #[test]
+    fn a_direct_answer_is_not_settled_while_a_policy_may_ask() {
+        let auto = config(EnergyMode::Auto);
+        let energy = Arc::new(Energy::new(&auto, Path::new("/none"), Instant::now()));
+        let questions = energy.questions_of("d");
+        energy.took_nothing("d");
+        let receipt = || energy.receipt("d", 1).expect("nothing is a number");
+        assert!(!receipt().settled);
+        drop(questions);
+        std::thread::sleep(Duration::from_millis(20));
+        energy.tick(&Snapshot::default(), &[]);
+        assert!(receipt().settled);
+        assert!(energy.books().asking.is_empty());
     }
 
     #[test]

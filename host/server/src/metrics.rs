@@ -401,11 +401,12 @@ fn books(accounts: &[(String, Accounts)]) -> Vec<MetricFamily> {
         ),
         family(
             "homeostat_energy_attributed_joules_total",
-            "Of it: energy that requests used.",
+            "Of it: energy that requests used; `policy` is what policies asked models for them.",
             &|a| {
                 vec![
                     ("phase", "prefill", a.prefill_uj),
                     ("phase", "decode", a.decode_uj),
+                    ("phase", "policy", a.policy_uj),
                 ]
             },
         ),
@@ -417,13 +418,14 @@ fn books(accounts: &[(String, Accounts)]) -> Vec<MetricFamily> {
         family(
             "homeostat_energy_unattributed_joules_total",
             "Of it: energy of other programs (foreign), of requests that were settled already \
-             (late), of steps whose log was lost.",
+             (late), of steps whose log was lost, of what the host asked for itself (host).",
             &|a| {
                 let of = a.unattributed;
                 vec![
                     ("reason", "foreign", of.foreign_uj),
                     ("reason", "late", of.late_uj),
                     ("reason", "lost", of.lost_uj),
+                    ("reason", "host", of.host_uj),
                 ]
             },
         ),

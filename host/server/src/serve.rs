@@ -233,7 +233,7 @@ fn build(config: &Config, engines: &Engines) -> Result<Built, Failure> {
     let encoders = engines.encoder.iter().chain(&engines.prompt_classifier);
     let models = HostModels::new(local.clone(), remote.clone(), encoders.cloned());
     let models = Arc::new(models.map_err(Failure::failed)?);
-    let room = PolicyRoom::new(room_config(config), models);
+    let room = PolicyRoom::new(room_config(config), models.clone());
     let room = Arc::new(room.map_err(|e| Failure::Config(e.to_string()))?);
     room.recall();
     if config.server.embedded_policies {
@@ -244,10 +244,11 @@ fn build(config: &Config, engines: &Engines) -> Result<Built, Failure> {
     let telemetry = Arc::new(Telemetry::start(telemetry_config(config)));
     watch_memory(config, &telemetry, &local);
     let energy = keep_books(config, &telemetry, &local, &metrics);
-    if engines.encoder.is_some() {
+    if engines.encoder.is_some() || engines.prompt_classifier.is_some() {
         energy.watch_encoder(&telemetry.snapshot());
     }
     let budgets = keep_budgets(config, &telemetry, &energy)?;
+    models.keep_books(&energy, &budgets);
     let snapshots: Snapshots = {
         let telemetry = telemetry.clone();
         Arc::new(move || telemetry.snapshot())

@@ -12,6 +12,10 @@
 //! micro-joules: what is attributed, idle and unattributed adds up to what was measured,
 //! exactly, for every window and every device.
 //!
+//! What policies ask models for a request has an account of its own, so that nobody takes it for
+//! the answer, and stands on the request's receipt as a part of its own. What the host asks for
+//! itself is nobody's.
+//!
 //! A window is booked when all steps of its time are known, a request is settled when all
 //! windows of its steps are booked, and what is settled never changes. Time comes in as an
 //! argument. The ledger refuses to hide where a number comes from ([`Receipt`]), to give
@@ -48,6 +52,9 @@ const ALONE_RATIO: f64 = 0.95;
 const RECEIPTS_KEPT: usize = 10_000;
 /// Devices that a ledger can keep books of.
 const DEVICES_MAX: usize = 64;
+
+/// The account of what the host asks its models for itself, such as for a shadow: no request's.
+pub const HOST: u64 = u64::MAX;
 
 /// A device of the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -146,6 +153,9 @@ struct Book {
 struct Entry {
     prefill_uj: u64,
     decode_uj: u64,
+    policy_uj: u64,
+    /// The account of what policies ask for it, if one did.
+    questions: Option<u64>,
     wasted_uj: f64,
     error_uj: f64,
     origin: Option<Origin>,
@@ -182,6 +192,8 @@ pub struct Ledger {
     names: Vec<String>,
     processor: Option<ProcessorPower>,
     requests: HashMap<u64, Entry>,
+    /// Accounts of what policies ask, with the requests that pay.
+    questions: HashMap<u64, u64>,
     /// Requests that are finished and not settled.
     waiting: Vec<u64>,
     settled: VecDeque<u64>,
@@ -287,10 +299,24 @@ impl Ledger {
         }
     }
 
+    /// What is done on the account `questions` is asked by policies for this request, and a part
+    /// of its own of what the request pays. To be told before the first step of it, and of a
+    /// request that will be finished.
+    pub fn asks(&mut self, request: u64, questions: u64) {
+        self.requests.entry(request).or_default().questions = Some(questions);
+        self.questions.insert(questions, request);
+    }
+
+    /// Who pays for what is done on an account.
+    fn payer(&self, account: u64) -> u64 {
+        self.questions.get(&account).copied().unwrap_or(account)
+    }
+
     /// Takes one step. Steps come in the order in which they end.
     pub fn step(&mut self, step: Step) {
-        for work in &step.sequences {
-            let entry = self.requests.entry(work.request).or_default();
+        for work in step.sequences.iter().filter(|w| w.request != HOST) {
+            let payer = self.payer(work.request);
+            let entry = self.requests.entry(payer).or_default();
             if !entry.settled {
                 entry.devices = entry.devices.and(step.devices);
                 entry.last_us = entry.last_us.max(step.end_us);
@@ -350,7 +376,10 @@ impl Ledger {
         while self.settled.len() > RECEIPTS_KEPT
             && let Some(oldest) = self.settled.pop_front()
         {
-            self.requests.remove(&oldest);
+            let entry = self.requests.remove(&oldest);
+            if let Some(questions) = entry.and_then(|entry| entry.questions) {
+                self.questions.remove(&questions);
+            }
         }
     }
 
@@ -407,7 +436,8 @@ impl Ledger {
                 continue;
             }
             for work in &step.sequences {
-                if let Some(entry) = self.requests.get_mut(&work.request)
+                let payer = self.questions.get(&work.request).unwrap_or(&work.request);
+                if let Some(entry) = self.requests.get_mut(payer)
                     && !entry.settled
                 {
                     entry.incomplete = true;
@@ -435,21 +465,25 @@ impl Ledger {
             .collect();
         let shares = apportion(uj, &parts);
         for ((work, part), uj) in step.sequences.iter().zip(&split).zip(shares) {
-            let entry = self.requests.entry(work.request).or_default();
+            if work.request == HOST {
+                book.accounts.unattributed.host_uj += uj;
+                continue;
+            }
+            let asked_for = self.questions.get(&work.request);
+            let payer = *asked_for.unwrap_or(&work.request);
+            let entry = self.requests.entry(payer).or_default();
             if entry.settled {
                 book.accounts.unattributed.late_uj += uj;
                 continue;
             }
-            match work.phase {
-                Phase::Prefill => {
-                    entry.prefill_uj += uj;
-                    book.accounts.prefill_uj += uj;
-                }
-                Phase::Decode => {
-                    entry.decode_uj += uj;
-                    book.accounts.decode_uj += uj;
-                }
-            }
+            let accounts = &mut book.accounts;
+            let (mine, all) = match (asked_for, work.phase) {
+                (Some(_), _) => (&mut entry.policy_uj, &mut accounts.policy_uj),
+                (None, Phase::Prefill) => (&mut entry.prefill_uj, &mut accounts.prefill_uj),
+                (None, Phase::Decode) => (&mut entry.decode_uj, &mut accounts.decode_uj),
+            };
+            *mine += uj;
+            *all += uj;
             entry.wasted_uj += uj as f64 * part.wasted_ratio;
             entry.error_uj += uj as f64 * error;
             entry.origin = Some(match entry.origin {
@@ -467,10 +501,11 @@ impl Ledger {
     /// an invented one.
     pub fn receipt(&self, request: u64) -> Option<Receipt> {
         let entry = self.requests.get(&request)?;
-        let pending = match entry.settled {
-            true => 0.0,
+        let [answers, policies] = match entry.settled {
+            true => [0.0; 2],
             false => self.pending_joules(request, entry),
         };
+        let pending = answers + policies;
         let origin = match pending > 0.0 {
             true => entry
                 .origin
@@ -478,8 +513,9 @@ impl Ledger {
                 .max_weakness(Origin::Modelled),
             false => entry.origin?,
         };
-        let known = (entry.prefill_uj + entry.decode_uj) as f64;
-        let pending_uj = (pending * 1e6).round();
+        let known = (entry.prefill_uj + entry.decode_uj + entry.policy_uj) as f64;
+        let policy_pending_uj = (policies * 1e6).round();
+        let pending_uj = (answers * 1e6).round() + policy_pending_uj;
         let expected_error = pending_uj * MODEL_ERROR;
         let seen = match pending > 0.0 {
             true => entry.devices,
@@ -488,8 +524,10 @@ impl Ledger {
         Some(Receipt {
             prefill_uj: entry.prefill_uj,
             decode_uj: entry.decode_uj,
+            policy_uj: entry.policy_uj,
             wasted_uj: entry.wasted_uj as u64,
             pending_uj: pending_uj as u64,
+            policy_pending_uj: policy_pending_uj as u64,
             origin,
             relative_error: match known + pending_uj > 0.0 {
                 true => (entry.error_uj + expected_error) / (known + pending_uj),
@@ -507,10 +545,14 @@ impl Ledger {
         })
     }
 
-    /// What a request's steps are expected to have used since their devices were booked.
-    fn pending_joules(&self, request: u64, entry: &Entry) -> f64 {
-        let books = entry.devices.iter().filter_map(|d| self.books.get(d));
-        books.map(|book| book.pending_joules(request)).sum()
+    /// What a request's steps are expected to have used since their devices were booked: its
+    /// answers, and what policies asked for it.
+    fn pending_joules(&self, request: u64, entry: &Entry) -> [f64; 2] {
+        let on = |account: u64| -> f64 {
+            let books = entry.devices.iter().filter_map(|d| self.books.get(d));
+            books.map(|book| book.pending_joules(account)).sum()
+        };
+        [on(request), entry.questions.map_or(0.0, on)]
     }
 
     /// Requests that were settled since the last call, with their receipts: what budgets and
@@ -628,7 +670,7 @@ impl Book {
         (parts, done)
     }
 
-    /// Expected energy of a request's steps that no window covers yet. Before the costs are
+    /// Expected energy of an account's steps that no window covers yet. Before the costs are
     /// known a step takes what the device took on average.
     fn pending_joules(&self, request: u64) -> f64 {
         if self.covered_us == 0 {

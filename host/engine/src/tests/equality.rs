@@ -475,7 +475,7 @@ fn a_score_reports_what_generation_reported() {
     request.max_new_tokens = Some(70);
     let answer = wait(submit(&handle, request));
     let scored = handle
-        .score(None, "the inn and the ant", &answer.text)
+        .score(None, 0, "the inn and the ant", &answer.text)
         .expect("a good request");
     let bits: Vec<(u32, u32)> = scored
         .iter()

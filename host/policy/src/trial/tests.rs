@@ -2,11 +2,11 @@
 //! becomes of both when something else happens.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use homeostat_hooks::{
-    AnsweredBy, CONVERSATION, Classification, HookReply, Message, Policies, Request, Role, Session,
-    Snapshot, Value,
+    AnsweredBy, CONVERSATION, Classification, GenerateOptions, Generated, HookReply, Message,
+    ModelError, Models, Policies, Request, Role, Session, Snapshot, TierView, Value,
 };
 
 use super::*;
@@ -578,4 +578,102 @@ fn a_shadow_asks_the_models_within_its_budget() {
     assert_eq!(shadow.model_calls_left, 0);
     // The guest traps when the model does not answer.
     assert_eq!(shadow.faults.get("trap"), Some(&2));
+}
+
+/// Models that take notes of who pays for what is embedded: a request by its id, or nobody.
+struct Noted {
+    payers: Arc<Mutex<Vec<Option<String>>>>,
+    payer: Option<String>,
+}
+
+impl Models for Noted {
+    fn at_the_expense_of(self: Arc<Self>, request: &Request) -> Option<Arc<dyn Models>> {
+        Some(Arc::new(Self {
+            payers: Arc::clone(&self.payers),
+            payer: Some(request.id.clone()),
+        }))
+    }
+
+    fn names(&self) -> Vec<String> {
+        FakeModels.names()
+    }
+
+    fn info(&self, name: &str) -> Result<TierView, ModelError> {
+        FakeModels.info(name)
+    }
+
+    fn count_tokens(&self, name: &str, text: &str) -> Result<u32, ModelError> {
+        FakeModels.count_tokens(name, text)
+    }
+
+    fn embed(&self, name: &str, text: &str, timeout_ms: u32) -> Result<Vec<f32>, ModelError> {
+        self.payers.lock().unwrap().push(self.payer.clone());
+        FakeModels.embed(name, text, timeout_ms)
+    }
+
+    fn score(
+        &self,
+        tenant: Option<&str>,
+        name: &str,
+        prompt: &str,
+        continuation: &str,
+        timeout_ms: u32,
+    ) -> Result<Vec<f32>, ModelError> {
+        FakeModels.score(tenant, name, prompt, continuation, timeout_ms)
+    }
+
+    fn generate(
+        &self,
+        tenant: Option<&str>,
+        name: &str,
+        prompt: &str,
+        options: &GenerateOptions,
+        timeout_ms: u32,
+    ) -> Result<Generated, ModelError> {
+        FakeModels.generate(tenant, name, prompt, options, timeout_ms)
+    }
+}
+
+#[test]
+fn a_request_pays_for_what_its_policies_ask_and_nobody_for_a_shadow_or_a_probe() {
+    let payers = Arc::new(Mutex::new(Vec::new()));
+    let models = Noted {
+        payers: Arc::clone(&payers),
+        payer: None,
+    };
+    let room = PolicyRoom::new(config(), Arc::new(models)).expect("a room");
+    let told = || std::mem::take(&mut *payers.lock().unwrap());
+    let asking = |name: &str| Offer {
+        options: PolicyOptions {
+            grants: Some(vec![Grant::Models]),
+            ..PolicyOptions::default()
+        },
+        ..offer(name, guests::embedding())
+    };
+    room.put(asking("active")).unwrap();
+    assert!(told().iter().all(Option::is_none), "probes have no request");
+    serve(&room, 1);
+    assert_eq!(told(), [Some(asked(1).id.clone())]);
+
+    room.start_shadow(Hook::Classify, asking("shadow")).unwrap();
+    told();
+    serve(&room, 2);
+    seen(&room, 1);
+    let mut both = told();
+    both.sort();
+    assert_eq!(both, [None, Some(asked(2).id.clone())]);
+    room.stop_trial(Hook::Classify, TrialMode::Shadow).unwrap();
+
+    // A canary is listened to.
+    let candidate = Some(asking("canary"));
+    room.start_canary(Hook::Classify, candidate, CanaryChanges::default())
+        .unwrap();
+    told();
+    let mut served = [0, 0];
+    for n in 3..40 {
+        let arm = usize::from(by_candidate(&serve(&room, n)));
+        served[arm] += 1;
+        assert_eq!(told(), [Some(asked(n).id.clone())], "{arm}");
+    }
+    assert!(served.iter().all(|requests| *requests > 0), "{served:?}");
 }

@@ -12,7 +12,8 @@
 //! may save earlier.
 //!
 //! Amounts are whole parts and add up at every moment ([`account`]). Nothing here waits, and
-//! time and receipts come from outside. Not counted: what policies ask models themselves.
+//! time and receipts come from outside. What policies ask models themselves cannot be known before:
+//! it is reserved by nobody, and paid like the answer.
 
 mod account;
 mod price;
@@ -23,8 +24,9 @@ mod spendings;
 mod tests;
 mod window;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use homeostat_cascade::{Job, Prompt};
 use homeostat_hooks::{Budget, Refusal, Rejection};
@@ -53,6 +55,8 @@ pub type Receipts = Box<dyn Fn(&str) -> Option<Taken> + Send + Sync>;
 /// All budgets of this host.
 pub struct Budgets {
     books: Mutex<Books>,
+    /// By the ids of their jobs.
+    open: Mutex<HashMap<String, Weak<Purse>>>,
     clock: Clock,
     /// `None` where no energy is booked.
     receipts: Option<Receipts>,
@@ -77,6 +81,8 @@ struct Over {
     /// The accounts that pay, with what each has reserved.
     reserved: Vec<(usize, i64)>,
     steps: Vec<Step>,
+    /// What policies asked models for it.
+    asked: Vec<Step>,
     since_s: i64,
 }
 
@@ -136,6 +142,7 @@ impl Budgets {
                 changed: false,
                 saved_s: now_s,
             }),
+            open: Mutex::default(),
             clock,
             receipts,
             spendings_file,
@@ -183,8 +190,32 @@ impl Budgets {
         };
         let accounts = books.accounts.iter().enumerate();
         let accounts: Vec<usize> = accounts.filter(|(_, a)| pays(a)).map(|(i, _)| i).collect();
-        let has_any = !accounts.is_empty();
-        has_any.then(|| Arc::new(Purse::new(self.clone(), accounts, id, tokens)))
+        if accounts.is_empty() {
+            return None;
+        }
+        drop(books);
+        let purse = Arc::new(Purse::new(self.clone(), accounts, id, tokens));
+        self.open_purses().insert(id.to_owned(), Arc::downgrade(&purse));
+        Some(purse)
+    }
+
+    /// What pays for this job, for as long as somebody holds it: its policies pay from it, too.
+    pub fn purse_in_use(&self, job_id: &str) -> Option<Arc<Purse>> {
+        self.open_purses().get(job_id).and_then(Weak::upgrade)
+    }
+
+    /// The purse of this job is gone, unless there is another one by now.
+    fn has_closed(&self, job_id: &str) {
+        let mut open = self.open_purses();
+        let gone = |purse: &Weak<Purse>| purse.strong_count() == 0;
+        if open.get(job_id).is_some_and(gone) {
+            open.remove(job_id);
+        }
+    }
+
+    /// Nothing is left half done under this lock, and no other is taken.
+    fn open_purses(&self) -> MutexGuard<'_, HashMap<String, Weak<Purse>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Names of the budgets that pay from a purse.
@@ -285,16 +316,11 @@ impl Budgets {
         }
     }
 
-    /// Takes a request that is over. One without a local step needs no receipt.
-    fn over(&self, job_id: String, reserved: Vec<(usize, i64)>, steps: Vec<Step>) {
-        let now_s = self.now_s();
-        let over = Over {
-            job_id,
-            reserved,
-            steps,
-            since_s: now_s,
-        };
-        let has_receipt = self.receipts.is_some() && over.steps.iter().any(|s| s.terms.local);
+    /// Takes a request that is over. One for which no model of this host worked needs no receipt.
+    fn over(&self, over: Over) {
+        let now_s = over.since_s;
+        let local = over.steps.iter().any(|step| step.terms.local) || !over.asked.is_empty();
+        let has_receipt = self.receipts.is_some() && local;
         let mut books = self.books(now_s);
         match has_receipt {
             true => books.waiting.push(over),
@@ -389,8 +415,8 @@ impl Books {
 
     fn settle(&mut self, over: &Over, receipt: Option<Taken>, now_s: i64) {
         let work = match receipt {
-            Some(receipt) => self.expected.settled(&over.steps, receipt),
-            None => self.by_tokens(&over.steps),
+            Some(receipt) => self.expected.settled(&over.steps, &over.asked, receipt),
+            None => self.by_tokens(&over.steps) + self.by_tokens(&over.asked),
         };
         let accounts: Vec<usize> = over.reserved.iter().map(|(at, _)| *at).collect();
         let costs = self.costs(&accounts, work, now_s);

@@ -138,6 +138,8 @@ pub struct Taken {
     pub prefill_uj: u64,
     /// Writing the answer.
     pub decode_uj: u64,
+    /// What policies asked models for it.
+    pub policy_uj: u64,
     /// Nothing changes it any more.
     pub settled: bool,
 }
@@ -187,28 +189,36 @@ impl Expectations {
         terms.work(uj, tokens)
     }
 
-    /// What steps cost together: the local ones what the receipt says.
-    pub fn settled(&self, steps: &[Step], receipt: Taken) -> Work {
+    /// What steps cost together, and what policies asked besides: the local ones, and all that was
+    /// asked, what the receipt says.
+    pub fn settled(&self, steps: &[Step], asked: &[Step], receipt: Taken) -> Work {
         let (local, remote): (Vec<&Step>, Vec<&Step>) = steps.iter().partition(|s| s.terms.local);
+        let asked: Vec<&Step> = asked.iter().collect();
+        let local = self.shared(&local, receipt.prefill_uj + receipt.decode_uj);
+        let asked = self.shared(&asked, receipt.policy_uj);
         let remote = remote.into_iter().map(|step| self.step(step));
-        let expected = |step: &&Step| {
-            let uj = self.step(step).uj;
-            // Of tiers that nothing is known of, the one that wrote more worked more.
-            if uj > 0.0 { uj } else { step.tokens()[1] + 1.0 }
-        };
-        let whole: f64 = local.iter().map(expected).sum();
-        let uj = (receipt.prefill_uj + receipt.decode_uj) as f64;
-        let local = local.iter().map(|step| {
-            let part = uj * expected(step) / whole;
-            step.terms.work(part, step.tokens())
-        });
-        let sum = local.chain(remote).fold(Work::default(), |a, b| a + b);
+        let sum = remote.fold(local + asked, |a, b| a + b);
         let rounded = |uj: f64| (uj * 1e3).round() / 1e3;
         Work {
             // Parts of a whole number add up to it.
             uj: rounded(sum.uj),
             ..sum
         }
+    }
+
+    /// What steps cost that took so much together, µJ.
+    fn shared(&self, steps: &[&Step], uj: u64) -> Work {
+        let expected = |step: &&Step| {
+            let uj = self.step(step).uj;
+            // Of tiers that nothing is known of, the one that wrote more worked more.
+            if uj > 0.0 { uj } else { step.tokens()[1] + 1.0 }
+        };
+        let whole: f64 = steps.iter().map(expected).sum();
+        let each = steps.iter().map(|step| {
+            let part = uj as f64 * expected(step) / whole;
+            step.terms.work(part, step.tokens())
+        });
+        each.fold(Work::default(), |a, b| a + b)
     }
 
     /// Learns from a request that is over: how long its answers were, and, where one local
@@ -288,6 +298,7 @@ mod tests {
         let receipt = Taken {
             prefill_uj: 500,
             decode_uj: 4_000,
+            policy_uj: 900,
             settled: true,
         };
         known.learn(&[step(own.clone(), 100, 40)], Some(receipt));
@@ -312,12 +323,37 @@ mod tests {
         let receipt = Taken {
             prefill_uj: 1_000_001,
             decode_uj: 6_000_000,
+            policy_uj: 0,
             settled: true,
         };
-        let work = known.settled(&steps, receipt);
+        let work = known.settled(&steps, &[], receipt);
         assert_eq!(work.uj, 7_000_001.0);
         assert!((work.unpriced_uj - 7_000_001.0 / 4.0).abs() < 1e-6);
         let tokens = 2.0 * (10.0 + 4.0 * 30.0) + 1_000.0 + 4_000.0;
         assert!((work.usd - tokens / 1e6).abs() < 1e-12);
+    }
+
+    #[test]
+    fn what_policies_asked_is_paid_beside_the_answer_at_the_price_of_who_was_asked() {
+        let mut known = Expectations::default();
+        let small = terms("small", TierKind::Local, None, None);
+        let judge = terms("judge", TierKind::Local, Some(2.0), None);
+        let encoder = terms("encoder", TierKind::Local, None, None);
+        let steps = [step(small.clone(), 100, 40)];
+        let asked = [step(judge, 200, 4), step(encoder, 30, 0)];
+        let receipt = Taken {
+            prefill_uj: 500,
+            decode_uj: 4_000,
+            policy_uj: 6_000,
+            settled: true,
+        };
+        let work = known.settled(&steps, &asked, receipt);
+        assert_eq!(work.uj, 10_500.0);
+        // The judge's five parts of six have a price by the token.
+        assert!((work.unpriced_uj - (4_500.0 + 1_000.0)).abs() < 1e-6);
+        assert!((work.usd - (2.0 * 200.0 + 8.0 * 4.0) / 1e6).abs() < 1e-12);
+        // What an answer is expected to take is learned of answers alone.
+        known.learn(&steps, Some(receipt));
+        assert_eq!(known.answer(&small, 100, None).uj, 4_500.0);
     }
 }

@@ -14,8 +14,8 @@ use homeostat_cascade::{
 };
 use homeostat_hooks::{Rejection, TierView};
 
-use super::Budgets;
 use super::price::{Step, Terms};
+use super::{Budgets, Over};
 
 /// What a job may spend.
 pub struct Purse {
@@ -37,6 +37,8 @@ struct Bill {
     /// From every account.
     reserved: Vec<i64>,
     steps: Vec<Step>,
+    /// What policies asked models.
+    asked: Vec<Step>,
 }
 
 impl std::fmt::Debug for Purse {
@@ -85,6 +87,17 @@ impl Purse {
                 finished: true,
             });
         }
+    }
+
+    /// A policy has asked a model of this host, whether it is a candidate or not: of the prompt
+    /// and of what it wrote so many tokens.
+    pub fn was_asked(&self, model: &TierView, [prompt_tokens, output_tokens]: [u32; 2]) {
+        self.bill().asked.push(Step {
+            terms: Terms::of(model),
+            prompt_tokens,
+            output_tokens,
+            finished: false,
+        });
     }
 
     /// Always before the books, never after.
@@ -142,7 +155,8 @@ impl CascadePurse for Purse {
             TierError::host("internal_error", what)
         })?;
         let mut books = self.budgets.books(now_s);
-        let owed = books.costs(&self.accounts, books.by_tokens(&bill.steps), now_s);
+        let done = books.by_tokens(&bill.steps) + books.by_tokens(&bill.asked);
+        let owed = books.costs(&self.accounts, done, now_s);
         let needed: Vec<i64> = owed.iter().zip(costs).map(|(a, b)| a + b).collect();
         let more = needed
             .iter()
@@ -209,9 +223,15 @@ impl CascadePurse for Purse {
 impl Drop for Purse {
     fn drop(&mut self) {
         let bill = std::mem::take(&mut *self.bill());
-        let reserved = self.accounts.iter().copied().zip(bill.reserved).collect();
-        let id = std::mem::take(&mut self.job_id);
-        self.budgets.over(id, reserved, bill.steps);
+        let job_id = std::mem::take(&mut self.job_id);
+        self.budgets.has_closed(&job_id);
+        self.budgets.over(Over {
+            job_id,
+            reserved: self.accounts.iter().copied().zip(bill.reserved).collect(),
+            steps: bill.steps,
+            asked: bill.asked,
+            since_s: self.budgets.now_s(),
+        });
     }
 }
 

@@ -61,11 +61,18 @@ impl World {
     }
 
     fn tell(&self, id: &str, prefill_uj: u64, decode_uj: u64, settled: bool) {
-        let taken = Taken {
-            prefill_uj,
-            decode_uj,
-            settled,
-        };
+        self.say(
+            id,
+            Taken {
+                prefill_uj,
+                decode_uj,
+                policy_uj: 0,
+                settled,
+            },
+        );
+    }
+
+    fn say(&self, id: &str, taken: Taken) {
         self.receipts.lock().unwrap().insert(id.into(), taken);
     }
 
@@ -344,6 +351,58 @@ fn texts_that_are_embedded_are_paid_by_their_receipt_and_then_reserved_by_what_t
     let refused = embed("t").unwrap_err();
     assert_eq!(refused.kind, Refusal::BudgetExhausted);
     assert!(refused.message.contains("20.00 J"), "{}", refused.message);
+}
+
+#[test]
+fn what_policies_ask_is_paid_by_the_receipt_even_beside_an_answer_that_needs_none() {
+    let w = world(DAY_OF_A);
+    assert!(w.budgets.purse_in_use("r").is_none());
+    let purse = w.purse("r", Some("acme")).unwrap();
+    purse.open(two()).unwrap();
+    serve(&purse, "small", 10, true);
+    // Who asks for the request holds its purse, and may hold it longer than the answer.
+    let policies = w.budgets.purse_in_use("r").expect("it is open");
+    drop(purse);
+    assert_eq!(w.status("a").reserved, 10.0);
+    policies.was_asked(&tier("judge", TierKind::Local, 0.5), [80, 4]);
+    drop(policies);
+    assert!(w.budgets.purse_in_use("r").is_none());
+    let taken = Taken {
+        prefill_uj: 0,
+        decode_uj: 0,
+        policy_uj: 7_000_001,
+        settled: false,
+    };
+    w.say("r", taken);
+    w.budgets.tick();
+    assert_eq!(w.status("a").reserved, 10.0, "the receipt is not settled");
+    w.say(
+        "r",
+        Taken {
+            settled: true,
+            ..taken
+        },
+    );
+    w.budgets.tick();
+    let a = w.status("a");
+    assert_eq!((a.spent, a.reserved), (17.000001, 0.0));
+}
+
+#[test]
+fn a_second_step_is_not_begun_with_what_policies_have_used_up() {
+    let w = world(&DAY_OF_A.replace("100", "62"));
+    let purse = w.purse("r", Some("acme")).unwrap();
+    purse.open(two()).unwrap();
+    serve(&purse, "small", 10, true);
+    // With four tokens of 0.75 J it has used 13 J, and 50 J more are not there.
+    let judge = tier("judge", TierKind::Local, 0.75);
+    purse.was_asked(&judge, [80, 4]);
+    assert_eq!(purse.begin("large").unwrap_err().code, "budget_exhausted");
+    drop(purse);
+    // No receipt ever: the tokens tell.
+    w.wait(RECEIPT_PATIENCE_S + 1);
+    let a = w.status("a");
+    assert_eq!((a.spent, a.reserved), (13.0, 0.0));
 }
 
 #[test]

@@ -46,8 +46,10 @@ impl Elsewhere {
         Some(Receipt {
             prefill_uj: 0,
             decode_uj: self.stated_uj?,
+            policy_uj: 0,
             wasted_uj: 0,
             pending_uj: 0,
+            policy_pending_uj: 0,
             origin: Origin::Modelled,
             relative_error: STATED_ERROR,
             boundary: Boundary::Host,

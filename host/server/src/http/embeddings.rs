@@ -7,7 +7,6 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
 use homeostat_cascade::Purse as _;
-use homeostat_hooks::{TierKind, TierView};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{RequestId, bearer, body, header_text};
@@ -16,7 +15,7 @@ use crate::energy::Spending;
 use crate::house::House;
 use crate::openai::embeddings::{self, AskedEmbeddings};
 use crate::openai::error::ApiError;
-use crate::tiers::Embedder;
+use crate::tiers::{Embedder, as_candidate};
 
 /// Texts that are computed and booked together: a few batches of the encoder's own. While a call of
 /// it runs, nothing that happens on any device is settled, so a call must be short.
@@ -64,15 +63,6 @@ pub async fn embeddings(
         put("x-homeostat-ignored", &ignored);
     }
     Ok(response)
-}
-
-/// The encoder as budgets see what they pay: what it takes is learned from its receipts.
-fn as_candidate(encoder: &dyn Embedder) -> TierView {
-    TierView {
-        id: encoder.id().to_string(),
-        kind: TierKind::Local,
-        ..TierView::default()
-    }
 }
 
 fn chosen(house: &House, model: Option<&str>) -> Result<Arc<dyn Embedder>, ApiError> {

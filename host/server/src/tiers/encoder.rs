@@ -1,6 +1,7 @@
 //! The models of this host that turn texts into numbers, as the door and policies use them.
 
 use homeostat_engine::{Encoder, PROMPT_VECTOR, PromptClassifier};
+use homeostat_hooks::{TierKind, TierView};
 
 /// Turns texts into vectors. A trait, so that the door is tested without a model.
 pub trait Embedder: Send + Sync {
@@ -14,6 +15,15 @@ pub trait Embedder: Send + Sync {
     /// prompt classifier. Blocks while it computes. Whoever asks has counted the tokens: of a
     /// text longer than [`Self::max_tokens`] only the beginning is read.
     fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, String>;
+}
+
+/// The encoder as budgets see what they pay: what it takes is learned from its receipts.
+pub fn as_candidate(encoder: &dyn Embedder) -> TierView {
+    TierView {
+        id: encoder.id().to_string(),
+        kind: TierKind::Local,
+        ..TierView::default()
+    }
 }
 
 /// One of the engine's under its configured name.

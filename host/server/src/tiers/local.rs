@@ -468,7 +468,8 @@ impl Running {
     /// Blocks while it tokenises and compiles.
     fn begin(shared: Arc<Shared>, call: &GenerateCall) -> Result<Self, TierError> {
         let (events, receiver) = mpsc::unbounded_channel();
-        let is_first = shared.taken(&call.request_id).is_none();
+        let nothing = |taken: Taken| taken.prefill_uj + taken.decode_uj == 0;
+        let is_first = shared.taken(&call.request_id).is_none_or(nothing);
         let Submitted { id, load, progress } = shared.submit(call, events)?;
         Ok(Self {
             shared,

@@ -1,22 +1,26 @@
 //! The local tier and the models of policies, with the real model of the cache.
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock};
-use std::time::Duration;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use homeostat_cascade::{
     GenerateCall, OutputFormat, Prompt, Sampling, Tier, TierError, TierEvent, TierFault, Token,
 };
-use homeostat_engine::{Engine, EngineConfig, Shutdown};
+use homeostat_engine::{Engine, EngineConfig, SequenceStep, Shutdown, StepObserver};
 use homeostat_hooks::{
-    Finish, GenerateOptions, Message, ModelError, Models, Role, TierView, Value,
+    Finish, GenerateOptions, Message, ModelError, Models, Request, Role, TierKind, TierView, Value,
 };
 
 use super::device::{DeviceState, TierDevice};
 use super::local::{LocalTier, Wishes};
 use super::models::HostModels;
-use crate::config::Config;
+use crate::budgets::Budgets;
+use crate::config::{Config, EnergyConfig, EnergyMode};
+use crate::energy::Energy;
 use crate::metrics::Metrics;
 use crate::models::Shelf;
 use crate::openai::request::sharer_of_tenant;
@@ -37,6 +41,9 @@ fn tier() -> LocalTier {
 fn tier_over(engine: &Engine) -> LocalTier {
     let view = TierView {
         id: "small".into(),
+        kind: TierKind::Local,
+        usd_per_mtok_prompt: Some(1e6),
+        usd_per_mtok_output: Some(1e3),
         ..TierView::default()
     };
     let wishes = Wishes {
@@ -388,6 +395,90 @@ fn what_policies_ask_is_cached_for_their_tenant_alone() {
     let of_tenant = client(Some(sharer_of_tenant("acme")));
     assert!(of_tenant > 0);
     assert!(ask(Some("other")) > of_tenant);
+}
+
+/// The accounts on which an engine has computed.
+struct Heard(Arc<Mutex<BTreeSet<u64>>>);
+
+impl StepObserver for Heard {
+    fn began(&mut self, _: Duration) {}
+
+    fn ended(&mut self, _: Duration, _: Duration, sequences: &[SequenceStep]) {
+        let accounts = sequences.iter().map(|sequence| sequence.account);
+        self.0.lock().unwrap().extend(accounts);
+    }
+}
+
+#[test]
+fn what_a_policy_asks_is_computed_on_its_requests_account_and_costs_what_its_tokens_do() {
+    let limits = "[limits.h]\nunit = \"usd\"\nlimit = 1000\nper = \"day\"";
+    let limits = toml::from_str(limits).unwrap();
+    let budgets = Arc::new(Budgets::open(&limits, None, None, Box::new(|| 0)).unwrap());
+    let off = EnergyConfig {
+        mode: EnergyMode::Off,
+        ..EnergyConfig::default()
+    };
+    let energy = Arc::new(Energy::new(&off, Path::new("/none"), Instant::now()));
+    let engine = engine();
+    let heard = Arc::new(Mutex::new(BTreeSet::new()));
+    engine
+        .handle()
+        .observe_steps(Box::new(Heard(heard.clone())));
+    let tier = Arc::new(tier_over(&engine));
+    let models = Arc::new(HostModels::new(vec![tier], Vec::new(), None).unwrap());
+    models.keep_books(&energy, &budgets);
+    let options = GenerateOptions {
+        max_tokens: 2,
+        ..GenerateOptions::default()
+    };
+    let (prompt, continuation) = ("The capital of France", " is Paris");
+    let ask = |id: &str, question: &dyn Fn(&dyn Models)| {
+        let request = Request {
+            id: id.into(),
+            ..Request::default()
+        };
+        let purse = budgets.purse_of_texts(id, (None, None), 0);
+        let paid = models.clone().at_the_expense_of(&request);
+        drop(purse);
+        question(&*paid.expect("books are kept"));
+        budgets.status()[0].spent
+    };
+    let generate = |models: &dyn Models| {
+        let answer = models.generate(None, "small", prompt, &options, 60_000);
+        assert_eq!(answer.unwrap().logprobs.len(), 2);
+    };
+    let score = |models: &dyn Models| {
+        let scores = models.score(None, "small", prompt, continuation, 60_000);
+        assert!(!scores.unwrap().is_empty());
+    };
+    let late = |models: &dyn Models| {
+        let long = GenerateOptions {
+            max_tokens: 2000,
+            ..options.clone()
+        };
+        let answer = models.generate(None, "small", prompt, &long, 0);
+        assert!(matches!(answer, Err(ModelError::Unavailable(_))));
+    };
+    // A token that is read costs a dollar, one that is written a thousandth.
+    let tokens = |text, special| engine.handle().count_tokens(text, special) as f64;
+    let read = tokens(prompt, true);
+    let generated = ask("generates", &generate);
+    assert!((generated - read - 0.002).abs() < 1e-6, "{generated}");
+    let scored = ask("scores", &score);
+    let cost = read + tokens(continuation, false);
+    assert!((scored - generated - cost).abs() < 1e-6, "{scored}");
+    // What is too late was read all the same, as far as anybody knows.
+    let spent = ask("late", &late);
+    let cost = spent - scored - read;
+    assert!((-1e-6..2.1).contains(&cost), "{cost}");
+    let own: &dyn Models = &*models;
+    generate(own);
+    assert_eq!(budgets.status()[0].spent, spent, "no request pays");
+    engine.shutdown(Shutdown::Drain);
+    let accounts = ["generates", "scores"].map(|id| energy.questions_of(id).account());
+    let heard = heard.lock().unwrap();
+    assert!(heard.contains(&0) && heard.is_superset(&accounts.into()));
+    assert!(!accounts.contains(&0) && accounts[0] != accounts[1]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod continuation;
 mod device;
 mod drafts;
 mod encoder;
+mod expense;
 mod local;
 #[cfg(test)]
 mod local_tests;
@@ -18,7 +19,7 @@ mod work;
 
 pub use device::{TierDevice, device_id, device_state, is_part_of};
 pub use drafts::{Drafts, Load};
-pub use encoder::{Embedder, LocalEncoder};
+pub use encoder::{Embedder, LocalEncoder, as_candidate};
 pub use local::{LocalTier, Wishes};
 pub use models::HostModels;
 pub use remote::{Prefill, RemoteConfig, RemoteTier, WrittenOut};

@@ -5,19 +5,26 @@
 //! (an embedding, a score) runs on a worker thread with a short queue, one for each encoder and
 //! one for scores, and the caller stops waiting. So a policy that asks too much delays other
 //! policies' questions to the same encoder and nothing else.
+//!
+//! What is asked is paid ([`super::expense`]): by the request whose policies ask, once books are
+//! kept, or by the host.
 
-use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use homeostat_cascade::Tier;
 use homeostat_engine::{
-    Event, FinishReason, GenerationRequest, SamplingParams, ScoreError, SubmitError,
+    EngineHandle, Event, FinishReason, GenerationRequest, Prompt, SamplingParams, ScoreError,
+    SequenceId, SubmitError,
 };
-use homeostat_hooks::{GenerateOptions, Generated, ModelError, Models, TierView};
+use homeostat_hooks::{GenerateOptions, Generated, ModelError, Models, Request, TierView};
 
-use super::encoder::Embedder;
+use super::encoder::{Embedder, as_candidate};
+use super::expense::{Books, Expense};
 use super::local::LocalTier;
+use crate::budgets::Budgets;
+use crate::energy::Energy;
 use crate::openai::request::{SHARER_OF_POLICIES, sharer_of_tenant};
 
 /// Questions that may wait for the worker. An embedding takes some ten milliseconds, a
@@ -30,6 +37,7 @@ pub struct HostModels {
     remote: Vec<Arc<dyn Tier>>,
     encoders: Vec<Asked>,
     scores: Worker,
+    books: OnceLock<Books>,
 }
 
 /// An encoder, and the thread on which it is asked.
@@ -54,7 +62,18 @@ impl HostModels {
             remote,
             encoders: encoders.collect::<std::io::Result<_>>()?,
             scores: Worker::start()?,
+            books: OnceLock::new(),
         })
+    }
+
+    /// From now on what is asked stands in these books; later ones are not listened to.
+    pub fn keep_books(&self, energy: &Arc<Energy>, budgets: &Arc<Budgets>) {
+        let _ = self.books.set(Books::new(energy, budgets));
+    }
+
+    /// Of what is nobody's request's; `None` while no books are kept.
+    fn own_expense(&self) -> Option<Arc<Expense>> {
+        self.books.get().map(Books::of_host)
     }
 
     fn encoder(&self, name: &str) -> Option<&Asked> {
@@ -79,9 +98,167 @@ impl HostModels {
         };
         Err(ModelError::Unavailable(why))
     }
+
+    fn embed_at(
+        &self,
+        expense: Option<Arc<Expense>>,
+        name: &str,
+        text: &str,
+        timeout_ms: u32,
+    ) -> Result<Vec<f32>, ModelError> {
+        let Some(asked) = self.encoder(name) else {
+            self.local(name)?;
+            return Err(ModelError::Unavailable(format!("{name} is no encoder")));
+        };
+        let encoder = asked.encoder.clone();
+        let text = text.to_string();
+        asked.worker.ask(timeout_ms, move || {
+            let tokens = encoder
+                .count_tokens(&text)
+                .map_err(ModelError::InvalidArgument)?;
+            let limit = encoder.max_tokens();
+            if tokens > limit {
+                let why = format!(
+                    "the text has {tokens} tokens, {} reads {limit}",
+                    encoder.id()
+                );
+                return Err(ModelError::LimitExceeded(why));
+            }
+            let computing = expense.as_deref().map(Expense::begin_encoding);
+            let vectors = encoder.embed(&[&text]).map_err(ModelError::Internal)?;
+            if let Some((expense, computing)) = expense.zip(computing) {
+                computing.end(tokens as u32);
+                expense.was_asked(|| (as_candidate(&*encoder), [tokens as u32, 0]));
+            }
+            let first = vectors.into_iter().next();
+            first.ok_or_else(|| ModelError::Internal("the encoder gave no vector".into()))
+        })
+    }
+
+    fn score_at(
+        &self,
+        expense: Option<Arc<Expense>>,
+        tenant: Option<&str>,
+        name: &str,
+        (prompt, continuation): (&str, &str),
+        timeout_ms: u32,
+    ) -> Result<Vec<f32>, ModelError> {
+        let tier = self.local(name)?.clone();
+        let (prompt, continuation) = (prompt.to_string(), continuation.to_string());
+        let sharer = sharer(tenant);
+        self.scores.ask(timeout_ms, move || {
+            let engine = tier.engine();
+            let account = expense.as_deref().map_or(0, Expense::account);
+            let scores = engine.score(Some(&sharer), account, &prompt, &continuation);
+            let computed = match &scores {
+                Ok(scores) => !scores.is_empty(),
+                Err(error) => !matches!(error, ScoreError::Submit(_)),
+            };
+            if let Some(expense) = expense.filter(|_| computed) {
+                let read = || {
+                    engine.count_tokens(&prompt, true) + engine.count_tokens(&continuation, false)
+                };
+                expense.was_asked(|| (tier.view(), [read() as u32, 0]));
+            }
+            let scores = scores.map_err(|e| match e {
+                ScoreError::Submit(e) => not_taken(&e),
+                other => ModelError::Unavailable(other.to_string()),
+            })?;
+            Ok(scores.into_iter().map(|t| t.logprob).collect())
+        })
+    }
+
+    fn generate_at(
+        &self,
+        expense: Option<Arc<Expense>>,
+        tenant: Option<&str>,
+        name: &str,
+        prompt: &str,
+        options: &GenerateOptions,
+        timeout_ms: u32,
+    ) -> Result<Generated, ModelError> {
+        let tier = self.local(name)?;
+        let engine = tier.engine();
+        let until = Until {
+            at: Instant::now() + Duration::from_millis(timeout_ms.into()),
+            timeout_ms,
+        };
+        let tokens = engine.tokenize(prompt, true);
+        let prompt_tokens = tokens.len() as u32;
+        let request = GenerationRequest {
+            prompt: Prompt::Tokens(tokens),
+            max_new_tokens: Some(options.max_tokens as usize),
+            stop: options.stop.clone(),
+            tenant: Some(sharer(tenant)),
+            account: expense.as_deref().map_or(0, Expense::account),
+            params: SamplingParams {
+                temperature: options.temperature,
+                seed: Some(options.seed),
+                ..SamplingParams::default()
+            },
+            ..GenerationRequest::new("")
+        };
+        let (sender, events) = mpsc::channel();
+        let id = engine
+            .submit(request, Box::new(sender))
+            .map_err(|e| not_taken(&e))?;
+        let mut answer = Generated::default();
+        let ended = until.read((engine, id), &events, &mut answer);
+        if let Some(expense) = expense {
+            // However it ended: it was read, and so much was written.
+            let written = answer.logprobs.len() as u32;
+            expense.was_asked(|| (tier.view(), [prompt_tokens, written]));
+        }
+        ended.map(|()| answer)
+    }
+}
+
+/// How long an answer is waited for.
+struct Until {
+    at: Instant,
+    timeout_ms: u32,
+}
+
+impl Until {
+    /// Reads an answer to its end. What is late is cancelled, and what there is of it is kept.
+    fn read(
+        &self,
+        (engine, id): (&EngineHandle, SequenceId),
+        events: &Receiver<Event>,
+        answer: &mut Generated,
+    ) -> Result<(), ModelError> {
+        loop {
+            match events.recv_timeout(self.at.saturating_duration_since(Instant::now())) {
+                Ok(Event::Token { text, logprob }) => {
+                    answer.text.push_str(&text);
+                    answer.logprobs.push(logprob.logprob);
+                }
+                Ok(Event::Finished { reason, .. }) => {
+                    answer.finished = reason == FinishReason::Stop;
+                    return Ok(());
+                }
+                Ok(Event::Failed(e)) => return Err(ModelError::Internal(e.to_string())),
+                Err(RecvTimeoutError::Timeout) => {
+                    engine.cancel(id);
+                    return Err(late(self.timeout_ms));
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(ModelError::Unavailable("the engine has stopped".into()));
+                }
+            }
+        }
+    }
 }
 
 impl Models for HostModels {
+    fn at_the_expense_of(self: Arc<Self>, request: &Request) -> Option<Arc<dyn Models>> {
+        let expense = self.books.get()?.of_job(&request.id);
+        Some(Arc::new(Paid {
+            models: self,
+            expense,
+        }))
+    }
+
     fn names(&self) -> Vec<String> {
         let tiers = self.local.iter().map(|t| t.id().to_string());
         let remote = self.remote.iter().map(|t| t.id().to_string());
@@ -113,28 +290,7 @@ impl Models for HostModels {
     }
 
     fn embed(&self, name: &str, text: &str, timeout_ms: u32) -> Result<Vec<f32>, ModelError> {
-        let Some(asked) = self.encoder(name) else {
-            self.local(name)?;
-            return Err(ModelError::Unavailable(format!("{name} is no encoder")));
-        };
-        let encoder = asked.encoder.clone();
-        let text = text.to_string();
-        asked.worker.ask(timeout_ms, move || {
-            let tokens = encoder
-                .count_tokens(&text)
-                .map_err(ModelError::InvalidArgument)?;
-            let limit = encoder.max_tokens();
-            if tokens > limit {
-                let why = format!(
-                    "the text has {tokens} tokens, {} reads {limit}",
-                    encoder.id()
-                );
-                return Err(ModelError::LimitExceeded(why));
-            }
-            let vectors = encoder.embed(&[&text]).map_err(ModelError::Internal)?;
-            let first = vectors.into_iter().next();
-            first.ok_or_else(|| ModelError::Internal("the encoder gave no vector".into()))
-        })
+        self.embed_at(self.own_expense(), name, text, timeout_ms)
     }
 
     fn score(
@@ -145,17 +301,8 @@ impl Models for HostModels {
         continuation: &str,
         timeout_ms: u32,
     ) -> Result<Vec<f32>, ModelError> {
-        let engine = self.local(name)?.engine().clone();
-        let (prompt, continuation) = (prompt.to_string(), continuation.to_string());
-        let sharer = sharer(tenant);
-        self.scores.ask(timeout_ms, move || {
-            let scores = engine.score(Some(&sharer), &prompt, &continuation);
-            let scores = scores.map_err(|e| match e {
-                ScoreError::Submit(e) => not_taken(&e),
-                other => ModelError::Unavailable(other.to_string()),
-            })?;
-            Ok(scores.into_iter().map(|t| t.logprob).collect())
-        })
+        let texts = (prompt, continuation);
+        self.score_at(self.own_expense(), tenant, name, texts, timeout_ms)
     }
 
     fn generate(
@@ -166,42 +313,62 @@ impl Models for HostModels {
         options: &GenerateOptions,
         timeout_ms: u32,
     ) -> Result<Generated, ModelError> {
-        let engine = self.local(name)?.engine();
-        let deadline = Instant::now() + Duration::from_millis(timeout_ms.into());
-        let mut request = GenerationRequest::new(prompt);
-        request.max_new_tokens = Some(options.max_tokens as usize);
-        request.stop = options.stop.clone();
-        request.tenant = Some(sharer(tenant));
-        request.params = SamplingParams {
-            temperature: options.temperature,
-            seed: Some(options.seed),
-            ..SamplingParams::default()
-        };
-        let (sender, events) = mpsc::channel();
-        let id = engine
-            .submit(request, Box::new(sender))
-            .map_err(|e| not_taken(&e))?;
-        let mut answer = Generated::default();
-        loop {
-            match events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(Event::Token { text, logprob }) => {
-                    answer.text.push_str(&text);
-                    answer.logprobs.push(logprob.logprob);
-                }
-                Ok(Event::Finished { reason, .. }) => {
-                    answer.finished = reason == FinishReason::Stop;
-                    return Ok(answer);
-                }
-                Ok(Event::Failed(e)) => return Err(ModelError::Internal(e.to_string())),
-                Err(RecvTimeoutError::Timeout) => {
-                    engine.cancel(id);
-                    return Err(late(timeout_ms));
-                }
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(ModelError::Unavailable("the engine has stopped".into()));
-                }
-            }
-        }
+        let expense = self.own_expense();
+        self.generate_at(expense, tenant, name, prompt, options, timeout_ms)
+    }
+}
+
+/// The models as the policies of one request ask them.
+struct Paid {
+    models: Arc<HostModels>,
+    expense: Arc<Expense>,
+}
+
+impl Paid {
+    fn expense(&self) -> Option<Arc<Expense>> {
+        Some(self.expense.clone())
+    }
+}
+
+impl Models for Paid {
+    fn names(&self) -> Vec<String> {
+        self.models.names()
+    }
+
+    fn info(&self, name: &str) -> Result<TierView, ModelError> {
+        self.models.info(name)
+    }
+
+    fn count_tokens(&self, name: &str, text: &str) -> Result<u32, ModelError> {
+        self.models.count_tokens(name, text)
+    }
+
+    fn embed(&self, name: &str, text: &str, timeout_ms: u32) -> Result<Vec<f32>, ModelError> {
+        self.models.embed_at(self.expense(), name, text, timeout_ms)
+    }
+
+    fn score(
+        &self,
+        tenant: Option<&str>,
+        name: &str,
+        prompt: &str,
+        continuation: &str,
+        timeout_ms: u32,
+    ) -> Result<Vec<f32>, ModelError> {
+        let (models, texts) = (&self.models, (prompt, continuation));
+        models.score_at(self.expense(), tenant, name, texts, timeout_ms)
+    }
+
+    fn generate(
+        &self,
+        tenant: Option<&str>,
+        name: &str,
+        prompt: &str,
+        options: &GenerateOptions,
+        timeout_ms: u32,
+    ) -> Result<Generated, ModelError> {
+        let (models, expense) = (&self.models, self.expense());
+        models.generate_at(expense, tenant, name, prompt, options, timeout_ms)
     }
 }
 
@@ -295,6 +462,11 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
+
+    use homeostat_hooks::{Device, DeviceKind, Sample, Snapshot};
+
+    use crate::config::EnergyConfig;
 
     /// A fake encoder whose vectors tell the length of the text.
     struct Lengths(&'static str);
@@ -373,6 +545,96 @@ mod tests {
             release.send(()).unwrap();
             assert_eq!(asked.join().unwrap().unwrap(), [1.0]);
         });
+    }
+
+    /// Takes its time.
+    struct Slow;
+
+    impl Embedder for Slow {
+        fn id(&self) -> &str {
+            "slow"
+        }
+        fn dimensions(&self) -> usize {
+            1
+        }
+        fn max_tokens(&self) -> usize {
+            8
+        }
+        fn count_tokens(&self, text: &str) -> Result<usize, String> {
+            Ok(text.len())
+        }
+        fn embed(&self, _: &[&str]) -> Result<Vec<Vec<f32>>, String> {
+            std::thread::sleep(Duration::from_millis(30));
+            Ok(vec![vec![1.0]])
+        }
+    }
+
+    /// A budget of the host, settled by what these books say.
+    fn budgets_over(energy: &Arc<Energy>) -> Arc<Budgets> {
+        let limits = "[limits.h]\nunit = \"joules\"\nlimit = 100\nper = \"day\"";
+        let books = energy.clone();
+        let budgets = Budgets::open(
+            &toml::from_str(limits).unwrap(),
+            None,
+            Some(Box::new(move |job: &str| books.taken(job))),
+            Box::new(|| 0),
+        );
+        Arc::new(budgets.unwrap())
+    }
+
+    #[test]
+    fn a_request_pays_for_what_its_policies_ask_and_the_host_for_the_rest() {
+        let epoch = Instant::now() - Duration::from_secs(10);
+        let config = EnergyConfig::default();
+        let energy = Arc::new(Energy::new(&config, Path::new("/none"), epoch));
+        let now_ms = || epoch.elapsed().as_millis() as u64;
+        let reads = |at_ms: u64, joules: f64| Snapshot {
+            monotonic_ms: at_ms,
+            devices: vec![Device {
+                id: "cpu.0".into(),
+                kind: DeviceKind::Cpu,
+                energy_joules: Some(Sample::measured(joules)),
+                ..Device::default()
+            }],
+            ..Snapshot::default()
+        };
+        let began_ms = now_ms();
+        energy.watch_encoder(&reads(began_ms - 200, 10.0));
+        energy.tick(&reads(began_ms - 200, 10.0), &[]);
+        energy.tick(&reads(began_ms - 100, 11.0), &[]);
+        let slow: Arc<dyn Embedder> = Arc::new(Slow);
+        let models = Arc::new(HostModels::new(Vec::new(), Vec::new(), [slow]).unwrap());
+        let request = Request {
+            id: "r".into(),
+            ..Request::default()
+        };
+        let nobody = models.clone().at_the_expense_of(&request);
+        assert!(nobody.is_none(), "no books are kept");
+        let budgets = budgets_over(&energy);
+        models.keep_books(&energy, &budgets);
+        let purse = budgets.purse_of_texts("r", (None, None), 3);
+        let spending = energy.begin("r", 1);
+        let paid = models.clone().at_the_expense_of(&request);
+        let paid = paid.expect("books are kept");
+        assert_eq!(paid.names(), ["slow"]);
+        paid.embed("slow", "abc", 60_000).unwrap();
+        models.embed("slow", "abc", 60_000).unwrap();
+        drop((paid, purse, spending));
+        for joules in [17.0, 18.0, 19.0] {
+            std::thread::sleep(Duration::from_millis(30));
+            energy.tick(&reads(now_ms(), joules), &[]);
+        }
+        budgets.tick();
+        let receipt = energy.receipt("r", 1).expect("booked");
+        let receipt = serde_json::to_value(&receipt).expect("numbers and words");
+        assert_eq!(receipt["settled"], true, "{receipt}");
+        assert_eq!(receipt["joules"], receipt["policy_joules"]);
+        let joules = receipt["joules"].as_f64().expect("a number");
+        let (_, books) = energy.accounts().remove(0);
+        assert!(joules > 0.0 && books.unattributed.host_uj > 0, "{books:?}");
+        assert_eq!(books.attributed_uj(), (joules * 1e6).round() as u64);
+        let budget = budgets.status().remove(0);
+        assert_eq!((budget.spent, budget.reserved), (joules, 0.0));
     }
 
     #[test]

@@ -69,10 +69,14 @@ pub struct Receipt {
     pub prefill_uj: u64,
     /// Writing answers, µJ.
     pub decode_uj: u64,
-    /// How much of both went into guesses that were thrown away, µJ.
+    /// What policies asked models for it, µJ.
+    pub policy_uj: u64,
+    /// How much of all three went into guesses that were thrown away, µJ.
     pub wasted_uj: u64,
     /// What steps that no window covers yet are expected to add, µJ; 0 once settled.
     pub pending_uj: u64,
+    /// Of that: what policies asked, µJ.
+    pub policy_pending_uj: u64,
     /// The weakest origin of all that was added up.
     pub origin: Origin,
     /// Relative error to expect of the sum, sensor and attribution together.
@@ -92,7 +96,7 @@ pub struct Receipt {
 impl Receipt {
     /// All of it, expected part included, µJ.
     pub fn total_uj(&self) -> u64 {
-        self.prefill_uj + self.decode_uj + self.pending_uj
+        self.prefill_uj + self.decode_uj + self.policy_uj + self.pending_uj
     }
 
     /// All of it, J.
@@ -108,8 +112,10 @@ impl Receipt {
         Self {
             prefill_uj: self.prefill_uj + other.prefill_uj,
             decode_uj: self.decode_uj + other.decode_uj,
+            policy_uj: self.policy_uj + other.policy_uj,
             wasted_uj: self.wasted_uj + other.wasted_uj,
             pending_uj: self.pending_uj + other.pending_uj,
+            policy_pending_uj: self.policy_pending_uj + other.policy_pending_uj,
             origin: self.origin.max_weakness(other.origin),
             relative_error: match mine + theirs > 0.0 {
                 true => error / (mine + theirs),
@@ -155,12 +161,14 @@ pub struct Unattributed {
     pub late_uj: u64,
     /// Steps whose log was lost.
     pub lost_uj: u64,
+    /// What the host asked its models for itself.
+    pub host_uj: u64,
 }
 
 impl Unattributed {
     /// All of it, µJ.
     pub fn total_uj(&self) -> u64 {
-        self.foreign_uj + self.late_uj + self.lost_uj
+        self.foreign_uj + self.late_uj + self.lost_uj + self.host_uj
     }
 }
 
@@ -173,6 +181,8 @@ pub struct Accounts {
     pub prefill_uj: u64,
     /// Writing answers.
     pub decode_uj: u64,
+    /// What policies asked for requests.
+    pub policy_uj: u64,
     /// Nobody had work.
     pub idle_uj: u64,
     /// Belongs to no request.
@@ -196,7 +206,7 @@ pub struct Accounts {
 impl Accounts {
     /// Requests' part, µJ.
     pub fn attributed_uj(&self) -> u64 {
-        self.prefill_uj + self.decode_uj
+        self.prefill_uj + self.decode_uj + self.policy_uj
     }
 }
 
@@ -207,8 +217,10 @@ mod tests {
     const ONE: Receipt = Receipt {
         prefill_uj: 1_000_000,
         decode_uj: 2_000_000,
+        policy_uj: 0,
         wasted_uj: 500_000,
         pending_uj: 0,
+        policy_pending_uj: 0,
         origin: Origin::Measured,
         relative_error: 0.1,
         boundary: Boundary::Accelerator,
@@ -221,7 +233,8 @@ mod tests {
     #[test]
     fn a_sum_of_receipts_is_as_good_as_the_worse_of_them() {
         let weak = Receipt {
-            decode_uj: 5_000_000,
+            decode_uj: 4_000_000,
+            policy_uj: 1_000_000,
             origin: Origin::Modelled,
             relative_error: 0.6,
             boundary: Boundary::Cpu,
@@ -230,7 +243,7 @@ mod tests {
             ..ONE
         };
         let sum = ONE.plus(weak);
-        assert_eq!(sum.joules(), 9.0);
+        assert_eq!((sum.joules(), sum.policy_uj), (9.0, 1_000_000));
         assert_eq!(sum.origin, Origin::Modelled);
         assert!((sum.relative_error - (0.1 * 3.0 + 0.6 * 6.0) / 9.0).abs() < 1e-12);
         assert_eq!(sum.boundary.to_string(), "accelerator+cpu");

@@ -203,6 +203,72 @@ fn receipts_of_two_hundred_concurrent_requests_add_up_to_the_books() {
 }
 
 #[test]
+fn what_policies_ask_is_a_part_of_its_own_and_what_the_host_asks_is_nobody_s() {
+    let mut random = Random::new(4);
+    let mut bench = Bench::new(1);
+    for request in (0..100).step_by(2) {
+        bench.ledger.asks(request, 1_000 + request);
+    }
+    for tick in 0..2_000u64 {
+        let mut sequences = Vec::new();
+        for request in 0..100 {
+            if random.below(10) == 0 {
+                sequences.push(decode(request));
+            }
+            if request % 2 == 0 && random.below(20) == 0 {
+                sequences.push(work(1_000 + request, Phase::Prefill, 64, 0));
+            }
+        }
+        if random.below(5) == 0 {
+            sequences.push(decode(HOST));
+        }
+        bench.step(tick * 10, tick * 10 + 9, &sequences);
+        bench.window(0, tick * 10 + 10, 1_000_000 + random.below(5_000_000));
+    }
+    (0..100).for_each(|request| bench.ledger.finish(request));
+    bench.ledger.advance(30_000 * MS, 30_000 * MS);
+    let settled = bench.ledger.newly_settled();
+    assert_eq!(settled.len(), 100, "one receipt for each");
+    for (request, receipt) in &settled {
+        assert_eq!(receipt.policy_uj > 0, request % 2 == 0, "{request}");
+        assert!(receipt.decode_uj > 0 && receipt.prefill_uj == 0);
+    }
+    let sum = |of: fn(&Receipt) -> u64| -> u64 { settled.iter().map(|(_, r)| of(r)).sum() };
+    let accounts = bench.accounts(0);
+    assert_eq!(sum(Receipt::total_uj), accounts.attributed_uj());
+    assert_eq!(sum(|r| r.policy_uj), accounts.policy_uj);
+    assert!(accounts.unattributed.host_uj > 0, "{accounts:?}");
+    assert!(bench.ledger.receipt(HOST).is_none());
+    bench.balances();
+}
+
+#[test]
+fn a_question_is_expected_until_it_is_booked_and_one_that_comes_too_late_is_nobody_s() {
+    let mut bench = Bench::new(1);
+    bench.ledger.asks(1, 1_001);
+    bench.step(0, 100, &[decode(1)]);
+    bench.window(0, 100, 10_000_000);
+    bench.step(100, 200, &[work(1_001, Phase::Prefill, 100, 0)]);
+    bench.ledger.finish(1);
+    bench.ledger.advance(150 * MS, 150 * MS);
+    let open = bench.ledger.receipt(1).expect("known");
+    assert_eq!((open.policy_uj, open.settled), (0, false));
+    assert!(open.policy_pending_uj > 0);
+    assert_eq!(open.pending_uj, open.policy_pending_uj);
+    bench.window(0, 200, 20_000_000);
+    let settled = bench.ledger.receipt(1).expect("known");
+    let parts = (settled.decode_uj, settled.policy_uj, settled.pending_uj);
+    assert_eq!(parts, (10_000_000, 20_000_000, 0));
+    assert!(settled.settled);
+    bench.step(210, 290, &[decode(1_001)]);
+    bench.window(0, 300, 10_000_000);
+    assert_eq!(bench.ledger.receipt(1), Some(settled));
+    assert_eq!(bench.accounts(0).unattributed.late_uj, 8_000_000);
+    assert!(bench.ledger.receipt(1_001).is_none(), "it is no request");
+    bench.balances();
+}
+
+#[test]
 fn twins_get_the_same_and_who_waits_gets_nothing() {
     let mut bench = Bench::new(1);
     for tick in 0..500u64 {
@@ -601,6 +667,7 @@ fn receipts_of_long_ago_are_forgotten() {
     let mut bench = Bench::new(1);
     let requests = RECEIPTS_KEPT as u64 + 100;
     for request in 0..requests {
+        bench.ledger.asks(request, requests + request);
         bench.step(request, request + 1, &[decode(request)]);
         bench.ledger.finish(request);
         bench.window(0, request + 1, 1_000);
@@ -613,6 +680,7 @@ fn receipts_of_long_ago_are_forgotten() {
             .is_some_and(|r| r.settled)
     );
     assert_eq!(bench.ledger.requests.len(), RECEIPTS_KEPT);
+    assert_eq!(bench.ledger.questions.len(), RECEIPTS_KEPT);
 }
 
 #[test]
