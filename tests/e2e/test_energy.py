@@ -62,9 +62,8 @@ def test_a_receipt_says_what_it_knows_and_settles(start, tmp_path):
     assert energy["relative_error"] >= 0.6
     final = settled(server, answer["id"])
     assert final["joules"] > 0 and final["pending_joules"] == 0
-    assert microjoules(final["joules"]) == microjoules(final["prefill_joules"]) + microjoules(
-        final["decode_joules"]
-    )
+    parts = [final[f"{part}_joules"] for part in ("prefill", "decode", "policy")]
+    assert microjoules(final["joules"]) == sum(map(microjoules, parts))
     assert settled(server, answer["id"]) == final
 
 

@@ -104,6 +104,6 @@ pub struct Outcome {
     pub ttft_ms: Option<u32>,
     /// Time of the whole request.
     pub total_ms: u32,
-    /// Energy of the whole request, where the host can tell.
+    /// Energy of all its answers, where the host can tell; not what policies asked models.
     pub joules: Option<Sample>,
 }

@@ -269,6 +269,11 @@ impl Instance {
         self.permit = permit;
     }
 
+    /// Its request pays for nothing more.
+    pub fn leave_request(&mut self) {
+        self.store.data_mut().leave_request();
+    }
+
     /// The request that it was given to is not recorded.
     pub fn leave_untaped(&mut self) {
         self.store.data_mut().leave_untaped();

@@ -176,6 +176,11 @@ impl HostState {
         self.models = models;
     }
 
+    /// Its request pays for nothing more.
+    pub fn leave_request(&mut self) {
+        self.models = None;
+    }
+
     /// Nobody takes notes of it any more.
     pub fn leave_untaped(&mut self) {
         if let Some(tape) = self.tape.take() {

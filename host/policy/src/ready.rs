@@ -105,8 +105,9 @@ impl Filler {
         taken
     }
 
-    /// Takes a used instance to pieces, later.
-    pub fn retire(&self, instance: Instance) {
+    /// Takes a used instance to pieces, later. Its request does not pay until then.
+    pub fn retire(&self, mut instance: Instance) {
+        instance.leave_request();
         self.shared.lock().used.push(instance);
         self.shared.work.notify_one();
     }

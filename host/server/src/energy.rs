@@ -182,7 +182,7 @@ impl Energy {
         }
     }
 
-    /// Policies may ask for this job from now on, until what is returned is dropped.
+    /// Policies may ask for this job from now on, until what is returned is dropped. One at a time.
     pub fn questions_of(self: &Arc<Self>, job_id: &str) -> Questions {
         let request = account(job_id);
         if self.is_on() {

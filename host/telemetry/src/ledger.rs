@@ -436,8 +436,8 @@ impl Ledger {
                 continue;
             }
             for work in &step.sequences {
-                let payer = self.questions.get(&work.request).unwrap_or(&work.request);
-                if let Some(entry) = self.requests.get_mut(payer)
+                let payer = self.payer(work.request);
+                if let Some(entry) = self.requests.get_mut(&payer)
                     && !entry.settled
                 {
                     entry.incomplete = true;

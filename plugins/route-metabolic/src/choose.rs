@@ -70,6 +70,8 @@ struct Candidate<'a> {
     tier: &'a Tier,
     known: Figures,
     quality: f32,
+    /// What an answer of it usually takes, whoever is there now.
+    usual_effort: f32,
     effort: f32,
     /// Dollars, as a share of the dearest tier's; 0 where nobody states a price.
     dollars: f32,
@@ -87,8 +89,8 @@ impl Candidate<'_> {
     }
 }
 
-/// What is asked for all of the largest tier's effort, more for it on the hottest device, and for
-/// all of the dearest tier's dollars.
+/// What is asked for an effort of 1, more for it on the hottest device, and for all of the dearest
+/// tier's dollars.
 #[derive(Clone, Copy)]
 struct Prices {
     effort: f32,
@@ -275,8 +277,9 @@ fn candidates<'a>(question: &Question<'a>) -> Vec<Candidate<'a>> {
         .into_iter()
         .zip(efforts)
         .enumerate()
-        .map(|(i, ((tier, known), effort))| Candidate {
+        .map(|(i, ((tier, known), [usual_effort, effort]))| Candidate {
             quality: quality(tier, i, count, shares),
+            usual_effort,
             effort,
             dollars: if dearest > 0.0 {
                 usd(tier) / dearest
@@ -321,10 +324,10 @@ fn prompt_tokens(request: &Request) -> u64 {
 }
 
 /// Each tier's energy as a share of the largest: of its energy when all have one, else from
-/// size when all tell it, else from rank; times what joining it now takes of that. A larger tier
-/// never counts less than a smaller one, even when it runs elsewhere: sending traffic *up* because the machine is in need would spend
-/// money that nobody agreed to.
-fn efforts(tiers: &[(&Tier, Figures)]) -> Vec<f32> {
+/// size when all tell it, else from rank. First as it usually is, then times what joining it now
+/// takes of that. A larger tier never counts less than a smaller one, even when it runs elsewhere:
+/// sending traffic *up* because the machine is in need would spend money that nobody agreed to.
+fn efforts(tiers: &[(&Tier, Figures)]) -> Vec<[f32; 2]> {
     let told: Option<Vec<f64>> = tiers.iter().map(|(t, known)| joules(t, known)).collect();
     let sizes: Option<Vec<f64>> = tiers
         .iter()
@@ -336,12 +339,17 @@ fn efforts(tiers: &[(&Tier, Figures)]) -> Vec<f32> {
         .or(sizes.filter(usable))
         .unwrap_or_else(|| (1..=tiers.len()).map(|i| i as f64).collect());
     let largest = effort.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
-    let now = effort.iter().zip(tiers);
-    let mut now: Vec<f64> = now.map(|(e, (t, _))| e * joining(t) / largest).collect();
-    for i in 1..now.len() {
-        now[i] = now[i].max(now[i - 1]);
-    }
-    now.into_iter().map(|e| e as f32).collect()
+    let mut most = [0.0_f64; 2];
+    let each = effort.iter().zip(tiers).map(|(e, (tier, _))| {
+        let usual = e / largest;
+        let [usual_before, now_before] = most;
+        most = [
+            usual_before.max(usual),
+            now_before.max(usual * joining(tier)),
+        ];
+        most.map(|e| e as f32)
+    });
+    each.collect()
 }
 
 /// What one more answer takes of a tier at its present load, over what its answers take in the
@@ -487,8 +495,8 @@ fn permitted<'a>(
 
 /// Of those as small as the smallest, the one on the coolest device.
 fn smallest(mut all: Vec<Candidate<'_>>) -> Candidate<'_> {
-    let most = all[0].effort * AS_SMALL;
-    let as_small = all.iter().take_while(|c| c.effort <= most);
+    let most = all[0].usual_effort * AS_SMALL;
+    let as_small = all.iter().take_while(|c| c.usual_effort <= most);
     let coolest = as_small
         .enumerate()
         .min_by(|a, b| a.1.heat.total_cmp(&b.1.heat));

@@ -328,6 +328,33 @@ fn a_large_tier_that_is_at_work_is_joined_for_what_would_not_wake_it() {
     assert_eq!(tiers, ["small", "large", "small", "small"]);
 }
 
+#[test]
+fn which_tier_is_the_smallest_does_not_depend_on_who_is_in_its_batch() {
+    let (tiers, hard) = three_tiers();
+    let mut tiers = [tiers[0].clone(), tiers[2].clone()];
+    // The small one would have to be woken, on the hotter device; the large one is at work.
+    for (tier, (ratio, degrade)) in tiers.iter_mut().zip([(4.0, 1.0), (0.2, 0.1)]) {
+        let degrade = Value::Number(degrade);
+        let degrade = ("homeostat.device-degrade-ratio".to_owned(), degrade);
+        tier.attributes = vec![joining(ratio), degrade];
+        tier.parameters = Some(1_000 + u64::from(tier.rank) * 1_000);
+    }
+    let critical = Snapshot {
+        metabolism: Metabolism {
+            state: MetabolicState::Critical,
+            causes: Causes {
+                thermal: true,
+                ..Causes::default()
+            },
+            degrade_ratio: 1.0,
+            ..Metabolism::default()
+        },
+        ..Snapshot::default()
+    };
+    let plan = plan_of(ask(&turn(1), &hard, &tiers, &critical));
+    assert_eq!(plan.steps[0].tier, "small", "{}", plan.reason);
+}
+
 fn plan_of(decision: Decision) -> Plan {
     match decision {
         Decision::Plan(plan) => plan,

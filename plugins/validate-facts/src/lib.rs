@@ -10,6 +10,7 @@
 //! A finished answer that works with numbers, to a question that asks for one, is also read for
 //! how it was worked out: numbers of the question that it does not use, an expression that breaks
 //! off, turns. That moves the confidence within bounds, up or down; how good it is: `worked.txt`.
+//! Setting `worked-answers` = `off` leaves it out.
 //!
 //! How unsure a tier was of its first token counts only where the operator says from where on
 //! (setting `first-token-entropy-max`, in nats; off as it comes, since there is no data to derive
@@ -39,6 +40,8 @@ pub struct Settings {
     /// Entropy of the first token, in nats, above which no answer is accepted as it is while a
     /// step is left. `None`: it is not looked at.
     pub first_token_entropy_max: Option<f64>,
+    /// Take no account of how a worked answer was worked out.
+    pub ignore_worked: bool,
 }
 
 impl Settings {
@@ -49,24 +52,26 @@ impl Settings {
     pub fn read(config: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let wrong = |key: &str, value: &str, expected: &str| {
             let text = format!("setting {key} is {value:?}, expected {expected}");
-            Err(Error::InvalidArgument(text))
+            Error::InvalidArgument(text)
         };
-        let strict = match config("strict").as_deref() {
-            None | Some("off") => false,
-            Some("on") => true,
-            Some(other) => return wrong("strict", other, "on or off"),
+        let is_on = |key: &str, usual: bool| match config(key).as_deref() {
+            None => Ok(usual),
+            Some("on") => Ok(true),
+            Some("off") => Ok(false),
+            Some(other) => Err(wrong(key, other, "on or off")),
         };
         let key = "first-token-entropy-max";
         let first_token_entropy_max = match config(key) {
             None => None,
             Some(text) => match text.parse::<f64>() {
                 Ok(nats) if (0.0..=NATS_MAX).contains(&nats) => Some(nats),
-                _ => return wrong(key, &text, &format!("0 to {NATS_MAX} nats")),
+                _ => return Err(wrong(key, &text, &format!("0 to {NATS_MAX} nats"))),
             },
         };
         Ok(Self {
-            strict,
+            strict: is_on("strict", false)?,
             first_token_entropy_max,
+            ignore_worked: !is_on("worked-answers", true)?,
         })
     }
 }
@@ -97,10 +102,10 @@ pub fn validate(request: &Request, answer: &Answer, settings: Settings) -> Verdi
         };
         return Verdict::Amend(Amendment {
             text: text.to_owned(),
-            assessment: assess(request, &amended).0,
+            assessment: assess(request, &amended, settings).0,
         });
     }
-    let (mut assessment, hard) = assess(request, answer);
+    let (mut assessment, hard) = assess(request, answer, settings);
     let began_well = beginning.as_ref().is_none_or(|check| check.finding.passed);
     assessment
         .findings
@@ -147,12 +152,13 @@ fn partial(request: &Request, answer: &Answer, beginning: Option<checks::Check>)
 }
 
 /// All findings, the confidence they leave, and whether a hard check failed.
-fn assess(request: &Request, answer: &Answer) -> (Assessment, bool) {
+fn assess(request: &Request, answer: &Answer, settings: Settings) -> (Assessment, bool) {
     let checks = checks::all(request, answer);
     let failed = |c: &&checks::Check| !c.finding.passed;
     let hard = checks.iter().filter(failed).any(|c| c.hard);
     let shift = checks.iter().filter(failed).map(|c| c.shift).sum();
-    let worked = worked::of(request, answer);
+    let is_heard = !settings.ignore_worked;
+    let worked = is_heard.then(|| worked::of(request, answer)).flatten();
     let (confidence, finding) = confidence::confidence(&answer.logprobs, shift, worked.as_ref());
     let mut findings: Vec<Finding> = checks.into_iter().map(|c| c.finding).collect();
     findings.push(finding);

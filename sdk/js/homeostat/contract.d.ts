@@ -561,7 +561,7 @@ export interface Outcome {
   ttftMs: number | null;
   /** Time of the whole request. */
   totalMs: number;
-  /** Energy of the whole request, where the host can tell. */
+  /** Energy of all its answers, where the host can tell; not what policies asked models. */
   joules: Sample | null;
 }
 

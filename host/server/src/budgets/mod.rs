@@ -195,7 +195,8 @@ impl Budgets {
         }
         drop(books);
         let purse = Arc::new(Purse::new(self.clone(), accounts, id, tokens));
-        self.open_purses().insert(id.to_owned(), Arc::downgrade(&purse));
+        self.open_purses()
+            .insert(id.to_owned(), Arc::downgrade(&purse));
         Some(purse)
     }
 

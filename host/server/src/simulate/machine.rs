@@ -514,7 +514,8 @@ impl Inner {
             self.answers.entry(arrival.account).or_default().begun += 1;
             let queue = &mut self.queues[tier];
             queue.prompt_tokens = arrival.prompt_tokens;
-            let load = Load::beside(queue.running.len(), arrival.prompt_tokens as usize);
+            let others = (queue.running.len() + queue.waiting.len()).min(SLOTS - 1);
+            let load = Load::beside(others, arrival.prompt_tokens as usize);
             queue.waiting.push_back(Sequence {
                 arrival,
                 came_us,

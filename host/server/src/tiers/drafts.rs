@@ -92,8 +92,8 @@ struct Arm {
     batch: Mean,
 }
 
-/// What one of so many answers is booked of what they share: the harmonic number of their count over
-/// it. Between two counts as between the figures beside it.
+/// What one of so many answers is booked of what they share: the harmonic number of their count
+/// over it. Between two counts as between the figures beside it.
 fn booked_share(count: f64) -> f64 {
     let at = |count: usize| (1..=count).map(|n| 1.0 / n as f64).sum::<f64>() / count as f64;
     let (below, part) = (count.floor() as usize, count.fract());
@@ -141,7 +141,8 @@ impl Drafts {
     /// while and then one of fewer. Of what the batch shares he is booked *H*(*n*) / *n* in the
     /// mean, *H* the harmonic numbers, but as he relieves the others as well, he adds only 1 / *n*
     /// of it: the batch lasts that much longer. The first figure the books know, so the share is
-    /// solved from it.
+    /// solved from it. Where others join later it is taken for larger than it is, as is right: then
+    /// they relieve him.
     fn joining_ratio(&self, load: Load) -> Option<f64> {
         let usual = self
             .joules

@@ -1,10 +1,15 @@
 //! What counts in a question and its worked answer; in step with `models/train/fit_answers.py`.
 
-use super::read::{Step, Token, asked, breaks_off, last_sentence, read, steps, words};
+use super::read::{
+    Step, Token, asked, breaks_off, last_sentence, offers_choices, read, steps, words,
+};
 use super::weights::COUNT;
 
-/// Numbers of a question; more is a table, no question that was fitted on.
-const NUMBERS_MAX: usize = 64;
+/// Numbers of a question, as many as any that was fitted on has; more is a table or a document, and
+/// most of its numbers are not asked about.
+const NUMBERS_MAX: usize = 13;
+/// Words of a question, likewise.
+const WORDS_MAX: usize = 125;
 
 /// Words by which a question asks for a number.
 const ASKS: [&str; 8] = [
@@ -69,14 +74,20 @@ const TURNS: [&str; 11] = [
 /// The features, in the order of their weights; `None` where the head was not fitted: the question
 /// does not ask for a number or has fewer than two, the answer computes nothing, or there is code.
 pub(super) fn of(question: &str, answer: &str) -> Option<[f64; COUNT]> {
-    if question.contains("```") || answer.contains("```") {
+    if question.contains('`') || answer.contains('`') {
         return None;
     }
-    let (question, answer) = (read(question)?, read(answer)?);
-    let (asking, steps) = (asked(&question), steps(&answer));
+    let question = read(question)?;
+    let asking = asked(&question);
     let asks = words(asking).any(|word| is_in(word, &ASKS));
     let numbers = || question.iter().filter_map(Token::number);
-    if steps.is_empty() || !asks || numbers().count() > NUMBERS_MAX {
+    let is_long = numbers().count() > NUMBERS_MAX || words(&question).count() > WORDS_MAX;
+    if !asks || is_long || offers_choices(&question) {
+        return None;
+    }
+    let answer = read(answer)?;
+    let steps = steps(&answer);
+    if steps.is_empty() {
         return None;
     }
     let digits = distinct(numbers());

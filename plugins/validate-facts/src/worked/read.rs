@@ -7,6 +7,8 @@ const TOKENS_MAX: usize = 1500;
 const STEPS_MAX: usize = 64;
 /// Numbers looked at to the left of an equals sign.
 const OPERANDS_MAX: usize = 6;
+/// Lines such as `A) 12` that make a question one of multiple choice.
+const CHOICES_MIN: usize = 3;
 /// Larger numbers are taken for this one.
 const LARGEST: f64 = 1e15;
 
@@ -169,6 +171,19 @@ pub(super) fn asked<'t, 'a>(tokens: &'t [Token<'a>]) -> &'t [Token<'a>] {
     last_sentence(&tokens[..mark.unwrap_or(tokens.len())])
 }
 
+/// Whether it is of multiple choice: most of its numbers are no part of the working.
+pub(super) fn offers_choices(tokens: &[Token<'_>]) -> bool {
+    let offers = |line: &&[Token<'_>]| match line {
+        [letter, mark, ..] => {
+            matches!(letter.kind, Kind::Word(letter) if letter.len() == 1)
+                && matches!(mark.kind, Kind::End('.') | Kind::Sign('.' | ')'))
+        }
+        _ => false,
+    };
+    let lines = tokens.split(|token| token.kind == Kind::Line);
+    lines.filter(offers).count() >= CHOICES_MIN
+}
+
 /// One equation with at least two numbers on its left side.
 #[derive(Debug, PartialEq)]
 pub(super) struct Step {
@@ -256,14 +271,19 @@ fn is_part(last: &Token<'_>, value: f64, before: &[&Token<'_>]) -> bool {
         && !comma.spaced
         && !last.spaced
     {
-        return value < 100.0;
+        // `36,50` may be a price, and `3,5` a list.
+        return value == 0.0;
     }
     let is_currency = |t: &Token<'_>| matches!(t.kind, Kind::Sign('$' | '€' | '£' | '\\'));
     let before = match before {
         [first, rest @ ..] if is_currency(first) => rest,
         all => all,
     };
-    let is_operator =
-        |t: &Token<'_>| matches!(t.kind, Kind::Sign('+' | '-' | '−' | '–' | '×' | '÷' | '*'));
+    let is_operator = |t: &Token<'_>| match t.kind {
+        // Without a blank it may be a range, a date or a score.
+        Kind::Sign('-' | '–') => t.spaced,
+        Kind::Sign('+' | '−' | '×' | '÷' | '*') => true,
+        _ => false,
+    };
     matches!(before, [sign, operand, ..] if is_operator(sign) && is_operand(Some(*operand)))
 }
