@@ -709,6 +709,32 @@ mod tests {
         }
     }
 
+    /// What the counter of a GPU says at this time.
+    fn seen(at_ms: u64, joules: f64) -> Snapshot {
+        Snapshot {
+            monotonic_ms: at_ms,
+            devices: vec![Seen {
+                id: "gpu.0".into(),
+                kind: DeviceKind::Gpu,
+                energy_joules: Some(Sample::measured(joules)),
+                ..Seen::default()
+            }],
+            ..Snapshot::default()
+        }
+    }
+
+    /// Books of ten seconds ago whose counter has moved once, to 100 J.
+    fn with_counter() -> (Arc<Energy>, Recorder) {
+        let epoch = Instant::now() - Duration::from_secs(10);
+        let auto = config(EnergyMode::Auto);
+        let energy = Arc::new(Energy::new(&auto, Path::new("/none"), epoch));
+        let gpu = energy.books().ledger.device("gpu.0", DeviceKind::Gpu);
+        let recorder = recorder(&energy, &[gpu.expect("first")]);
+        energy.tick(&seen(900, 99.0), &[]);
+        energy.tick(&seen(1_000, 100.0), &[]);
+        (energy, recorder)
+    }
+
     fn sequence(account: u64) -> SequenceStep {
         SequenceStep {
             account,
@@ -721,26 +747,7 @@ mod tests {
 
     #[test]
     fn a_request_is_settled_after_it_left_and_its_answers_are_one_receipt() {
-        let epoch = Instant::now() - Duration::from_secs(10);
-        let energy = Arc::new(Energy::new(
-            &config(EnergyMode::Auto),
-            Path::new("/none"),
-            epoch,
-        ));
-        let gpu = energy.books().ledger.device("gpu.0", DeviceKind::Gpu);
-        let mut recorder = recorder(&energy, &[gpu.expect("first")]);
-        let seen = |at_ms: u64, joules: f64| Snapshot {
-            monotonic_ms: at_ms,
-            devices: vec![Seen {
-                id: "gpu.0".into(),
-                kind: DeviceKind::Gpu,
-                energy_joules: Some(Sample::measured(joules)),
-                ..Seen::default()
-            }],
-            ..Snapshot::default()
-        };
-        energy.tick(&seen(900, 99.0), &[]);
-        energy.tick(&seen(1_000, 100.0), &[]);
+        let (energy, mut recorder) = with_counter();
         let spending = energy.begin("chatcmpl-1", 2);
         let at = Duration::from_millis;
         recorder.began(at(1_000));
@@ -764,23 +771,7 @@ mod tests {
 
     #[test]
     fn receipts_of_requests_whose_policies_ask_add_up_to_the_books() {
-        let epoch = Instant::now() - Duration::from_secs(10);
-        let auto = config(EnergyMode::Auto);
-        let energy = Arc::new(Energy::new(&auto, Path::new("/none"), epoch));
-        let gpu = energy.books().ledger.device("gpu.0", DeviceKind::Gpu);
-        let mut recorder = recorder(&energy, &[gpu.expect("first")]);
-        let seen = |at_ms: u64, joules: f64| Snapshot {
-            monotonic_ms: at_ms,
-            devices: vec![Seen {
-                id: "gpu.0".into(),
-                kind: DeviceKind::Gpu,
-                energy_joules: Some(Sample::measured(joules)),
-                ..Seen::default()
-            }],
-            ..Snapshot::default()
-        };
-        energy.tick(&seen(900, 99.0), &[]);
-        energy.tick(&seen(1_000, 100.0), &[]);
+        let (energy, mut recorder) = with_counter();
         let ids = ["a", "b", "c"];
         let spendings = ids.map(|id| energy.begin(id, 1));
         let questions = ids.map(|id| energy.questions_of(id));

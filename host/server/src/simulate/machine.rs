@@ -406,8 +406,7 @@ impl Machine {
         };
         let cost = COSTS[tier];
         let alone = (cost.weight_bytes, cost.flops_per_token);
-        let others = (queue.shown.0 + queue.shown.1) as usize;
-        let load = Load::beside(others.min(SLOTS - 1), queue.prompt_tokens as usize);
+        let load = met_beside(queue.shown.0 + queue.shown.1, queue.prompt_tokens);
         TierView {
             id: TIERS[tier].into(),
             kind: TierKind::Simulated,
@@ -514,8 +513,8 @@ impl Inner {
             self.answers.entry(arrival.account).or_default().begun += 1;
             let queue = &mut self.queues[tier];
             queue.prompt_tokens = arrival.prompt_tokens;
-            let others = (queue.running.len() + queue.waiting.len()).min(SLOTS - 1);
-            let load = Load::beside(others, arrival.prompt_tokens as usize);
+            let others = (queue.running.len() + queue.waiting.len()) as u32;
+            let load = met_beside(others, arrival.prompt_tokens);
             queue.waiting.push_back(Sequence {
                 arrival,
                 came_us,
@@ -916,6 +915,11 @@ impl Sequence {
             completion_tokens: self.done,
         }));
     }
+}
+
+/// What an answer meets where so many others run or wait.
+fn met_beside(others: u32, prompt_tokens: u32) -> Load {
+    Load::beside((others as usize).min(SLOTS - 1), prompt_tokens as usize)
 }
 
 /// Drafts that are accepted in the mean.

@@ -31,8 +31,14 @@ use crate::openai::request::{SHARER_OF_POLICIES, sharer_of_tenant};
 /// policy's deadline is a hundred: whoever would wait longer gives up anyhow.
 const WAITING_MAX: usize = 16;
 
-/// All models of this host.
+/// All models of this host, as one who pays for it asks them.
 pub struct HostModels {
+    all: Arc<All>,
+    /// The request whose policies ask; `None` = the host itself.
+    payer: Option<Arc<Expense>>,
+}
+
+struct All {
     local: Vec<Arc<LocalTier>>,
     remote: Vec<Arc<dyn Tier>>,
     encoders: Vec<Asked>,
@@ -57,36 +63,39 @@ impl HostModels {
             Ok(Asked { encoder, worker })
         };
         let encoders = encoders.into_iter().map(asked);
-        Ok(Self {
+        let all = Arc::new(All {
             local,
             remote,
             encoders: encoders.collect::<std::io::Result<_>>()?,
             scores: Worker::start()?,
             books: OnceLock::new(),
-        })
+        });
+        Ok(Self { all, payer: None })
     }
 
     /// From now on what is asked stands in these books; later ones are not listened to.
     pub fn keep_books(&self, energy: &Arc<Energy>, budgets: &Arc<Budgets>) {
-        let _ = self.books.set(Books::new(energy, budgets));
+        let _ = self.all.books.set(Books::new(energy, budgets));
     }
 
-    /// Of what is nobody's request's; `None` while no books are kept.
-    fn own_expense(&self) -> Option<Arc<Expense>> {
-        self.books.get().map(Books::of_host)
+    /// Who pays; `None` while no books are kept.
+    fn expense(&self) -> Option<Arc<Expense>> {
+        let own = || self.all.books.get().map(Books::of_host);
+        self.payer.clone().or_else(own)
     }
 
     fn encoder(&self, name: &str) -> Option<&Asked> {
-        self.encoders
+        self.all
+            .encoders
             .iter()
             .find(|asked| asked.encoder.id() == name)
     }
 
     fn local(&self, name: &str) -> Result<&Arc<LocalTier>, ModelError> {
-        if let Some(tier) = self.local.iter().find(|t| t.id() == name) {
+        if let Some(tier) = self.all.local.iter().find(|t| t.id() == name) {
             return Ok(tier);
         }
-        let why = if self.remote.iter().any(|t| t.id() == name) {
+        let why = if self.all.remote.iter().any(|t| t.id() == name) {
             format!("{name} is a remote tier; only local ones can be asked by policies")
         } else if self.encoder(name).is_some() {
             format!("{name} is an encoder, which generates nothing")
@@ -97,119 +106,6 @@ impl HostModels {
             )));
         };
         Err(ModelError::Unavailable(why))
-    }
-
-    fn embed_at(
-        &self,
-        expense: Option<Arc<Expense>>,
-        name: &str,
-        text: &str,
-        timeout_ms: u32,
-    ) -> Result<Vec<f32>, ModelError> {
-        let Some(asked) = self.encoder(name) else {
-            self.local(name)?;
-            return Err(ModelError::Unavailable(format!("{name} is no encoder")));
-        };
-        let encoder = asked.encoder.clone();
-        let text = text.to_string();
-        asked.worker.ask(timeout_ms, move || {
-            let tokens = encoder
-                .count_tokens(&text)
-                .map_err(ModelError::InvalidArgument)?;
-            let limit = encoder.max_tokens();
-            if tokens > limit {
-                let why = format!(
-                    "the text has {tokens} tokens, {} reads {limit}",
-                    encoder.id()
-                );
-                return Err(ModelError::LimitExceeded(why));
-            }
-            let computing = expense.as_deref().map(Expense::begin_encoding);
-            let vectors = encoder.embed(&[&text]).map_err(ModelError::Internal)?;
-            if let Some((expense, computing)) = expense.zip(computing) {
-                computing.end(tokens as u32);
-                expense.was_asked(|| (as_candidate(&*encoder), [tokens as u32, 0]));
-            }
-            let first = vectors.into_iter().next();
-            first.ok_or_else(|| ModelError::Internal("the encoder gave no vector".into()))
-        })
-    }
-
-    fn score_at(
-        &self,
-        expense: Option<Arc<Expense>>,
-        tenant: Option<&str>,
-        name: &str,
-        (prompt, continuation): (&str, &str),
-        timeout_ms: u32,
-    ) -> Result<Vec<f32>, ModelError> {
-        let tier = self.local(name)?.clone();
-        let (prompt, continuation) = (prompt.to_string(), continuation.to_string());
-        let sharer = sharer(tenant);
-        self.scores.ask(timeout_ms, move || {
-            let engine = tier.engine();
-            let account = expense.as_deref().map_or(0, Expense::account);
-            let scores = engine.score(Some(&sharer), account, &prompt, &continuation);
-            let computed = match &scores {
-                Ok(scores) => !scores.is_empty(),
-                Err(error) => !matches!(error, ScoreError::Submit(_)),
-            };
-            if let Some(expense) = expense.filter(|_| computed) {
-                let read = || {
-                    engine.count_tokens(&prompt, true) + engine.count_tokens(&continuation, false)
-                };
-                expense.was_asked(|| (tier.view(), [read() as u32, 0]));
-            }
-            let scores = scores.map_err(|e| match e {
-                ScoreError::Submit(e) => not_taken(&e),
-                other => ModelError::Unavailable(other.to_string()),
-            })?;
-            Ok(scores.into_iter().map(|t| t.logprob).collect())
-        })
-    }
-
-    fn generate_at(
-        &self,
-        expense: Option<Arc<Expense>>,
-        tenant: Option<&str>,
-        name: &str,
-        prompt: &str,
-        options: &GenerateOptions,
-        timeout_ms: u32,
-    ) -> Result<Generated, ModelError> {
-        let tier = self.local(name)?;
-        let engine = tier.engine();
-        let until = Until {
-            at: Instant::now() + Duration::from_millis(timeout_ms.into()),
-            timeout_ms,
-        };
-        let tokens = engine.tokenize(prompt, true);
-        let prompt_tokens = tokens.len() as u32;
-        let request = GenerationRequest {
-            prompt: Prompt::Tokens(tokens),
-            max_new_tokens: Some(options.max_tokens as usize),
-            stop: options.stop.clone(),
-            tenant: Some(sharer(tenant)),
-            account: expense.as_deref().map_or(0, Expense::account),
-            params: SamplingParams {
-                temperature: options.temperature,
-                seed: Some(options.seed),
-                ..SamplingParams::default()
-            },
-            ..GenerationRequest::new("")
-        };
-        let (sender, events) = mpsc::channel();
-        let id = engine
-            .submit(request, Box::new(sender))
-            .map_err(|e| not_taken(&e))?;
-        let mut answer = Generated::default();
-        let ended = until.read((engine, id), &events, &mut answer);
-        if let Some(expense) = expense {
-            // However it ended: it was read, and so much was written.
-            let written = answer.logprobs.len() as u32;
-            expense.was_asked(|| (tier.view(), [prompt_tokens, written]));
-        }
-        ended.map(|()| answer)
     }
 }
 
@@ -252,17 +148,17 @@ impl Until {
 
 impl Models for HostModels {
     fn at_the_expense_of(self: Arc<Self>, request: &Request) -> Option<Arc<dyn Models>> {
-        let expense = self.books.get()?.of_job(&request.id);
-        Some(Arc::new(Paid {
-            models: self,
-            expense,
+        let payer = self.all.books.get()?.of_job(&request.id);
+        Some(Arc::new(Self {
+            all: self.all.clone(),
+            payer: Some(payer),
         }))
     }
 
     fn names(&self) -> Vec<String> {
-        let tiers = self.local.iter().map(|t| t.id().to_string());
-        let remote = self.remote.iter().map(|t| t.id().to_string());
-        let encoders = self.encoders.iter();
+        let tiers = self.all.local.iter().map(|t| t.id().to_string());
+        let remote = self.all.remote.iter().map(|t| t.id().to_string());
+        let encoders = self.all.encoders.iter();
         let encoders = encoders.map(|asked| asked.encoder.id().to_string());
         tiers.chain(remote).chain(encoders).collect()
     }
@@ -272,7 +168,7 @@ impl Models for HostModels {
             let why = format!("{name} is an encoder, which is no tier");
             return Err(ModelError::Unavailable(why));
         }
-        if let Some(tier) = self.remote.iter().find(|t| t.id() == name) {
+        if let Some(tier) = self.all.remote.iter().find(|t| t.id() == name) {
             return Ok(tier.view());
         }
         Ok(self.local(name)?.view())
@@ -290,7 +186,33 @@ impl Models for HostModels {
     }
 
     fn embed(&self, name: &str, text: &str, timeout_ms: u32) -> Result<Vec<f32>, ModelError> {
-        self.embed_at(self.own_expense(), name, text, timeout_ms)
+        let Some(asked) = self.encoder(name) else {
+            self.local(name)?;
+            return Err(ModelError::Unavailable(format!("{name} is no encoder")));
+        };
+        let (encoder, expense) = (asked.encoder.clone(), self.expense());
+        let text = text.to_string();
+        asked.worker.ask(timeout_ms, move || {
+            let tokens = encoder
+                .count_tokens(&text)
+                .map_err(ModelError::InvalidArgument)?;
+            let limit = encoder.max_tokens();
+            if tokens > limit {
+                let why = format!(
+                    "the text has {tokens} tokens, {} reads {limit}",
+                    encoder.id()
+                );
+                return Err(ModelError::LimitExceeded(why));
+            }
+            let computing = expense.as_deref().map(Expense::begin_encoding);
+            let vectors = encoder.embed(&[&text]).map_err(ModelError::Internal)?;
+            if let Some((expense, computing)) = expense.zip(computing) {
+                computing.end(tokens as u32);
+                expense.was_asked(|| (as_candidate(&*encoder), [tokens as u32, 0]));
+            }
+            let first = vectors.into_iter().next();
+            first.ok_or_else(|| ModelError::Internal("the encoder gave no vector".into()))
+        })
     }
 
     fn score(
@@ -301,8 +223,29 @@ impl Models for HostModels {
         continuation: &str,
         timeout_ms: u32,
     ) -> Result<Vec<f32>, ModelError> {
-        let texts = (prompt, continuation);
-        self.score_at(self.own_expense(), tenant, name, texts, timeout_ms)
+        let tier = self.local(name)?.clone();
+        let (prompt, continuation) = (prompt.to_string(), continuation.to_string());
+        let (sharer, expense) = (sharer(tenant), self.expense());
+        self.all.scores.ask(timeout_ms, move || {
+            let engine = tier.engine();
+            let account = expense.as_deref().map_or(0, Expense::account);
+            let scores = engine.score(Some(&sharer), account, &prompt, &continuation);
+            let computed = match &scores {
+                Ok(scores) => !scores.is_empty(),
+                Err(error) => !matches!(error, ScoreError::Submit(_)),
+            };
+            if let Some(expense) = expense.filter(|_| computed) {
+                let read = || {
+                    engine.count_tokens(&prompt, true) + engine.count_tokens(&continuation, false)
+                };
+                expense.was_asked(|| (tier.view(), [read() as u32, 0]));
+            }
+            let scores = scores.map_err(|e| match e {
+                ScoreError::Submit(e) => not_taken(&e),
+                other => ModelError::Unavailable(other.to_string()),
+            })?;
+            Ok(scores.into_iter().map(|t| t.logprob).collect())
+        })
     }
 
     fn generate(
@@ -313,62 +256,39 @@ impl Models for HostModels {
         options: &GenerateOptions,
         timeout_ms: u32,
     ) -> Result<Generated, ModelError> {
-        let expense = self.own_expense();
-        self.generate_at(expense, tenant, name, prompt, options, timeout_ms)
-    }
-}
-
-/// The models as the policies of one request ask them.
-struct Paid {
-    models: Arc<HostModels>,
-    expense: Arc<Expense>,
-}
-
-impl Paid {
-    fn expense(&self) -> Option<Arc<Expense>> {
-        Some(self.expense.clone())
-    }
-}
-
-impl Models for Paid {
-    fn names(&self) -> Vec<String> {
-        self.models.names()
-    }
-
-    fn info(&self, name: &str) -> Result<TierView, ModelError> {
-        self.models.info(name)
-    }
-
-    fn count_tokens(&self, name: &str, text: &str) -> Result<u32, ModelError> {
-        self.models.count_tokens(name, text)
-    }
-
-    fn embed(&self, name: &str, text: &str, timeout_ms: u32) -> Result<Vec<f32>, ModelError> {
-        self.models.embed_at(self.expense(), name, text, timeout_ms)
-    }
-
-    fn score(
-        &self,
-        tenant: Option<&str>,
-        name: &str,
-        prompt: &str,
-        continuation: &str,
-        timeout_ms: u32,
-    ) -> Result<Vec<f32>, ModelError> {
-        let (models, texts) = (&self.models, (prompt, continuation));
-        models.score_at(self.expense(), tenant, name, texts, timeout_ms)
-    }
-
-    fn generate(
-        &self,
-        tenant: Option<&str>,
-        name: &str,
-        prompt: &str,
-        options: &GenerateOptions,
-        timeout_ms: u32,
-    ) -> Result<Generated, ModelError> {
-        let (models, expense) = (&self.models, self.expense());
-        models.generate_at(expense, tenant, name, prompt, options, timeout_ms)
+        let (tier, expense) = (self.local(name)?, self.expense());
+        let engine = tier.engine();
+        let until = Until {
+            at: Instant::now() + Duration::from_millis(timeout_ms.into()),
+            timeout_ms,
+        };
+        let tokens = engine.tokenize(prompt, true);
+        let prompt_tokens = tokens.len() as u32;
+        let request = GenerationRequest {
+            prompt: Prompt::Tokens(tokens),
+            max_new_tokens: Some(options.max_tokens as usize),
+            stop: options.stop.clone(),
+            tenant: Some(sharer(tenant)),
+            account: expense.as_deref().map_or(0, Expense::account),
+            params: SamplingParams {
+                temperature: options.temperature,
+                seed: Some(options.seed),
+                ..SamplingParams::default()
+            },
+            ..GenerationRequest::new("")
+        };
+        let (sender, events) = mpsc::channel();
+        let id = engine
+            .submit(request, Box::new(sender))
+            .map_err(|e| not_taken(&e))?;
+        let mut answer = Generated::default();
+        let ended = until.read((engine, id), &events, &mut answer);
+        if let Some(expense) = expense {
+            // However it ended: it was read, and so much was written.
+            let written = answer.logprobs.len() as u32;
+            expense.was_asked(|| (tier.view(), [prompt_tokens, written]));
+        }
+        ended.map(|()| answer)
     }
 }
 
